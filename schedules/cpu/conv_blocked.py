@@ -1,0 +1,223 @@
+"""Direct convolution to NCHW16c, from NCHW16c (`conv_blocked`) or from a plain map of few channels (`conv_stem`).
+
+A register tile is `rows` output pixels of one output row x `panels` blocks of 16 output channels; every step (input
+channel, kernel position) broadcasts one input element per pixel and loads one weight vector per panel. Weights of a
+panel group (panels x I x KH x KW x 16) stream from L2 and are used for a whole row of pixels; the input rows under
+the tile stay in L1. Padding is a copy into the workspace (one pass over the input), so that the inner loops have no
+conditions. A 1x1 convolution with unit stride sees the map as one long row. Narrow maps take several rows per tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from transpiler.group import Group, Lowered
+from transpiler.ops.packed import ConvBlocked, ConvStem, blocks
+from transpiler.target import Target
+
+from ..fuse import PARALLEL_THRESHOLD, lowered
+from ..tir import LANES, Buffer, KernelBuilder, when
+from .epilogue import Epilogue, elementwise_epilogue
+from .gemm import Accumulators, Tile, choose_tile, max_rows
+from .padding import pad_map
+
+EPILOGUE = True
+
+Expr = Any
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of a convolution: input blocks (or channels), map sizes after padding, output map, kernel, steps."""
+
+    batch: int
+    inner: int  # input blocks of 16 (blocked) or input channels (stem)
+    lanes: int  # 16 or 1: input channels per pixel of the source
+    in_channels: int  # logical ones
+    height: int  # of the source map, padded
+    width: int
+    out_blocks: int
+    out_height: int
+    out_width: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @property
+    def depth(self) -> int:
+        """Steps of the reduction."""
+        return self.in_channels * self.kernel[0] * self.kernel[1]
+
+
+def apply(group: Group, target: Target, name: str) -> Lowered | None:
+    node = group.anchor_node
+    if node is None or not isinstance(node.op, ConvBlocked | ConvStem) or group.prologue:
+        return None
+    if not elementwise_epilogue(group):
+        return None
+    op = node.op
+    x, weight, *bias = node.inputs
+    shape = x.type.static_shape()
+    blocked = isinstance(op, ConvBlocked)
+    n, inner, h, w = shape[:4]
+    lanes = LANES if blocked else 1
+    oh, ow = node.output.type.static_shape()[2:4]
+    (ph, pw), pointwise = op.padding, op.kernel == (1, 1) and op.stride == (1, 1) and op.padding == (0, 0)
+    padded = (h + 2 * ph, w + 2 * pw)
+    geometry = Geometry(
+        n, inner, lanes, op.in_channels, *padded, blocks(op.channels), oh, ow,
+        (op.kernel[0], op.kernel[1]), (op.stride[0], op.stride[1]), (op.dilation[0], op.dilation[1]),
+    )  # fmt: skip
+    size = n * inner * padded[0] * padded[1] * lanes if ph or pw else 0
+    builder = KernelBuilder(
+        name, [value.type for value in group.inputs], [group.outputs[0].type], workspace=size
+    )
+    with builder:
+        source = builder.inputs[group.input_index(x)]
+        if size:
+            target_map = builder.scratch(size)
+            pad_map(source, target_map, n * inner, (h, w), (ph, pw), lanes)
+            source = target_map
+        _convolve(
+            target, geometry, source,
+            builder.inputs[group.input_index(weight)],
+            builder.inputs[group.input_index(bias[0])] if bias else None,
+            Epilogue(group, builder), pointwise,
+        )  # fmt: skip
+    flops = 2 * n * op.channels * oh * ow * geometry.depth
+    return lowered(group, builder, flops=flops, workspace=size * 4)
+
+
+def _convolve(
+    target: Target, g: Geometry, source: Buffer, weight: Buffer, bias: Buffer | None, epilogue: Epilogue, pointwise: bool
+) -> None:
+    rows_of_pixels, row_length = (1, g.out_height * g.out_width) if pointwise else (g.out_height, g.out_width)
+    tile = choose_tile(target.isa, row_length, g.out_blocks)
+    # A narrow map: several output rows per tile.
+    tall = max(1, min(max_rows(target.isa, tile.panels) // row_length, rows_of_pixels)) if row_length <= tile.rows else 1
+    work = g.batch * g.out_blocks * g.out_height * g.out_width * g.depth * LANES
+    parallel = work >= PARALLEL_THRESHOLD
+    groups, rest = divmod(g.out_blocks, tile.panels)
+    emit = _Emitter(g, source, weight, bias, epilogue, pointwise)
+    if groups:
+        emit.panel_groups(tile, tall, rows_of_pixels, row_length, 0, groups, parallel)
+    if rest:
+        emit.panel_groups(
+            Tile(tile.rows, rest), tall, rows_of_pixels, row_length, groups * tile.panels, 1, parallel
+        )
+
+
+@dataclass(frozen=True)
+class _Emitter:
+    g: Geometry
+    source: Buffer
+    weight: Buffer
+    bias: Buffer | None
+    epilogue: Epilogue
+    pointwise: bool
+
+    def panel_groups(
+        self, tile: Tile, tall: int, height: int, width: int, first_panel: int, groups: int, parallel: bool
+    ) -> None:
+        """All pixels for `groups` panel groups: parallel over (image, panel group, band of `tall` rows or run of
+        pixel tiles)."""
+        bands = -(-height // tall)
+        full, rest = divmod(width, tile.rows)
+        # One long row (a pointwise convolution): its tiles are what the threads share.
+        runs = min(full, 8) if height == 1 and parallel and full else 1
+        per_run = -(-full // runs) if full else 0
+        runs = -(-full // per_run) if full else 1
+        tasks = self.g.batch * groups * bands * runs
+        with T.parallel(0, tasks) if parallel and tasks > 1 else T.serial(0, tasks) as task:
+            run = tirx.floormod(task, runs) if runs > 1 else 0
+            task = tirx.floordiv(task, runs) if runs > 1 else task
+            band = tirx.floormod(task, bands) if bands > 1 else 0
+            task = tirx.floordiv(task, bands) if bands > 1 else task
+            group = tirx.floormod(task, groups) if groups > 1 else 0
+            image = tirx.floordiv(task, groups) if groups > 1 else task
+            panel = first_panel + group * tile.panels
+
+            def band_of(count: int) -> None:
+                def one(columns: int, column: Expr) -> None:
+                    self.tile(tile.panels, image, panel, band * tall, count, column, columns)
+
+                if full:
+                    exact = runs * per_run == full
+                    with T.serial(0, per_run) as step:
+                        position = run * per_run + step
+                        with when(None if exact else position < full):
+                            one(tile.rows, position * tile.rows)
+                if rest:
+                    with when(None if runs == 1 else run == runs - 1):
+                        one(rest, full * tile.rows)
+
+            last = height - (bands - 1) * tall
+            if last == tall or bands == 1:
+                band_of(last if bands == 1 else tall)
+            else:
+                with T.If(band < bands - 1):
+                    with T.Then():
+                        band_of(tall)
+                    with T.Else():
+                        band_of(last)
+
+    def tile(
+        self, panels: int, image: Expr, panel: Expr, row: Expr, rows: int, column: Expr, columns: int
+    ) -> None:
+        """One register tile: `rows` x `columns` pixels, `panels` channel blocks, the whole reduction."""
+        g = self.g
+        accumulators = Accumulators(Tile(rows * columns, panels))
+        accumulators.zero()
+        pixels = [(r, c) for r in range(rows) for c in range(columns)]
+        kh, kw = g.kernel
+
+        def step(inner: Expr, y: Expr, x: Expr, lane: Expr) -> None:
+            scalars: list[Callable[[], Expr]] = []
+            for r, c in pixels:
+                if self.pointwise:
+                    place = (image * g.inner + inner) * (g.height * g.width) + column + c
+                else:
+                    source_row = (row + r) * g.stride[0] + y * g.dilation[0]
+                    source_column = (column + c) * g.stride[1] + x * g.dilation[1]
+                    place = ((image * g.inner + inner) * g.height + source_row) * g.width + source_column
+                offset = place * g.lanes + lane
+                scalars.append(lambda offset=offset: self.source[offset])
+            vectors = []
+            for p in range(panels):
+                position = ((((panel + p) * g.inner + inner) * kh + y) * kw + x) * g.lanes + lane
+                vectors.append(self.weight.vector(position * LANES))
+            accumulators.multiply_add(scalars, vectors)
+
+        def blocks_of(first: int, count: int, lanes: int) -> None:
+            with T.serial(0, count) as block, T.serial(0, kh) as y, T.serial(0, kw) as x:
+                with T.serial(0, lanes) as lane:
+                    step(first + block, y, x, lane)
+
+        whole, rest = divmod(g.in_channels, g.lanes)
+        if whole:
+            blocks_of(0, whole, g.lanes)
+        if rest:
+            blocks_of(whole, 1, rest)
+
+        def index(r: Expr, c: Expr, p: int, lane: Expr) -> list[Expr]:
+            if self.pointwise:
+                pixel = column + c
+                return [image, panel + p, tirx.floordiv(pixel, g.out_width), tirx.floormod(pixel, g.out_width), lane]
+            return [image, panel + p, row + r, column + c, lane]
+
+        for p in range(panels):
+            for number, (r, c) in enumerate(pixels):
+                self.epilogue.write(
+                    lambda lane, r=r, c=c, p=p: index(r, c, p, lane),
+                    lambda lane, number=number, p=p: accumulators.element(number, p, lane)
+                    + (self.bias[(panel + p) * LANES + lane] if self.bias is not None else 0.0),
+                    LANES,
+                )
+            if self.epilogue.in_place:
+                with T.serial(0, rows) as r, T.serial(0, columns) as c:
+                    self.epilogue.finish(lambda lane, p=p: index(r, c, p, lane), LANES)

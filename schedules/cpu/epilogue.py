@@ -1,0 +1,73 @@
+"""Writing an anchor's result through the group's epilogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from transpiler.group import Group
+from transpiler.ops.base import Elementwise
+
+from ..fuse import Inline, probe
+from ..tir import KernelBuilder, Tir, flat_offset, vector_loop
+
+Expr = Any
+
+# Operations per element above which the epilogue runs as a loop over the written tile instead of being unrolled into
+# every accumulator row.
+UNROLLED_COST = 12
+
+
+def elementwise_epilogue(group: Group) -> bool:
+    """Whether the nodes after the anchor are element-wise on its shape: what these schedules can fuse."""
+    anchor = group.anchor_node
+    if anchor is None or len(group.outputs) != 1:
+        return False
+    return all(
+        isinstance(node.op, Elementwise) and node.output.shape == anchor.outputs[0].shape for node in group.epilogue
+    )
+
+
+class Epilogue:
+    """Stores elements of the anchor's result after applying the epilogue."""
+
+    def __init__(self, group: Group, builder: KernelBuilder) -> None:
+        assert group.anchor_node is not None
+        self.group, self.builder = group, builder
+        self.result = group.anchor_node.outputs[0]
+        self.output = group.outputs[0]
+        self.shape = self.output.type.static_shape()
+        self.empty = self.output.name == self.result.name
+        needs = probe(group, builder, self.output, self.result)
+        self.vectorizes = not needs.scalar_only
+        # In-place loops read the raw result back from the output buffer, so the dtypes must agree.
+        self.in_place = needs.cost > UNROLLED_COST and self.output.dtype == self.result.dtype
+
+    def store(self, index: Callable[[Expr], Sequence[Expr]], element: Callable[[Expr], Expr], lanes: int) -> None:
+        """Store `lanes` elements: for each lane, the epilogue of element(lane) at index(lane)."""
+        buffer = self.builder.outputs[0]
+        with vector_loop(lanes) if self.vectorizes else T.serial(0, lanes) as lane:
+            position = list(index(lane))
+            value = element(lane)
+            if not self.empty:
+                s = Tir(status=self.builder.status)
+                value = s.bind(value)
+                value = Inline(self.group, self.builder, s, {self.result.name: lambda _index: value}).value(
+                    self.output, position
+                )
+            buffer.store(flat_offset(position, self.shape), value)
+
+    def write(self, index: Callable[[Expr], Sequence[Expr]], element: Callable[[Expr], Expr], lanes: int) -> None:
+        """`store`, or for an expensive epilogue the anchor's own result, to be finished by `finish`."""
+        if not self.in_place:
+            self.store(index, element, lanes)
+            return
+        with vector_loop(lanes) as lane:
+            self.builder.outputs[0].store(flat_offset(list(index(lane)), self.shape), element(lane))
+
+    def finish(self, index: Callable[[Expr], Sequence[Expr]], lanes: int) -> None:
+        """Apply the epilogue in place to `lanes` elements written by `write`."""
+        buffer = self.builder.outputs[0]
+        self.store(index, lambda lane: buffer[flat_offset(list(index(lane)), self.shape)], lanes)

@@ -1,0 +1,118 @@
+"""The register tile shared by matrix products and convolutions.
+
+A tile is `rows` x `panels` accumulators of 16 lanes. Every step of k loads one vector per panel of B and broadcasts
+one scalar per row of A: rows * panels multiply-adds for rows + panels loads. With AVX-512 (32 registers, 16 lanes
+each) 8 x 3 or 14 x 2 tiles keep both FMA ports busy; with fewer or narrower registers the tile shrinks until the
+accumulators fit. A's elements come from L1 (rows x K), a B panel group (panels x K x 16) from L2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from transpiler.target import Isa
+
+from ..tir import LANES, Buffer, local, splat
+
+Expr = Any
+
+MAX_ROWS = 14
+# Accumulators in flight that hide the latency of the multiply-add on both ports.
+LATENCY_TILES = 8
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Accumulator rows and panels of a register tile."""
+
+    rows: int
+    panels: int
+
+
+def register_budget(isa: Isa) -> int:
+    """16-lane vectors that fit in the register file."""
+    return isa.vector_registers * isa.vector_bits // (LANES * 32)
+
+
+def max_rows(isa: Isa, panels: int) -> int:
+    """Rows whose accumulators leave room for the panel vectors and one broadcast."""
+    return max(1, min(MAX_ROWS, (register_budget(isa) - panels - 1) // panels))
+
+
+def steps(extent: int, tile: int) -> list[int]:
+    """Sizes of the tiles that cover `extent`: full ones, then the rest."""
+    return [tile] * (extent // tile) + ([extent % tile] if extent % tile else [])
+
+
+def choose_tile(isa: Isa, rows: int, panels: int) -> Tile:
+    """The tile that covers `rows` x `panels` in the fewest cycles by a simple model.
+
+    A step of a tile costs its multiply-adds, its loads at half weight, and no less than what hides the latency.
+    """
+
+    def cost(tile: Tile) -> float:
+        total = 0.0
+        for r in steps(rows, tile.rows):
+            for p in steps(panels, tile.panels):
+                total += max(r * p, LATENCY_TILES * 0.75) + 0.5 * (r + p)
+        return total
+
+    widest = min(panels, 8 if rows == 1 else 4, register_budget(isa) - 2)
+    candidates = [
+        Tile(r, p)
+        for p in range(1, max(widest, 1) + 1)
+        for r in range(1, min(rows, max_rows(isa, p)) + 1)
+        if r >= min(rows, max_rows(isa, p)) // 2
+    ]
+    return min(candidates, key=lambda tile: (round(cost(tile), 3), -tile.rows * tile.panels))
+
+
+class Accumulators:
+    """rows x panels vectors in registers: one small buffer per panel, indexed by Python-level constants."""
+
+    def __init__(self, tile: Tile) -> None:
+        self.tile = tile
+        self._panels = [local(tile.rows * LANES) for _ in range(tile.panels)]
+
+    def zero(self) -> None:
+        for panel in self._panels:
+            for row in range(self.tile.rows):
+                panel.store_vector(row * LANES, splat(0.0))
+
+    def multiply_add(self, scalars: Sequence[Callable[[], Expr]], vectors: Sequence[Expr]) -> None:
+        """acc[r][p] += scalars[r] * vectors[p]."""
+        bound = [T.bind(vector) for vector in vectors] if self.tile.rows > 1 else list(vectors)
+        for row, scalar in enumerate(scalars):
+            factor = splat(scalar())
+            factor = T.bind(factor) if self.tile.panels > 1 else factor
+            for panel, vector in zip(self._panels, bound, strict=True):
+                panel.store_vector(row * LANES, panel.vector(row * LANES) + factor * vector)
+
+    def vector(self, row: int, panel: int) -> Expr:
+        return self._panels[panel].vector(row * LANES)
+
+    def element(self, row: int, panel: int, lane: Expr) -> Expr:
+        return self._panels[panel][row * LANES + lane]
+
+
+def pack_columns(
+    source: Callable[[Expr, Expr], Expr], target: Buffer, base: Expr, rows: int, columns: int
+) -> None:
+    """Copy a [rows, columns] matrix, read as source(row, column), into panels [columns/16][rows][16] at `base`.
+
+    Columns beyond the matrix are zero.
+    """
+    full = columns // LANES
+    with T.serial(0, full) as panel, T.serial(0, rows) as row, T.vectorized(0, LANES) as lane:
+        target.store(base + (panel * rows + row) * LANES + lane, source(row, panel * LANES + lane))
+    rest = columns - full * LANES
+    if rest:
+        with T.serial(0, rows) as row:
+            offset = base + (full * rows + row) * LANES
+            target.store_vector(offset, splat(0.0))
+            with T.serial(0, rest) as lane:
+                target.store(offset + lane, source(row, full * LANES + lane))

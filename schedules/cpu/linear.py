@@ -1,0 +1,46 @@
+"""x @ W.T + bias with a packed weight: the register-tiled product of `product.py`.
+
+W is [N/16, K, 16]: a panel is contiguous, so the inner loop streams it. One row of x (batch 1) is a matrix-vector
+product: up to eight panels run at once for latency, and the weight's bytes are the limit. The bias is an epilogue
+term.
+"""
+
+from __future__ import annotations
+
+import math
+
+from transpiler.group import Group, Lowered
+from transpiler.ops.packed import LinearPacked
+from transpiler.target import Target
+
+from ..fuse import lowered
+from ..tir import LANES, KernelBuilder, unflatten
+from .epilogue import Epilogue, elementwise_epilogue
+from .product import Product, emit_product
+
+EPILOGUE = True
+
+
+def apply(group: Group, target: Target, name: str) -> Lowered | None:
+    node = group.anchor_node
+    if node is None or not isinstance(node.op, LinearPacked) or group.prologue or not elementwise_epilogue(group):
+        return None
+    x, weight, *bias = node.inputs
+    *leading, k = x.type.static_shape()
+    m, n = math.prod(leading), node.op.features
+    builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
+    with builder:
+        a = builder.inputs[group.input_index(x)]
+        b = builder.inputs[group.input_index(weight)]
+        offset = builder.inputs[group.input_index(bias[0])] if bias else None
+        if m:
+            product = Product(
+                m, n, k,
+                load_a=lambda row, step: a[row * k + step],
+                load_b=lambda panel, step: b.vector((panel * k + step) * LANES),
+                epilogue=Epilogue(group, builder),
+                place=lambda row, column: [*unflatten(row, leading), column],
+                bias=offset,
+            )  # fmt: skip
+            emit_product(target.isa, product)
+    return lowered(group, builder, flops=2 * m * n * k)

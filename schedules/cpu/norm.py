@@ -1,0 +1,113 @@
+"""Layer, root-mean-square and group norm: two reductions over a row in L1, then one pass that writes it.
+
+A row is what shares statistics: the last `rank` dims, or the channels of one group with all their positions.
+The rows are one parallel loop. Per row: the sum and then the squared distances from the mean (two passes: the
+one-pass formula cancels) in four vector accumulators each, 64 partial sums in all for float32; then (x -
+mean) / sqrt(var + eps), weight, bias and epilogue in one vector loop. Weight and bias run along the row for
+layer and RMS norm and are one scalar per channel for group norm. Limited by L1 loads: three reads and a write
+of the row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from transpiler.group import Group, Lowered
+from transpiler.target import Target
+
+from ..fuse import PARALLEL_THRESHOLD, lowered
+from ..tir import loop, unflatten
+from ..vectors import Registers, Vectors, held, sweep
+from .rows import RowGroup
+
+Expr = Any
+
+EPILOGUE = True
+PROLOGUE = True
+COST = 8
+
+
+def apply(group: Group, target: Target, name: str) -> Lowered | None:
+    if group.anchor_node is None or group.anchor_node.op.name not in ("layer_norm", "rms_norm", "group_norm"):
+        return None
+    rows = RowGroup(group)
+    if not rows.fits:
+        return None
+    op: Any = group.anchor_node.op
+    if op.name == "group_norm":
+        channels = rows.shape[1] // op.groups
+        count, extent = rows.shape[0] * op.groups, math.prod(rows.shape[1:]) // op.groups
+    else:
+        channels = 0
+        extent = math.prod(rows.shape[len(rows.shape) - op.rank :])
+        count = rows.size // max(extent, 1)
+    builder = rows.builder(name)
+    with builder:
+        if rows.size:
+            rows.begin(builder)
+            with loop(count, parallel=count > 1 and rows.size * COST >= PARALLEL_THRESHOLD) as row:
+                _row(rows, op, row, extent, channels)
+    return lowered(group, builder, flops=rows.size * COST, workspace=rows.workspace_bytes)
+
+
+def _row(rows: RowGroup, op: Any, row: Expr, extent: int, channels: int) -> None:
+    """Normalise row number `row` of `extent` elements; `channels` of them share a group, 0 if weights run
+    along it.
+    """
+    v = Vectors(rows.dtype)
+    base = row * extent
+    source = rows.source
+    weight, bias = rows.parameter(1), rows.parameter(2)
+    rows.fill(extent, lambda x: unflatten(base + x, rows.shape), lambda x: base + x)
+
+    def mean_of(term: Callable[[Expr], Expr]) -> Expr:
+        unroll = min(4, max(1, extent // v.lanes))
+        sums = Registers(v, unroll + 1)
+        sums.fill(0.0)
+
+        def accumulate(offset: Expr, register: int, valid: int | None) -> None:
+            value = term(v.load(source, base + offset, valid))
+            register = unroll if valid else register
+            sums[register] = sums[register] + (v.keep(value, valid) if valid else value)
+
+        sweep(v, extent, accumulate, unroll=unroll)
+        return held(v.fold(sums.combined(lambda a, b: a + b), lambda a, b: a + b) / _const(rows, extent))
+
+    def squared(x: Expr) -> Expr:
+        distance = held(x - v.splat(mean)) if mean is not None else x
+        return distance * distance
+
+    mean = None if op.name == "rms_norm" else mean_of(lambda x: x)
+    scale = held(_const(rows, 1.0) / T.sqrt(mean_of(squared) + _const(rows, op.eps)))
+
+    def write(start: Expr, length: int, element: Callable[[Expr, Expr], Expr]) -> None:
+        def normalised(position: Expr) -> Expr:
+            x = source[start + position]
+            return element((x - mean if mean is not None else x) * scale, position)
+
+        rows.finish(length, lambda x: unflatten(start + x, rows.shape), lambda x: start + x, normalised)
+
+    if weight is None:
+        write(base, extent, lambda x, _: x)
+    elif not channels or channels == extent:
+        first = tirx.floormod(row, op.groups) * channels if channels else 0
+        if bias is None:
+            write(base, extent, lambda x, position: x * weight[position])
+        else:
+            write(base, extent, lambda x, position: x * weight[first + position] + bias[first + position])
+    else:
+        assert bias is not None
+        with T.serial(0, channels) as channel:
+            number = tirx.floormod(row, op.groups) * channels + channel
+            factor, shift = held(weight[number]), held(bias[number])
+            length = extent // channels
+            write(base + channel * length, length, lambda x, _: x * factor + shift)
+
+
+def _const(rows: RowGroup, value: float) -> Expr:
+    return tirx.const(float(value), rows.dtype)

@@ -1,0 +1,82 @@
+"""Zero-padded copies of maps into the workspace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from ..fuse import PARALLEL_THRESHOLD
+from ..tir import LANES, Buffer, splat
+
+Expr = Any
+
+
+def pad_map(
+    source: Buffer, target: Buffer, planes: int, size: tuple[int, int], padding: tuple[int, int], lanes: int
+) -> None:
+    """Copy [planes, H, W, lanes] into [planes, H + 2ph, W + 2pw, lanes], zeros around; lanes is 16 or 1.
+
+    One parallel loop over the target's rows.
+    """
+    height, width = size[0] + 2 * padding[0], size[1] + 2 * padding[1]
+    rows = planes * height
+    with T.parallel(0, rows) if rows * width * lanes >= PARALLEL_THRESHOLD else T.serial(0, rows) as row:
+        _pad_row(source, target, tirx.floordiv(row, height), tirx.floormod(row, height), size, padding, lanes)
+
+
+def pad_map_plane(
+    source: Buffer, target: Buffer, plane: Expr, size: tuple[int, int], padding: tuple[int, int], lanes: int
+) -> None:
+    """The same for one plane, serially."""
+    with T.serial(0, size[0] + 2 * padding[0]) as y:
+        _pad_row(source, target, plane, y, size, padding, lanes)
+
+
+def _pad_row(
+    source: Buffer, target: Buffer, plane: Expr, y: Expr, size: tuple[int, int], padding: tuple[int, int], lanes: int
+) -> None:
+    """A row of the target is zeros, or zeros, the source row, zeros."""
+    (h, w), (ph, pw) = size, padding
+    height, width = h + 2 * ph, w + 2 * pw
+    base = (plane * height + y) * (width * lanes)
+
+    def fill(start: Expr, count: int) -> None:
+        _run(count, lambda offset, n: _zero(target, start + offset, n))
+
+    with T.If(tirx.And(y >= ph, y < h + ph)):
+        with T.Then():
+            fill(base, pw * lanes)
+            start = (plane * h + y - ph) * (w * lanes)
+            _run(w * lanes, lambda offset, n: _copy(source, start + offset, target, base + pw * lanes + offset, n))
+            fill(base + (pw + w) * lanes, pw * lanes)
+        with T.Else():
+            fill(base, width * lanes)
+
+
+def _run(count: int, body: Any) -> None:
+    """body(offset, lanes) over `count` elements, 16 at a time, then one by one."""
+    whole = count // LANES
+    if whole == 1:
+        body(0, LANES)
+    elif whole:
+        with T.serial(0, whole) as step:
+            body(step * LANES, LANES)
+    if count % LANES:
+        with T.serial(0, count % LANES) as rest:
+            body(whole * LANES + rest, 1)
+
+
+def _zero(target: Buffer, offset: Expr, lanes: int) -> None:
+    if lanes == 1:
+        target.store(offset, tirx.const(0, target.dtype))
+    else:
+        target.store_vector(offset, splat(0.0, target.dtype), lanes)
+
+
+def _copy(source: Buffer, start: Expr, target: Buffer, offset: Expr, lanes: int) -> None:
+    if lanes == 1:
+        target.store(offset, source[start])
+    else:
+        target.store_vector(offset, source.vector(start, lanes), lanes)

@@ -1,0 +1,122 @@
+"""Products and convolutions as plain reductions: any dtype, any geometry, no layout. Correct first, slow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transpiler.ir import TensorType
+from transpiler.ops.base import Load, Op, Reduction
+from transpiler.ops.conv import Conv, ConvTranspose
+from transpiler.ops.linalg import Linear, Matmul
+
+from ..tir import Tir
+
+Expr = Any
+Plain = Callable[[Tir, Sequence[Load], Sequence[TensorType], Sequence[Expr]], Reduction]
+
+
+def plain_reduction(op: Op) -> Plain | None:
+    """The reduction that gives one output element of `op`, or None."""
+    match op:
+        case Linear():
+            return _linear
+        case Matmul():
+            return lambda s, x, types, index: _matmul(op, s, x, types, index)
+        case Conv():
+            return lambda s, x, types, index: _conv(op, s, x, types, index)
+        case ConvTranspose():
+            return lambda s, x, types, index: _conv_transpose(op, s, x, types, index)
+    return None
+
+
+def _sum(
+    s: Tir, dtype: str, extents: Sequence[Any], body: Callable[[Sequence[Expr]], Expr], bias: Expr | None
+) -> Reduction:
+    return Reduction(
+        extents=tuple(extents),
+        init=(s.const(0, dtype),),
+        body=lambda r: (body(r),),
+        combine=lambda a, b: (a[0] + b[0],),
+        finish=lambda state: state[0] if bias is None else state[0] + bias,
+    )
+
+
+def _linear(s: Tir, x: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Reduction:
+    *leading, column = index
+    bias = x[2](column) if len(x) == 3 else None
+    return _sum(s, types[0].dtype, [types[1].shape[1]], lambda r: x[0](*leading, r[0]) * x[1](column, r[0]), bias)
+
+
+def _matmul(
+    op: Matmul, s: Tir, x: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
+) -> Reduction:
+    *batch, row, column = index
+
+    def entry(type_: TensorType) -> list[Expr]:
+        shape = type_.static_shape()[:-2]
+        own = batch[len(batch) - len(shape) :]
+        return [0 if extent == 1 else i for i, extent in zip(own, shape, strict=True)]
+
+    left, right = entry(types[0]), entry(types[1])
+
+    def body(r: Sequence[Expr]) -> Expr:
+        place = (column, r[0]) if op.transpose_b else (r[0], column)
+        return x[0](*left, row, r[0]) * x[1](*right, *place)
+
+    return _sum(s, types[0].dtype, [types[0].shape[-1]], body, None)
+
+
+def _conv(op: Conv, s: Tir, x: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Reduction:
+    n, channel, *position = index
+    out_channels, group_size, *kernel = types[1].static_shape()
+    spatial = types[0].static_shape()[2:]
+    first = s.floordiv(channel, out_channels // op.groups) * group_size if op.groups > 1 else 0
+
+    def body(r: Sequence[Expr]) -> Expr:
+        inner, *taps = r
+        inside: Expr = None
+        places = []
+        for axis, size in enumerate(spatial):
+            place = position[axis] * op.stride[axis] + taps[axis] * op.dilation[axis] - op.padding[axis]
+            places.append(place)
+            if op.padding[axis]:
+                fits = s.logical_and(place >= 0, place < size)
+                inside = fits if inside is None else s.logical_and(inside, fits)
+        value = x[0](n, first + inner, *places)
+        if inside is not None:
+            value = s.guarded(inside, value, s.const(0, types[0].dtype))
+        return value * x[1](channel, inner, *taps)
+
+    bias = x[2](channel) if len(x) == 3 else None
+    return _sum(s, types[0].dtype, [group_size, *kernel], body, bias)
+
+
+def _conv_transpose(
+    op: ConvTranspose, s: Tir, x: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
+) -> Reduction:
+    """Gathers: input position i and tap k meet output i * stride - padding + k * dilation."""
+    n, channel, *position = index
+    in_channels, group_out, *kernel = types[1].static_shape()
+    spatial = types[0].static_shape()[2:]
+    per_group = in_channels // op.groups
+    group = s.floordiv(channel, group_out) if op.groups > 1 else 0
+    within = s.floormod(channel, group_out) if op.groups > 1 else channel
+
+    def body(r: Sequence[Expr]) -> Expr:
+        inner, *taps = r
+        inside: Expr = None
+        places = []
+        for axis, size in enumerate(spatial):
+            reach = position[axis] + op.padding[axis] - taps[axis] * op.dilation[axis]
+            place = s.floordiv(reach, op.stride[axis]) if op.stride[axis] > 1 else reach
+            places.append(place)
+            fits = s.logical_and(reach >= 0, place < size)
+            if op.stride[axis] > 1:
+                fits = s.logical_and(fits, s.eq(s.floormod(reach, op.stride[axis]), 0))
+            inside = fits if inside is None else s.logical_and(inside, fits)
+        value = s.guarded(inside, x[0](n, group * per_group + inner, *places), s.const(0, types[0].dtype))
+        return value * x[1](group * per_group + inner, within, *taps)
+
+    bias = x[2](channel) if len(x) == 3 else None
+    return _sum(s, types[0].dtype, [per_group, *kernel], body, bias)

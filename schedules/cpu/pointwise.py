@@ -1,0 +1,62 @@
+"""Element-wise and index-mapping groups: one pass over the output.
+
+Each output element is one expression of input elements, so the kernel is limited by the bytes it moves (one read of
+each input, one write). The outer dims are one parallel loop, the last dim is the vector loop. Groups that are purely
+element-wise merge adjacent dims first, so that the vector loop is as long as broadcasting allows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from transpiler.group import Group, Lowered
+from transpiler.ops.base import Elementwise, Injective
+from transpiler.target import Target
+
+from ..fuse import PARALLEL_THRESHOLD, Inline, lowered, merge_dims, needs_status, output_loops, probe
+from ..tir import KernelBuilder, Tir, unflatten
+
+
+def apply(group: Group, target: Target, name: str) -> Lowered | None:
+    if group.anchor is not None or len(group.outputs) != 1:
+        return None
+    if not all(isinstance(node.op, Elementwise | Injective) for node in group.nodes):
+        return None
+    output = group.outputs[0]
+    shape = output.type.static_shape()
+    size = math.prod(shape)
+    checks = needs_status(group)
+    builder = KernelBuilder(
+        name,
+        [value.type for value in group.inputs],
+        [output.type],
+        checks_index=checks,
+        noalias=not all(isinstance(node.op, Elementwise) for node in group.nodes),
+    )
+    with builder:
+        needs = probe(group, builder, output)
+        runs = [[axis] for axis in range(len(shape))]
+        if all(isinstance(node.op, Elementwise) for node in group.nodes):
+            runs = merge_dims([value.type.static_shape() for value in group.inputs], shape)
+        extents = [[shape[axis] for axis in run] for run in runs]
+
+        def body(merged: list[Any]) -> None:
+            index = [
+                position
+                for fused, run in zip(merged, extents, strict=True)
+                for position in (unflatten(fused, run) if len(run) > 1 else [fused])
+            ]
+            s = Tir(status=builder.status)
+            offset: Any = 0
+            for position, run in zip(merged, extents, strict=True):
+                offset = offset * math.prod(run) + position
+            builder.outputs[0].store(offset, Inline(group, builder, s).value(output, index))
+
+        output_loops(
+            [math.prod(run) for run in extents],
+            body,
+            vector=not needs.scalar_only,
+            parallel=size * (1 + needs.cost) >= PARALLEL_THRESHOLD,
+        )
+    return lowered(group, builder, flops=size * needs.cost)

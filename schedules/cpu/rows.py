@@ -1,0 +1,132 @@
+"""Common to softmax and the norms: rows, the values that a fused prologue gives, the pass that writes the
+output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from transpiler.group import Group
+from transpiler.ops.base import Elementwise
+
+from ..fuse import Inline, needs_status, probe
+from ..tir import LANES, Buffer, KernelBuilder, Tir
+
+Expr = Any
+BYTES = {"float64": 8, "int64": 8, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
+
+
+class RowGroup:
+    """A group around a normalising anchor whose output has the shape of its first input.
+
+    `source(builder)` is the buffer that the anchor reads: the input itself, or `rows` after `fill` wrote the
+    prologue's values to it. `rows` holds values between passes: the output itself, or workspace if the
+    output's dtype differs.
+    """
+
+    def __init__(self, group: Group) -> None:
+        assert group.anchor_node is not None
+        self.group, self.anchor = group, group.anchor_node
+        self.x = self.anchor.inputs[0]
+        self.result = self.anchor.outputs[0]
+        self.output = group.outputs[0]
+        self.shape = self.result.type.static_shape()
+        self.size = math.prod(self.shape)
+        self.dtype = self.result.dtype
+        self.has_prologue = any(
+            value.name == self.x.name for node in group.prologue for value in node.outputs
+        )
+        self.workspace = self.size if self.output.dtype != self.dtype else 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether the shape of the group is one that the rules take."""
+        inside = {value.name for node in self.group.prologue for value in node.outputs}
+        return (
+            self.dtype in ("float32", "float64")
+            and len(self.group.outputs) == 1
+            and self.output.type.static_shape() == self.shape
+            and all(isinstance(node.op, Elementwise) for node in self.group.epilogue)
+            and not any(value.name in inside for value in self.anchor.inputs[1:])
+        )
+
+    def builder(self, name: str) -> KernelBuilder:
+        return KernelBuilder(
+            name,
+            [value.type for value in self.group.inputs],
+            [self.output.type],
+            workspace=self.workspace,
+            workspace_dtype=self.dtype,
+            checks_index=needs_status(self.group),
+        )
+
+    def begin(self, builder: KernelBuilder) -> None:
+        """Inside the builder, before any loop."""
+        self.kernel = builder
+        self.rows: Buffer = builder.scratch(self.size) if self.workspace else builder.outputs[0]
+        self.source = self.rows if self.has_prologue else builder.inputs[self.group.input_index(self.x)]
+        self._prologue_vector = (
+            not probe(self.group, builder, self.x).scalar_only if self.has_prologue else True
+        )
+        self._epilogue_vector = not probe(self.group, builder, self.output, self.result).scalar_only
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self.workspace * BYTES.get(self.dtype, 4)
+
+    def parameter(self, position: int) -> Buffer | None:
+        """The buffer of the anchor's input `position`, if it has that many."""
+        if position >= len(self.anchor.inputs):
+            return None
+        return self.kernel.inputs[self.group.input_index(self.anchor.inputs[position])]
+
+    def fill(
+        self, extent: int, index: Callable[[Expr], Sequence[Expr]], offset: Callable[[Expr], Expr]
+    ) -> None:
+        """Write the prologue's values of a row to `rows`; nothing to do without a prologue."""
+        if not self.has_prologue:
+            return
+
+        def body(position: Expr) -> None:
+            s = Tir(status=self.kernel.status)
+            value = Inline(self.group, self.kernel, s).value(self.x, index(position))
+            self.rows.store(offset(position), value)
+
+        lane_loop(extent, body, vector=self._prologue_vector)
+
+    def finish(
+        self,
+        extent: int,
+        index: Callable[[Expr], Sequence[Expr]],
+        offset: Callable[[Expr], Expr],
+        element: Callable[[Expr], Expr],
+    ) -> None:
+        """Write a row of the output: `element(position)` is the anchor's result, the epilogue is computed on
+        it.
+        """
+
+        def body(position: Expr) -> None:
+            s = Tir(status=self.kernel.status)
+            result = s.bind(element(position)) if self.group.epilogue else element(position)
+            anchored: dict[str, Callable[[Sequence[Expr]], Expr]] = {self.result.name: lambda _index: result}
+            self.kernel.outputs[0].store(
+                offset(position),
+                Inline(self.group, self.kernel, s, anchored).value(self.output, index(position)),
+            )
+
+        lane_loop(extent, body, vector=self._epilogue_vector)
+
+
+def lane_loop(extent: int, body: Callable[[Expr], None], *, vector: bool) -> None:
+    """`body(position)` for 0..extent, LANES positions at a time if `vector`."""
+    main = extent // LANES * LANES if vector else 0
+    if main:
+        with T.serial(0, main // LANES) as step, T.vectorized(0, LANES) as lane:
+            body(step * LANES + lane)
+    if extent - main:
+        with T.serial(0, extent - main) as rest:
+            body(main + rest)

@@ -1,0 +1,118 @@
+"""Scatter, scatter_add and index_put: copy x, then write the updates one after the other in row-major order.
+
+Serial on purpose: repeated indices have one meaning (the last one wins, sums have one order) whatever the
+number of threads. Each index is checked once; an index out of bounds sets the status word. Limited by the
+latency of a dependent read and write per update.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from transpiler.group import Group, Lowered
+from transpiler.ir import TensorType
+from transpiler.ops.base import broadcast_shapes
+from transpiler.target import Target
+
+from ..fuse import lowered
+from ..tir import LANES, KernelBuilder, Tir, flat_offset
+from ..vectors import held
+from .rows import lane_loop
+
+Expr = Any
+
+EPILOGUE = False
+PROLOGUE = False
+
+
+def apply(group: Group, target: Target, name: str) -> Lowered | None:
+    if len(group.nodes) != 1 or group.nodes[0].op.name not in ("scatter", "scatter_add", "index_put"):
+        return None
+    types = [value.type for value in group.nodes[0].inputs]
+    if len(group.inputs) != len(types):  # a tensor given twice: the inputs are looked up by position below
+        positions = [group.input_index(value) for value in group.nodes[0].inputs]
+    else:
+        positions = list(range(len(types)))
+    op: Any = group.nodes[0].op
+    builder = KernelBuilder(
+        name, [value.type for value in group.inputs], [group.outputs[0].type], checks_index=True
+    )
+    size = math.prod(types[0].static_shape())
+    with builder:
+        if size:
+            lane_loop(
+                size,
+                lambda at: builder.outputs[0].store(at, builder.inputs[positions[0]][at]),
+                vector=size >= LANES,
+            )
+            if op.name == "index_put":
+                updates = _index_put(builder, positions, types, op.axes)
+            else:
+                updates = _scatter(builder, positions, types, op.axis, add=op.name == "scatter_add")
+        else:
+            updates = 0
+    return lowered(group, builder, flops=updates)
+
+
+def _nest(shape: Sequence[int], body: Any) -> None:
+    """A loop per dim."""
+
+    def level(index: list[Expr]) -> None:
+        if len(index) == len(shape):
+            body(index)
+        else:
+            with T.serial(0, shape[len(index)]) as position:
+                level([*index, position])
+
+    if math.prod(shape):
+        level([])
+
+
+def _scatter(
+    builder: KernelBuilder, positions: list[int], types: list[TensorType], axis: int, *, add: bool
+) -> int:
+    x, indices, source = (item.static_shape() for item in types)
+    output = builder.outputs[0]
+    s = Tir(status=builder.status)
+
+    def update(index: list[Expr]) -> None:
+        row = s.index(builder.inputs[positions[1]][flat_offset(index, indices)], x[axis])
+        at = held(flat_offset([*index[:axis], row, *index[axis + 1 :]], x))
+        value = builder.inputs[positions[2]][flat_offset(index, source)]
+        output.store(at, output[at] + value if add else value)
+
+    _nest(indices, update)
+    return math.prod(indices)
+
+
+def _index_put(
+    builder: KernelBuilder, positions: list[int], types: list[TensorType], axes: tuple[int, ...]
+) -> int:
+    """The box of the index tensors outside, the untouched axes inside, in the order of the indexed shape."""
+    x, values, *picks = (item.static_shape() for item in types)
+    box = list(TensorType("int64", broadcast_shapes(*picks)).static_shape())
+    kept = [axis for axis in range(len(x)) if axis not in axes]
+    adjacent = list(axes) == list(range(axes[0], axes[0] + len(axes)))
+    front = axes[0] if adjacent else 0
+    shape = [*(x[axis] for axis in kept[:front]), *box, *(x[axis] for axis in kept[front:])]
+    s = Tir(status=builder.status)
+
+    def update(index: list[Expr]) -> None:
+        boxed = index[front : front + len(box)]
+        free = iter([*index[:front], *index[front + len(box) :]])
+        chosen = {}
+        for axis, position, pick in zip(axes, positions[2:], picks, strict=True):
+            own = [0 if dim == 1 else i for dim, i in zip(pick, boxed[len(box) - len(pick) :], strict=True)]
+            chosen[axis] = s.index(builder.inputs[position][flat_offset(own, pick)], x[axis])
+        target = [chosen[axis] if axis in chosen else next(free) for axis in range(len(x))]
+        own = [0 if dim == 1 else i for dim, i in zip(values, index[len(shape) - len(values) :], strict=True)]
+        builder.outputs[0].store(
+            flat_offset(target, x), builder.inputs[positions[1]][flat_offset(own, values)]
+        )
+
+    _nest(shape, update)
+    return math.prod(shape)

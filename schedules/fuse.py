@@ -1,0 +1,236 @@
+"""Placing ops inside loop nests: the expression of any value of a fused group at any index.
+
+`Inline` composes the element-wise meaning of a group's ops, so that a fused group is one loop nest with no buffers
+for what lies between. A schedule with loops of its own (matmul, convolution) gives the anchor's result through
+`anchored` and lets `Inline` compute the epilogue on it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx import analysis
+from tvm.tirx.script.builder import ir as T
+
+from transpiler.group import Group, Lowered
+from transpiler.ir import TensorType, Value
+from transpiler.ops.base import Elementwise, Injective
+from transpiler.plan import Kernel
+
+from .tir import LANES, KernelBuilder, Tir, flat_offset, opaque_zero
+
+Expr = Any
+Index = Sequence[Expr]
+
+# Work (in element operations) below which starting the threads costs more than they give.
+PARALLEL_THRESHOLD = 16384
+
+
+class Probe(Tir):
+    """Evaluates an expression without emitting anything, to learn what it needs.
+
+    `scalar_only` is set by operations that cannot stand in a vector loop over `lane`: guards that depend on it,
+    indices from data, calls of libm. `cost` counts operations.
+    """
+
+    def __init__(self, lane: Expr | None = None) -> None:
+        super().__init__(statements=False)
+        self.scalar_only = False
+        self.cost = 0
+        self._lane = lane
+
+    def guarded(self, condition: Expr, then: Expr, otherwise: Expr) -> Expr:
+        if self._lane is not None and not isinstance(condition, bool):
+            variables = analysis.undefined_vars(condition)
+            self.scalar_only |= any(variable.same_as(self._lane) for variable in variables)
+        self.cost += 1
+        return then
+
+    def index(self, value: Expr, size: Any) -> Expr:
+        self.scalar_only = True
+        self.cost += 4
+        return tirx.const(0, "int32")
+
+    VECTOR_CALLS = frozenset(
+        {"exp", "tanh", "sigmoid", "erf", "sqrt", "rsqrt", "floor", "ceil", "trunc", "round", "abs", "isnan", "isinf"}
+    )
+
+    def call(self, function: str, *args: Expr) -> Expr:
+        dtype = self.dtype(args[0])
+        self.cost += 10
+        if function not in self.VECTOR_CALLS or (dtype == "float64" and function in ("exp", "tanh", "sigmoid", "erf")):
+            self.scalar_only = not (function == "pow" and isinstance(args[1], tirx.FloatImm)) or self.scalar_only
+        return tirx.const(False, "bool") if function in ("isnan", "isinf") else tirx.const(0.5, dtype)
+
+
+class Inline:
+    """Expressions for the values of `group` inside a kernel.
+
+    `anchored` maps the name of the anchor's output to a function of the index that gives its element. Values that are
+    used more than once at statement level are bound to a temporary.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        builder: KernelBuilder,
+        s: Tir,
+        anchored: Mapping[str, Callable[[Index], Expr]] | None = None,
+    ) -> None:
+        self.group, self.builder, self.s = group, builder, s
+        self.anchored = dict(anchored or {})
+        self._producers = {value.name: node for node in group.nodes for value in node.outputs}
+        self._uses: dict[str, int] = {}
+        for node in group.nodes:
+            for value in node.inputs:
+                self._uses[value.name] = self._uses.get(value.name, 0) + 1
+        self._memo: dict[tuple[str, tuple[int, ...]], tuple[Expr, Index]] = {}
+
+    def value(self, value: Value, index: Index) -> Expr:
+        """The element of `value` at `index` (one entry per dim, ints or expressions), at statement level."""
+        return self._evaluate(value, index, self.s)
+
+    def load(self, value: Value, *, s: Tir | None = None) -> Callable[..., Expr]:
+        """A function of the index that reads `value` as one pure expression: safe inside a guard."""
+        quiet = s or self._quiet()
+        return lambda *index: self._evaluate(value, index, quiet)
+
+    def _quiet(self) -> Tir:
+        if not self.s.statements:
+            return self.s
+        return Tir(statements=False, status=self.s.status, lanes=self.s.lanes)
+
+    def _evaluate(self, value: Value, index: Index, s: Tir) -> Expr:
+        if value.name in self.anchored:
+            return self.anchored[value.name](index)
+        shape = value.type.static_shape()
+        index = [0 if extent == 1 else position for position, extent in zip(index, shape, strict=True)]
+        node = self._producers.get(value.name)
+        if node is None:
+            buffer = self.builder.inputs[self.group.input_index(value)]
+            return buffer[flat_offset(index, shape)]
+        key = (value.name, tuple(id(position) for position in index))
+        if s.statements and key in self._memo:
+            return self._memo[key][0]
+        if isinstance(node.op, Elementwise):
+            elements = [
+                self._evaluate(item, index[len(index) - item.type.rank :] if item.type.rank else (), s)
+                for item in node.inputs
+            ]
+            result = node.op.scalar(s, *elements)
+        elif isinstance(node.op, Injective):
+            loads = [self.load(item, s=None if s.statements else s) for item in node.inputs]
+            result = node.op.element(s, loads, [item.type for item in node.inputs], index)
+            result = opaque_zero(result) if not node.inputs else result
+        else:
+            raise TypeError(f"{node.op.name} has loops of its own and cannot be inlined")
+        if s.statements:
+            if self._uses.get(value.name, 0) > 1:
+                result = s.bind(result)
+            # `index` is kept alive so that its ids stay unique.
+            self._memo[key] = (result, index)
+        return result
+
+
+def probe(group: Group, builder: KernelBuilder, value: Value, anchor: Value | None = None) -> Probe:
+    """What computing one element of `value` needs; `anchor` is taken as given."""
+    index = probe_index(value.type.rank)
+    probed = Probe(index[-1] if index else None)
+    anchored = {anchor.name: lambda _index: tirx.const(0, anchor.dtype)} if anchor is not None else {}
+    Inline(group, builder, probed, anchored).value(value, index)
+    return probed
+
+
+def probe_index(rank: int) -> list[Expr]:
+    """Placeholder index variables."""
+    return [tirx.Var(f"p{axis}", "int32") for axis in range(rank)]
+
+
+def needs_status(group: Group) -> bool:
+    """Whether any op of the group takes indices from data."""
+    return any(getattr(node.op, "checks_index", False) for node in group.nodes)
+
+
+def output_loops(shape: Sequence[int], body: Callable[[list[Expr]], None], *, vector: bool, parallel: bool) -> None:
+    """Loops over all of `shape`; `body(index)` runs per element (in a vector loop: per lane).
+
+    The last dim is the inner loop, LANES at a time if `vector`; the dims before it are fused into one loop, which is
+    split over the threads if `parallel`. A long last dim is cut into chunks first, so that there is an outer loop.
+    """
+    if math.prod(shape) == 0:
+        return
+    *outer_shape, inner = shape or (1,)
+    chunk = inner
+    if math.prod(outer_shape) < 16 and inner >= 2 * 1024:
+        chunk = next((size for size in (1024, 1000, 896, 960, 800, 784, 768, 640, 512) if inner % size == 0), inner)
+    chunks = inner // chunk
+    outer = [*outer_shape, chunks]
+    count = math.prod(outer)
+    rank = len(shape)
+
+    def at(fused: Expr, position: Expr) -> list[Expr]:
+        index: list[Expr] = []
+        rest = fused
+        for extent in reversed(outer[1:]):
+            index.append(tirx.floormod(rest, extent) if extent > 1 else tirx.const(0, "int32"))
+            rest = tirx.floordiv(rest, extent) if extent > 1 else rest
+        index.append(rest)
+        *leading, chunk_index = reversed(index)
+        return [*leading, chunk_index * chunk + position] if rank else []
+
+    with T.parallel(0, count) if parallel and count > 1 else T.serial(0, count) as fused:
+        main = chunk // LANES * LANES if vector else 0
+        if main:
+            with T.serial(0, main // LANES) as step, T.vectorized(0, LANES) as lane:
+                body(at(fused, step * LANES + lane))
+        if chunk - main:
+            with T.serial(0, chunk - main) as rest:
+                body(at(fused, main + rest if main else rest))
+
+
+def merge_dims(shapes: Sequence[tuple[int, ...]], full: tuple[int, ...]) -> list[list[int]]:
+    """Runs of axes of `full` that can be one loop: in every (broadcast) shape all of the run is there or all is 1."""
+    rank = len(full)
+    padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
+    runs: list[list[int]] = []
+    for axis in range(rank):
+        same = runs and all(
+            (shape[axis] == 1) == all(shape[other] == 1 for other in runs[-1])
+            or full[axis] == 1
+            or all(full[other] == 1 for other in runs[-1])
+            for shape in padded
+        )
+        if same:
+            runs[-1].append(axis)
+        else:
+            runs.append([axis])
+    return runs
+
+
+def describe(group: Group, name: str, *, flops: int, workspace: int = 0, checks_index: bool = False) -> Kernel:
+    """The kernel record; `workspace` in bytes."""
+    moved = sum(_bytes(value.type) for value in (*group.inputs, *group.outputs))
+    return Kernel(
+        name=name,
+        inputs=tuple(value.type for value in group.inputs),
+        outputs=tuple(value.type for value in group.outputs),
+        summary=" + ".join(node.op.name for node in group.nodes),
+        workspace=workspace,
+        checks_index=checks_index,
+        flops=flops,
+        bytes=moved,
+    )
+
+
+def _bytes(type_: TensorType) -> int:
+    width = {"float64": 8, "int64": 8, "int8": 1, "uint8": 1, "bool": 1, "int16": 2}.get(type_.dtype, 4)
+    return math.prod(type_.static_shape()) * width
+
+
+def lowered(group: Group, builder: KernelBuilder, *, flops: int, workspace: int = 0) -> Lowered:
+    """`Lowered` of a finished builder; `workspace` in bytes."""
+    kernel = describe(group, builder.name, flops=flops, workspace=workspace, checks_index=builder.checks_index)
+    return Lowered(kernel, builder.function)

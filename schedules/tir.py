@@ -1,0 +1,412 @@
+"""Writing kernels: a thin layer over TVM's IR builder.
+
+A kernel is a C function over raw pointers, `int32_t name(inputs..., outputs..., [workspace], [status])`. Buffers are
+flat; offsets are computed by the schedule. `Tir` implements the `Scalar` protocol of `transpiler.ops.base` on TIR
+expressions, so that an op's element-wise meaning can be placed inside any loop nest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script.builder import ir as T
+
+from transpiler.ir import TensorType
+
+from . import vector_math
+
+Expr = Any
+LANES = 16  # lanes of the vectors that schedules write; LLVM splits them for narrower machines
+
+
+class Buffer:
+    """A flat buffer of `size` elements. bool is stored as int8 and seen as bool."""
+
+    def __init__(self, handle: Any, dtype: str, size: int, base: Expr = 0) -> None:
+        self.handle, self.dtype, self.size, self.base = handle, dtype, size, base
+
+    def __getitem__(self, offset: Expr) -> Expr:
+        value = self.handle[self.base + offset]
+        return tirx.NE(value, tirx.const(0, "int8")) if self.dtype == "bool" else value
+
+    def store(self, offset: Expr, value: Expr) -> None:
+        if self.dtype == "bool":
+            value = T.Cast("int8", value)
+        T.buffer_store(self.handle, value, [self.base + offset])
+
+    def vector(self, offset: Expr, lanes: int = LANES) -> Expr:
+        """`lanes` consecutive elements."""
+        return self.handle[T.ramp(self.base + offset, 1, lanes)]
+
+    def store_vector(self, offset: Expr, value: Expr, lanes: int = LANES) -> None:
+        T.buffer_store(self.handle, value, [T.ramp(self.base + offset, 1, lanes)])
+
+
+def storage_dtype(dtype: str) -> str:
+    return "int8" if dtype == "bool" else dtype
+
+
+class KernelBuilder:
+    """Builds one kernel.
+
+    with KernelBuilder("relu_64", [x_type], [y_type]) as k:
+        with T.parallel(0, 64) as i:
+            k.outputs[0].store(i, k.inputs[0][i])
+    k.function  # the PrimFunc
+
+    `workspace` is a number of elements of `workspace_dtype`, handed out by `scratch`. `noalias` may only be given up
+    by kernels that run in place.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[TensorType],
+        outputs: Sequence[TensorType],
+        *,
+        workspace: int = 0,
+        workspace_dtype: str = "float32",
+        checks_index: bool = False,
+        noalias: bool = True,
+    ) -> None:
+        self.name = name
+        self.noalias = noalias
+        self._types = [*inputs, *outputs]
+        self._input_count = len(inputs)
+        self._workspace = (workspace, workspace_dtype)
+        self._taken = 0
+        self.checks_index = checks_index
+        self.inputs: list[Buffer] = []
+        self.outputs: list[Buffer] = []
+        self.status: Buffer | None = None
+
+    def __enter__(self) -> KernelBuilder:
+        self._builder = IRBuilder()
+        self._builder.__enter__()
+        self._frame = T.prim_func(s_tir=True)
+        self._frame.__enter__()
+        T.func_name(self.name)
+        pointers = []
+        for position, type_ in enumerate(self._types):
+            label = f"in{position}" if position < self._input_count else f"out{position - self._input_count}"
+            pointers.append(T.arg(label, T.ptr(storage_dtype(type_.dtype))))
+        size, dtype = self._workspace
+        workspace = T.arg("workspace", T.ptr(storage_dtype(dtype))) if size else None
+        status = T.arg("status", T.ptr("int32")) if self.checks_index else None
+        T.func_ret(tvm.ir.PrimType("int32"))
+        if self.noalias:
+            T.func_attr({"tirx.noalias": True})
+        buffers = [
+            self._declare(pointer, type_.dtype, math.prod(type_.static_shape()))
+            for pointer, type_ in zip(pointers, self._types, strict=True)
+        ]
+        self.inputs, self.outputs = buffers[: self._input_count], buffers[self._input_count :]
+        self._scratch = self._declare(workspace, dtype, size) if workspace is not None else None
+        self.status = self._declare(status, "int32", 1) if status is not None else None
+        return self
+
+    @staticmethod
+    def _declare(pointer: Any, dtype: str, size: int) -> Buffer:
+        # A zero-element tensor still gets a one-element declaration; no loop touches it.
+        return Buffer(T.decl_buffer((max(size, 1),), storage_dtype(dtype), data=pointer), dtype, size)
+
+    def scratch(self, size: int) -> Buffer:
+        """The next `size` elements of the workspace, from a 16-element boundary."""
+        assert self._scratch is not None
+        buffer = Buffer(self._scratch.handle, self._scratch.dtype, size, self._taken)
+        assert self._taken + size <= self._workspace[0], f"{self.name}: workspace is too small"
+        self._taken += -(-size // LANES) * LANES
+        return buffer
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if kind is None:
+            T.Return(tirx.IntImm("int32", 0))
+        self._frame.__exit__(kind, error, traceback)
+        self._builder.__exit__(kind, error, traceback)
+        if kind is None:
+            self.function = self._builder.get().with_attr("global_symbol", self.name)
+
+
+def local(size: int, dtype: str = "float32") -> Buffer:
+    """A buffer that LLVM keeps in registers or on the stack: `size` elements, under 1 KiB.
+
+    Larger ones become workspace allocations inside the loop: give those to `KernelBuilder.scratch`.
+    """
+    assert size * tvm.runtime.DataType(storage_dtype(dtype)).bits // 8 <= 1024, "over 1 KiB: use scratch"
+    return Buffer(T.alloc_buffer((size,), storage_dtype(dtype), scope="global"), dtype, size)
+
+
+def loop(extent: int, *, parallel: bool = False) -> Any:
+    """A loop context over 0..extent; `parallel` splits it statically over the threads."""
+    return T.parallel(0, extent) if parallel else T.serial(0, extent)
+
+
+def vector_loop(lanes: int) -> Any:
+    """A vector loop; TVM has none of one lane."""
+    return T.vectorized(0, lanes) if lanes > 1 else T.serial(0, lanes)
+
+
+@contextmanager
+def when(condition: Expr | None) -> Iterator[None]:
+    """The body under `condition`; None means always."""
+    if condition is None:
+        yield
+    else:
+        with T.If(condition), T.Then():
+            yield
+
+
+def splat(value: float | Expr, dtype: str = "float32", lanes: int = LANES) -> Expr:
+    """All lanes the same."""
+    return T.broadcast(tirx.const(value, dtype) if isinstance(value, int | float) else value, lanes)
+
+
+class Tir:
+    """The `Scalar` protocol on TIR expressions, scalar or vector.
+
+    `statements` says whether the expression stands at statement level, where temporaries can be bound and an index
+    checked; without it everything stays one expression. `on_index_error` is the kernel's status buffer.
+    """
+
+    def __init__(self, *, statements: bool = True, status: Buffer | None = None, lanes: int = 1) -> None:
+        self.statements = statements
+        self.status = status
+        self.lanes = lanes
+
+    # --- values
+    def dtype(self, x: Expr) -> str:
+        match x:
+            case bool():
+                return "bool"
+            case int():
+                return "int32"
+            case float():
+                return "float32"
+            case _:
+                return str(x.ty.dtype).split("x")[0]
+
+    def const(self, value: float | int | bool, dtype: str) -> Expr:
+        if dtype.startswith("float") and not math.isfinite(value):
+            return self._nonfinite(float(value), dtype)
+        return tirx.const(value, dtype)
+
+    def _nonfinite(self, value: float, dtype: str) -> Expr:
+        if math.isnan(value):
+            bits = {"float16": 0x7E00, "float32": 0x7FC00000, "float64": 0x7FF8000000000000}[dtype]
+            return T.reinterpret(dtype, tirx.const(bits, dtype.replace("float", "uint")))
+        infinity = T.infinity(dtype)
+        return infinity if value > 0 else tirx.const(0.0, dtype) - infinity
+
+    def size(self, value: Any) -> Expr:
+        return tirx.const(int(value), "int32")
+
+    def bind(self, x: Expr) -> Expr:
+        """A temporary, so that an expression used often is computed (and printed) once."""
+        # The code generator's analyzer cannot bind a vector of bools; they are cheap to repeat.
+        return T.bind(x) if self.statements and self.dtype(x) != "bool" else x
+
+    def cast(self, x: Expr, dtype: str) -> Expr:
+        source = self.dtype(x)
+        if source == dtype:
+            return x
+        if isinstance(x, tirx.IntImm) and dtype.startswith("float"):
+            return self.const(float(x.value), dtype)
+        if dtype == "bool":
+            return self.ne(x, self._zero(source))
+        if source == "bool":
+            return self.select(x, self.const(1, dtype), self.const(0, dtype))
+        if source.startswith("float") and dtype in ("int8", "uint8", "int16"):
+            # PyTorch converts through int32 and wraps; a direct conversion is undefined beyond the range.
+            return T.Cast(dtype, T.Cast("int32", x))
+        return T.Cast(dtype, x)
+
+    def _zero(self, dtype: str) -> Expr:
+        return tirx.const(0, dtype)
+
+    def reinterpret(self, x: Expr, dtype: str) -> Expr:
+        return T.reinterpret(dtype, x)
+
+    # --- choices
+    def select(self, condition: Expr, then: Expr, otherwise: Expr) -> Expr:
+        return tirx.Select(condition, then, otherwise)
+
+    def guarded(self, condition: Expr, then: Expr, otherwise: Expr) -> Expr:
+        return T.if_then_else(condition, then, otherwise)
+
+    def eq(self, a: Expr, b: Expr) -> Expr:
+        return self.logical_not(self._differ(a, b)) if self.dtype(a) == "bool" else tirx.EQ(a, b)
+
+    def ne(self, a: Expr, b: Expr) -> Expr:
+        if self.dtype(a) == "bool":
+            return self._differ(a, b)
+        if self.dtype(a).startswith("float"):
+            # The code generator's `!=` is ordered: false for NaN.
+            return tirx.Or(tirx.NE(a, b), tirx.Or(self.is_nan(a), self.is_nan(b)))
+        return tirx.NE(a, b)
+
+    def is_nan(self, x: Expr) -> Expr:
+        """By its bits: TVM simplifies `x != x` to false."""
+        if isinstance(x, tirx.FloatImm):
+            return tirx.const(False, "bool")
+        bits = self.dtype(x).replace("float", "uint")
+        mantissa = {"uint16": 10, "uint32": 23, "uint64": 52}[bits]
+        width = int(bits[4:])
+        magnitude = T.bitwise_and(self.reinterpret(x, bits), tirx.const((1 << (width - 1)) - 1, bits))
+        return magnitude > tirx.const(((1 << (width - 1 - mantissa)) - 1) << mantissa, bits)
+
+    def _differ(self, a: Expr, b: Expr) -> Expr:
+        """Exclusive or of bools; the code generator compares them as floats."""
+        return tirx.Or(tirx.And(a, tirx.Not(b)), tirx.And(tirx.Not(a), b))
+
+    def logical_and(self, a: Expr, b: Expr) -> Expr:
+        return tirx.And(a, b)
+
+    def logical_or(self, a: Expr, b: Expr) -> Expr:
+        return tirx.Or(a, b)
+
+    def logical_not(self, a: Expr) -> Expr:
+        if isinstance(a, tirx.LT | tirx.LE | tirx.GT | tirx.GE | tirx.EQ) and self.dtype(a.a).startswith(
+            "float"
+        ):
+            # TVM turns not(a < b) into a >= b, which is wrong for NaN.
+            return tirx.EQ(T.Cast("int8", a), tirx.const(0, "int8"))
+        return tirx.Not(a)
+
+    def maximum(self, a: Expr, b: Expr) -> Expr:
+        a, b = self.bind(a), self.bind(b)
+        if self.dtype(a).startswith("float"):
+            # `a` if it is NaN; else `a > b ? a : b`, which is `b` if that is NaN.
+            return self.select(self.logical_or(a > b, self.is_nan(a)), a, b)
+        return self.select(a > b, a, b)
+
+    def minimum(self, a: Expr, b: Expr) -> Expr:
+        a, b = self.bind(a), self.bind(b)
+        if self.dtype(a).startswith("float"):
+            return self.select(self.logical_or(a < b, self.is_nan(a)), a, b)
+        return self.select(a < b, a, b)
+
+    # --- arithmetic
+    def divide(self, a: Expr, b: Expr) -> Expr:
+        return tirx.Div(a, opaque_zero(b))
+
+    def floordiv(self, a: Expr, b: Expr) -> Expr:
+        return tirx.floordiv(a, b)
+
+    def floormod(self, a: Expr, b: Expr) -> Expr:
+        return tirx.floormod(a, b)
+
+    def truncdiv(self, a: Expr, b: Expr) -> Expr:
+        return T.truncdiv(a, b)
+
+    def bitwise(self, operator: str, a: Expr, b: Expr) -> Expr:
+        if self.dtype(a) == "bool":
+            as_int = {"&": tirx.And, "|": tirx.Or, "^": self._differ}
+            return as_int[operator](a, b)
+        functions: dict[str, Callable[[Expr, Expr], Expr]] = {
+            "&": T.bitwise_and, "|": T.bitwise_or, "^": T.bitwise_xor, "<<": T.shift_left, ">>": T.shift_right,
+        }  # fmt: skip
+        return functions[operator](a, b)
+
+    def shift_left(self, x: Expr, bits: int) -> Expr:
+        return T.shift_left(x, tirx.const(bits, self.dtype(x)))
+
+    def shift_right(self, x: Expr, bits: int) -> Expr:
+        return T.shift_right(x, tirx.const(bits, self.dtype(x)))
+
+    def magnitude(self, x: Expr) -> Expr:
+        """|x| of a float32 by its sign bit."""
+        return self.reinterpret(
+            T.bitwise_and(self.reinterpret(x, "uint32"), tirx.const(0x7FFFFFFF, "uint32")), "float32"
+        )
+
+    def copy_sign(self, magnitude: Expr, sign: Expr) -> Expr:
+        """float32 `magnitude` (>= 0) with the sign bit of `sign`."""
+        bit = T.bitwise_and(self.reinterpret(sign, "uint32"), tirx.const(0x80000000, "uint32"))
+        return self.reinterpret(T.bitwise_or(self.reinterpret(magnitude, "uint32"), bit), "float32")
+
+    # --- functions
+    def call(self, function: str, *args: Expr) -> Expr:
+        dtype = self.dtype(args[0])
+        if dtype == "float32" and function in ("exp", "tanh", "sigmoid", "erf"):
+            return getattr(vector_math, function)(self, self.bind(args[0]))
+        match function:
+            case "sigmoid":
+                one = self.const(1.0, dtype)
+                return one / (one + self.call("exp", self.const(0.0, dtype) - args[0]))
+            case "rsqrt":
+                return self.const(1.0, dtype) / T.sqrt(args[0])
+            case "round":
+                return T.nearbyint(args[0])
+            case "isnan":
+                return self.is_nan(args[0])
+            case "isinf":
+                return self.eq(T.abs(args[0]), T.infinity(dtype))
+            case "pow" if isinstance(args[1], tirx.FloatImm):
+                return self._power(args[0], args[1].value, dtype)
+            case "sqrt" | "floor" | "ceil" | "trunc" | "abs" | "exp" | "exp2" | "log" | "log2" | "log10" | "pow" | \
+                    "sin" | "cos":  # fmt: skip
+                # LLVM has these for any width; those without an instruction become one libm call per lane.
+                return getattr(T, function)(*args)
+            case _:
+                name = function + {"float32": "f", "float64": ""}[dtype]
+                return T.call_pure_extern(dtype, name, *args)
+
+    def _power(self, x: Expr, exponent: float, dtype: str) -> Expr:
+        """The exponents that PyTorch treats apart as well; anything else is libm's pow."""
+        x = self.bind(x)
+        exact: dict[float, Callable[[], Expr]] = {
+            1.0: lambda: x,
+            2.0: lambda: x * x,
+            3.0: lambda: x * x * x,
+            0.5: lambda: T.sqrt(x),
+            -0.5: lambda: self.call("rsqrt", x),
+            -1.0: lambda: self.const(1.0, dtype) / x,
+            -2.0: lambda: self.const(1.0, dtype) / (x * x),
+        }
+        return exact[exponent]() if exponent in exact else T.pow(x, self.const(exponent, dtype))
+
+    # --- indices from data
+    def index(self, value: Expr, size: Any) -> Expr:
+        assert self.status is not None, "the kernel was not built with checks_index"
+        extent = tirx.const(int(size), "int64")
+        value = self.bind(T.Cast("int64", value))
+        wrapped = self.bind(self.select(value < tirx.const(0, "int64"), value + extent, value))
+        valid = self.logical_and(wrapped >= tirx.const(0, "int64"), wrapped < extent)
+        if self.statements:
+            with T.If(self.logical_not(valid)), T.Then():
+                self.status.store(0, tirx.const(1, "int32"))
+        return T.Cast("int32", self.select(valid, wrapped, tirx.const(0, "int64")))
+
+
+def opaque_zero(x: Expr) -> Expr:
+    """A literal float zero in a form that TVM does not fold: it takes `x * 0` for 0 and refuses `x / 0`."""
+    if isinstance(x, tirx.FloatImm) and x.value == 0:
+        dtype = str(x.ty.dtype)
+        bits = dtype.replace("float", "uint")
+        # The code generator takes reinterpret(0) for a null pointer, so +0 is -0 times -1.
+        negative_zero = T.reinterpret(dtype, tirx.const(1 << (int(bits[4:]) - 1), bits))
+        return negative_zero if math.copysign(1.0, x.value) < 0 else negative_zero * tirx.const(-1.0, dtype)
+    return x
+
+
+def flat_offset(index: Sequence[Expr], shape: Sequence[int]) -> Expr:
+    """Row-major offset of `index` in `shape`."""
+    offset: Expr = 0
+    for position, extent in zip(index, shape, strict=True):
+        offset = offset * extent + position
+    return offset
+
+
+def unflatten(offset: Expr, shape: Sequence[int]) -> list[Expr]:
+    """Inverse of `flat_offset`."""
+    index: list[Expr] = []
+    for extent in reversed(shape[1:]):
+        index.append(tirx.floormod(offset, extent) if extent > 1 else 0)
+        offset = tirx.floordiv(offset, extent) if extent > 1 else offset
+    return [*([offset] if shape else []), *reversed(index)]

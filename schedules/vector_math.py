@@ -1,0 +1,120 @@
+"""float32 functions as straight-line arithmetic that vectorises to any width.
+
+LLVM turns a vector `exp` into sixteen libm calls and has no `erf` at all, so the transcendental functions
+that models spend time in are polynomials here. The coefficients are minimax fits (Lawson's reweighted least
+squares on Chebyshev nodes, weighted for relative error) made by `schedules/fit_polynomials.py`; the bounds
+are measured over the whole float32 range by tests/unit/test_vector_math.py:
+
+| function | error bound (ulp) | range of the polynomial |
+|---|---|---|
+| exp | 1 | r in [-ln2/2, ln2/2], degree 7, two-step scaling for denormal results |
+| exp_nonpositive | 1 | the same for x <= 0; 0 below -87 |
+| tanh | 2 | odd, |x| < 0.625, degree 11; beyond: 1 - 2/(exp(2|x|)+1) |
+| sigmoid | 3 | e = exp(-|x|): 1/(1+e), for x < 0 e/(1+e) |
+| erf | 3 | odd, |x| < 1, degree 15; beyond: 1 - exp(-P(|x|)) |
+
+NaN propagates and infinities give the limits. Each function takes the builder's `Tir` for its operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .tir import Tir
+
+Expr = Any
+
+EXP = (0.5, 0.16666666, 0.041666295, 0.008333497, 0.0013944651, 0.00019790372)
+TANH = (-0.3333333, 0.13333206, -0.053946763, 0.021700697, -0.008177384, 0.0021429495)
+ERF_SMALL = (
+    1.1283792,
+    -0.37612638,
+    0.11283782,
+    -0.0268654,
+    0.0052209455,
+    -0.0008482828,
+    0.00011256944,
+    -9.641505e-06,
+)
+ERF_LARGE = (
+    -0.0002020711, 1.1296494, 0.63306564, 0.10860668, -0.025348991,
+    0.004270668, -0.0004603674, 2.475583e-05, -2.1219952e-07,
+)  # fmt: skip
+
+LOG2_E = 1.4426950408889634
+# ln 2 in two parts: the high one has few enough bits that n * LN2_HIGH is exact for |n| < 2^9.
+LN2_HIGH = 0.693359375
+LN2_LOW = -2.12194440e-4
+# Adding 1.5 * 2^23 to |x| < 2^22 leaves round(x) in the low mantissa bits.
+ROUND_MAGIC = 12582912.0
+ROUND_MAGIC_BITS = 0x4B400000
+
+
+def horner(s: Tir, coefficients: Sequence[float], x: Expr) -> Expr:
+    """c[0] + x*(c[1] + x*(...)), one fused multiply-add per coefficient."""
+    result = s.const(coefficients[-1], "float32")
+    for coefficient in reversed(coefficients[:-1]):
+        result = result * x + s.const(coefficient, "float32")
+    return result
+
+
+def exp(s: Tir, x: Expr) -> Expr:
+    """exp(x) = 2^n * exp(r), n = round(x / ln 2), r = x - n ln 2."""
+    # Comparisons written so that NaN takes the last branch and stays NaN.
+    low, high = s.const(-104.0, "float32"), s.const(89.0, "float32")
+    y, n = _exp_parts(s, s.bind(s.select(x < low, low, s.select(x > high, high, x))))
+    # 2^n in two factors, so that results below 2^-126 round once and those above 2^128 become infinity.
+    half = s.bind(s.shift_right(n, 1))
+    return y * _power_of_two(s, half) * _power_of_two(s, n - half)
+
+
+def exp_nonpositive(s: Tir, x: Expr) -> Expr:
+    """exp(x) for x <= 0, and 0 for x < -87: what softmax needs.
+
+    Denormal numbers never appear, neither as result nor on the way; an operation on them takes some 150
+    cycles on many CPUs, which a mask full of -inf would pay everywhere.
+    """
+    low = s.const(-87.0, "float32")
+    y, n = _exp_parts(s, s.bind(s.select(x < low, low, x)))
+    return s.select(x < low, s.const(0.0, "float32"), y * _power_of_two(s, n))
+
+
+def _exp_parts(s: Tir, x: Expr) -> tuple[Expr, Expr]:
+    """exp(r) and n (int32)."""
+    # n is taken from the bits: TVM's simplifier cancels (x + magic) - magic on vectors.
+    shifted = s.bind(x * s.const(LOG2_E, "float32") + s.const(ROUND_MAGIC, "float32"))
+    n = s.bind(s.reinterpret(shifted, "int32") - s.const(ROUND_MAGIC_BITS, "int32"))
+    multiple = s.bind(s.cast(n, "float32"))
+    r = s.bind((x - multiple * s.const(LN2_HIGH, "float32")) - multiple * s.const(LN2_LOW, "float32"))
+    return s.bind(horner(s, EXP, r) * (r * r) + r + s.const(1.0, "float32")), n
+
+
+def _power_of_two(s: Tir, n: Expr) -> Expr:
+    return s.reinterpret(s.shift_left(n + s.const(127, "int32"), 23), "float32")
+
+
+def sigmoid(s: Tir, x: Expr) -> Expr:
+    """exp(-|x|) cannot overflow, so that results down to the denormals come out."""
+    zero, one = s.const(0.0, "float32"), s.const(1.0, "float32")
+    e = s.bind(exp(s, zero - s.magnitude(x)))
+    return s.select(x < zero, e, one) / (one + e)
+
+
+def tanh(s: Tir, x: Expr) -> Expr:
+    one, two = s.const(1.0, "float32"), s.const(2.0, "float32")
+    magnitude = s.bind(s.magnitude(x))
+    square = s.bind(x * x)
+    small = magnitude + magnitude * square * horner(s, TANH, square)
+    large = s.bind(one - two / (exp(s, two * magnitude) + one))
+    return s.copy_sign(s.select(magnitude < s.const(0.625, "float32"), small, large), x)
+
+
+def erf(s: Tir, x: Expr) -> Expr:
+    one, four = s.const(1.0, "float32"), s.const(4.0, "float32")
+    magnitude = s.bind(s.magnitude(x))
+    clipped = s.bind(s.select(magnitude > four, four, magnitude))
+    small = x * horner(s, ERF_SMALL, s.bind(x * x))
+    large = s.bind(one - exp(s, s.const(0.0, "float32") - horner(s, ERF_LARGE, clipped)))
+    return s.select(magnitude < one, small, s.copy_sign(large, x))

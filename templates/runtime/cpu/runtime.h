@@ -1,0 +1,96 @@
+/* What plan.c (generated), exports.c, runtime.c and pool.c share. Nothing here is exported from the library. */
+#ifndef TRANSPILE_RUNTIME_H
+#define TRANSPILE_RUNTIME_H
+
+#include <stdint.h>
+
+#define TP_ABI_VERSION 1
+#define TP_ALIGNMENT 64 /* of arenas, of the weights and of every buffer that a kernel sees */
+
+/* Results of run, run_timed and call. */
+enum { TP_OK = 0, TP_FAILED = 1, TP_INDEX_OUT_OF_BOUNDS = 2 };
+
+/* --- the plan: one static const table, defined in plan.c ------------------------------------------------------- */
+
+typedef enum { TP_INPUT, TP_OUTPUT, TP_WEIGHT, TP_ARENA } tp_storage;
+
+/* Where one argument of a call lives: user input or output `index`, or byte `offset` of the weights or the arena. */
+typedef struct {
+  tp_storage storage;
+  uint32_t index;
+  uint64_t offset;
+} tp_argument;
+
+/* A kernel: `invoke` takes pointers to its inputs, outputs, then workspace and status where it has them. */
+typedef struct {
+  const char *name;
+  int32_t (*invoke)(void *const *arguments);
+  uint32_t input_count;
+  uint32_t output_count;
+  uint64_t workspace_bytes; /* 0: no workspace parameter */
+  int32_t checks_index;     /* 1: has a status parameter, an int32 set to 1 on an index out of bounds */
+  const uint64_t *bytes;    /* size of every input, then of every output */
+} tp_kernel;
+
+/* One call: its kernel, its arguments (inputs, then outputs), and the user's source line for error texts. */
+typedef struct {
+  uint32_t kernel;
+  const tp_argument *arguments;
+  uint64_t workspace_offset; /* in the arena */
+  const char *source;
+} tp_call;
+
+/* An output that no kernel writes (a model that returns an input, or one value twice). */
+typedef struct {
+  uint32_t output;
+  tp_argument from;
+} tp_copy;
+
+typedef struct {
+  const char *name;
+  uint64_t bytes;
+} tp_tensor;
+
+typedef struct {
+  uint32_t input_count, output_count, kernel_count, call_count, copy_count, max_arguments;
+  const tp_tensor *inputs;
+  const tp_tensor *outputs;
+  const tp_kernel *kernels;
+  const tp_call *calls;
+  const tp_copy *copies;
+  uint64_t arena_bytes;
+  uint64_t weight_bytes;
+} tp_plan;
+
+extern const tp_plan tp_the_plan;
+
+/* --- pool.c ---------------------------------------------------------------------------------------------------- */
+
+#define TP_MAX_THREADS 256
+#define TP_ERROR_BYTES 1024
+
+/* The text of the last failure on this thread. */
+extern _Thread_local char tp_error[TP_ERROR_BYTES];
+
+/* How many threads the parallel regions that this thread starts may use (1 outside of a model's call). */
+extern _Thread_local int32_t tp_threads;
+
+/* Registers the fork handlers, once. */
+void tp_pool_init(void);
+
+/* Guards the arena lists of all models; held across fork(), so that the child never finds it taken. */
+void tp_lock(void);
+void tp_unlock(void);
+
+/* --- runtime.c: the functions behind the C ABI, described in exports.c ------------------------------------------ */
+
+typedef struct tp_model tp_model;
+
+int tp_model_create(const void *weights, uint64_t weight_bytes, int32_t threads, tp_model **out);
+void tp_model_destroy(tp_model *model);
+void tp_model_set_threads(tp_model *model, int32_t threads);
+int tp_model_run(tp_model *model, const void *const *inputs, void *const *outputs);
+int tp_model_run_timed(tp_model *model, const void *const *inputs, void *const *outputs, double *seconds);
+int tp_model_call(tp_model *model, int32_t call, void *const *buffers);
+
+#endif

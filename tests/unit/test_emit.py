@@ -1,0 +1,386 @@
+"""The emitted package of a hand-made plan: its form, and what it does in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+
+from transpiler.emit import emit_package, make_view, write_package
+from transpiler.errors import TranspileError, UsageError
+from transpiler.interface import call_arguments
+from transpiler.naming import Namer, c_string, comment, docstring, identifier, package_name
+from transpiler.prepared import runtime_module
+
+TOOLS = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_package(emit_package(toy.view()), tmp_path_factory.mktemp("out") / "toy")
+
+
+def python(package: Path, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in an isolated process that has numpy, and from here only the package."""
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('torch', 'tvm', 'transpiler', 'jinja2')))"
+    start = f"{blocked}; sys.path.insert(0, {str(package / 'src')!r})\n"
+    return subprocess.run(
+        [sys.executable, "-I", "-B", "-c", start + PREAMBLE + code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+PREAMBLE = """
+import numpy as np
+from toy import *
+x = np.arange(18, dtype=np.float32).reshape(2, 3, 3) / 9 - 1
+ids = np.array([4, 1])
+def raises(kind, text, function, *args, **kwargs):
+    try:
+        function(*args, **kwargs)
+    except kind as error:
+        assert text in str(error), str(error)
+    else:
+        raise AssertionError(f"{kind.__name__} expected: {text}")
+"""
+
+
+def runs(package: Path, code: str, **environment: str) -> str:
+    done = python(package, code, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_it_is_formatted_and_clean(package: Path) -> None:
+    for command in (["ruff", "format", "--check", "--no-cache", "."], ["ruff", "check", "--no-cache", "."]):
+        done = subprocess.run(
+            [TOOLS / command[0], *command[1:]], cwd=package, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_it_passes_mypy_strict(package: Path, tmp_path: Path) -> None:
+    command = [TOOLS / "mypy", "--cache-dir", tmp_path]
+    done = subprocess.run(command, cwd=package, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_emitting_is_deterministic(package: Path) -> None:
+    files = emit_package(toy.view())
+    assert files == emit_package(toy.view())
+    assert {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()} == set(files)
+
+
+def test_forward_reads_like_the_source(package: Path) -> None:
+    text = (package / "src/toy/model.py").read_text()
+    assert (
+        "        # toy.py:13  rows = self.emb(ids)\n        rows = k.take_rows(w.table, ids)  # [2, 2]\n"
+        in text
+    )
+    assert "h = k.fc_relu(x_2, w.fc_weight_packed, w.fc_bias_shifted)  # [6, 4]" in text
+    assert (
+        "def __call__(self, states: list[ArrayLike], arg1: None = None, *, ids: ArrayLike) -> Result:" in text
+    )
+
+
+def test_native_and_stepwise_agree_bit_by_bit(package: Path) -> None:
+    hidden, rows = toy.expected(*toy.inputs(), toy.state())
+    np.savez(package.parent / "case.npz", x=toy.inputs()[0], ids=toy.inputs()[1], h=hidden, rows=rows)
+    runs(
+        package,
+        f"""
+case = np.load({str(package.parent / "case.npz")!r})
+a = Model(threads=2)([case["x"]], ids=case["ids"])
+b = Model(native=False)([case["x"]], ids=case["ids"])
+assert a.hidden.tobytes() == b.hidden.tobytes() and a[1][0].tobytes() == b["parts"][0].tobytes()
+np.testing.assert_allclose(a.hidden, case["h"], rtol=1e-5, atol=1e-6)
+np.testing.assert_array_equal(a.parts[0], case["rows"])
+np.testing.assert_array_equal(a.parts[1], case["x"])
+assert a[0] is a.hidden and list(a) == ["hidden", "parts"]
+""",
+    )
+
+
+def test_arguments_are_checked(package: Path) -> None:
+    runs(
+        package,
+        """
+model = Model()
+raises(TypeError, "missing 1 required", model, [x])
+raises(TypeError, "no_such", model, [x], ids=ids, no_such=1)
+raises(TypeError, "states: expected a tuple or list of 1, got ndarray", model, x, ids=ids)
+raises(ValueError, "states: expected 1 items, got 2", model, [x, x], ids=ids)
+raises(TypeError, "x: expected dtype float32, got float64", model, [x.astype(float)], ids=ids)
+raises(ValueError, "ids: expected shape (2,), got (3,)", model, [x], ids=np.zeros(3, np.int64))
+raises(TypeError, "x: expected an array, got str", model, ["x"], ids=ids)
+raises(TypeError, "x: expected an array, got list", model, [[1.0]], ids=ids)
+raises(ValueError, "arg1: was fixed to None", model, [x], True, ids=ids)
+raises(IndexError, "kernel take_rows (toy.py:13  rows = self.emb(ids))", model, [x], ids=np.array([0, 5]))
+raises(IndexError, "toy.py:13", Model(native=False), [x], ids=np.array([0, 5]))
+raises(ValueError, "device", Model, device="cuda")
+raises(ValueError, "threads", Model, threads=0)
+expected = model([x], ids=ids).hidden
+assert (model([np.asfortranarray(x)], ids=ids).hidden == expected).all()
+class Dlpack:
+    def __dlpack__(self, **kwargs): return x.__dlpack__(**kwargs)
+    def __dlpack_device__(self): return x.__dlpack_device__()
+assert (model([Dlpack()], ids=ids).hidden == expected).all()
+Dlpack.__dlpack_device__ = lambda self: (2, 0)
+raises(TypeError, "x: expected an array in CPU memory", model, [Dlpack()], ids=ids)
+model.threads = 3
+assert model.threads == 3
+with model:
+    pass
+raises(RuntimeError, "closed", model, [x], ids=ids)
+""",
+    )
+
+
+def test_load_weights(package: Path, tmp_path: Path) -> None:
+    new = {key: value * 2 for key, value in toy.state().items()}
+    path = tmp_path / "new.safetensors"
+    path.write_bytes(runtime_module("safetensors").encode(new))
+    hidden, rows = toy.expected(*toy.inputs(), new)
+    np.savez(tmp_path / "case.npz", x=toy.inputs()[0], ids=toy.inputs()[1], h=hidden, rows=rows)
+    runs(
+        package,
+        f"""
+case = np.load({str(tmp_path / "case.npz")!r})
+x, ids = case["x"], case["ids"]
+from toy.runtime.safetensors import File
+path = {str(path)!r}
+state = dict(File(path))
+tied = dict(state)
+tied["tied.weight"] = tied.pop("emb.weight")
+tied["bn.num_batches_tracked"] = np.array(7)
+old = Model()([x], ids=ids)
+for weights in (path, state, tied):
+    for model in (Model(), Model(native=False)):
+        model.load_weights(weights)
+        result = model([x], ids=ids)
+        np.testing.assert_allclose(result.hidden, case["h"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(result.parts[0], case["rows"])
+np.testing.assert_allclose(Model(weights=path)([x], ids=ids).hidden, case["h"], rtol=1e-5, atol=1e-6)
+
+wrong = dict(state, extra=x)
+del wrong["fc.bias"]
+wrong["fc.weight"] = np.zeros((4, 4), np.float32)
+model = Model()
+mismatched = "mismatched: fc.weight: expected shape (4, 3), got (4, 4)"
+for fault in ("missing: fc.bias float32[4]", mismatched, "unexpected: extra"):
+    raises(WeightsError, fault, model.load_weights, wrong)
+assert (model([x], ids=ids).hidden == old.hidden).all()
+raises(FileNotFoundError, "none.safetensors", model.load_weights, "none.safetensors")
+raises(WeightsError, "safetensors.torch.save_file", model.load_weights, "model.pt")
+model.load_weights({{"emb.weight": state["emb.weight"], "extra": x}}, strict=False)
+result = model([x], ids=ids)
+assert (result.hidden == old.hidden).all() and (result.parts[0] == case["rows"]).all()
+""",
+    )
+
+
+def test_taps(package: Path) -> None:
+    runs(
+        package,
+        """
+model = Model()
+assert model.taps == ["emb", "fc"]
+result = model([x], ids=ids)
+assert (model.tap("fc")([x], ids=ids) == result.hidden).all()
+assert (model.tap("emb")([x], None, ids=ids) == result.parts[0]).all()
+raises(KeyError, "'relu' was fused with its neighbours; the nearest value is 'fc'", model.tap, "relu")
+raises(TapError, "the model has no value 'fcc'; close: 'fc'", model.tap, "fcc")
+""",
+    )
+
+
+def test_weights_are_swapped_under_running_calls(package: Path) -> None:
+    runs(
+        package,
+        """
+from concurrent.futures import ThreadPoolExecutor
+from toy.runtime.safetensors import File
+model = Model(threads=2)
+w = {"fc.weight": np.ones((4, 3), "f"), "fc.bias": np.zeros(4, "f"), "emb.weight": np.zeros((5, 2), "f")}
+states = [w, {key: value + 1 for key, value in w.items()}]
+answers = []
+for state in states:
+    model.load_weights(state)
+    answers.append(model([x], ids=ids).hidden.tobytes())
+def load(i):
+    for _ in range(100): model.load_weights(states[i])
+def call(i):
+    for _ in range(500): assert model([x], ids=ids).hidden.tobytes() in answers
+with ThreadPoolExecutor(4) as pool:
+    list(pool.map(lambda job: job[0](job[1]), [(load, 0), (load, 1), (call, 0), (call, 1)]))
+""",
+    )
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "bench -n 5 --threads 2", "profile -n 3"])
+def test_command_line(package: Path, command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "toy", *command.split()],
+        env={**os.environ, "PYTHONPATH": str(package / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {
+        "info": "ids: int64[2]  in 0..4",
+        "verify": "the sample passed",
+        "bench": "median",
+        "profile": "take_rows",
+    }[command.split()[0]] in done.stdout
+
+
+def test_damage_is_noticed(package: Path, tmp_path: Path) -> None:
+    files = {
+        str(path.relative_to(package)): path.read_bytes() for path in package.rglob("*") if path.is_file()
+    }
+    for name, complaint in (
+        ("src/toy/kernels/cpu/baseline/toy.so", "was changed"),
+        ("src/toy/model.py", "was changed"),
+        ("src/toy/weights.cpu.safetensors", "the header describes"),
+        ("src/toy/manifest.json", "damaged"),
+    ):
+        content = files[name] + b"# changed\n" if name.endswith(".py") else files[name][:-1]
+        if name.endswith(".json"):
+            content = files[name][:-10]
+        broken = write_package({**files, name: content}, tmp_path / name.replace("/", "_") / "toy")
+        done = python(broken, "Model()")
+        assert done.returncode == 1
+        assert complaint in done.stderr, done.stderr
+        assert Path(name).name in done.stderr
+    changed = bytearray(files["src/toy/weights.cpu.safetensors"])
+    changed[-1] ^= 1
+    broken = write_package(
+        {**files, "src/toy/weights.cpu.safetensors": bytes(changed)}, tmp_path / "weights" / "toy"
+    )
+    assert python(broken, "Model()").returncode == 0
+    assert "was changed" in python(broken, "Model(verify=True)").stderr
+
+
+def test_the_environment_chooses(package: Path) -> None:
+    assert runs(package, "print(Model().isa, Model().threads)", TRANSPILE_THREADS="1") == "baseline 1\n"
+    assert "this package has baseline" in python(package, "Model()", TRANSPILE_ISA="avx2").stderr
+
+
+def test_a_wheel_is_built_without_a_network(package: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        tmp_path,
+        package,
+    ]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "toy" / "manifest.json").is_file()
+    assert not (tmp_path / "tests").exists()
+    done = subprocess.run(
+        [sys.executable, "-m", "toy", "verify"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "the sample passed" in done.stdout, done.stdout + done.stderr
+
+
+# --- writing -----------------------------------------------------------------
+
+
+def test_only_our_folders_are_replaced(package: Path, tmp_path: Path) -> None:
+    files = emit_package(toy.view())
+    write_package({**files, "old.txt": b""}, tmp_path / "toy")
+    write_package(files, tmp_path / "toy")
+    assert not (tmp_path / "toy" / "old.txt").exists()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "precious.txt").write_text("precious")
+    with pytest.raises(TranspileError, match="not made by transpile") as caught:
+        write_package(files, other)
+    assert caught.value.code == "output-not-ours"
+    assert [path.name for path in other.iterdir()] == ["precious.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "toy"]
+
+
+def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = emit_package(toy.view())
+    write_package(files, tmp_path / "toy")
+    before = (tmp_path / "toy/src/toy/manifest.json").read_bytes()
+    with pytest.raises(ValueError, match="not a path inside"):
+        write_package({**files, "zz/../../escape": b""}, tmp_path / "toy")
+
+    def interrupted(source: object, target: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_package(files, tmp_path / "toy")
+    assert (tmp_path / "toy/src/toy/manifest.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+# --- hostile names -----------------------------------------------------------
+
+
+def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
+    evil = 'x"""\nimport os; os.abort()\n"""\\'
+    source = replace(toy.SourceFacts(), file=evil, entry=evil, docstring=evil, arguments=(evil, "input"))
+    view = make_view(
+        name="toy", program=toy.program(), plan=toy.plan(), libraries={"baseline": toy.linked()},
+        prepared=toy.run_prepare(toy.plan(), toy.program().constants, toy.state()), source=source,
+        tool_versions={evil: evil}, machine="x86_64",
+    )  # fmt: skip
+    package = write_package(emit_package(view), tmp_path / "toy")
+    runs(package, "Model()([x], ids=ids)")
+    manifest = json.loads((package / "src/toy/manifest.json").read_text())
+    assert manifest["tools"] == {evil: evil}
+    assert manifest["verified"] is False
+
+
+@pytest.mark.parametrize("name", ["", "class", "a-b", "1a", "ä", "a b", "../a", "__init__", "print"])
+def test_bad_package_names(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be the name"):
+        package_name(name)
+
+
+def test_names() -> None:
+    assert identifier("layer1.0.conv", "value") == "layer1_0_conv"
+    assert identifier("0.weight", "value") == "value_0_weight"
+    assert identifier("class", "value") == "class_"
+    assert identifier("ä", "value") == "value"
+    namer = Namer({"w"})
+    assert [namer.take(name) for name in ("x", "x", "w", "x.y")] == ["x", "x_2", "w_2", "x_y"]
+    assert comment("a\n b\x00\u2028c  d") == "a b c d"
+    assert c_string('a"\\\n?ä') == '"a\\042\\134\\012\\077\\303\\244"'
+    for text in ('"', '""""', "\\", 'a\\"', "x\n  y\n\n  z\\"):
+        assert isinstance(eval(f'"""{docstring(text)}"""'), str)
+
+
+def test_parameters_keep_their_names() -> None:
+    x, y = (replace(item, key=key) for item, key in zip(toy.plan().inputs, ("input", "class"), strict=True))
+    assert [argument.name for argument in call_arguments(None, (x, y))] == ["input", "class_"]
+    assert [argument.name for argument in call_arguments(None, (x, y), ("type", "type"))] == [
+        "type",
+        "type_",
+    ]

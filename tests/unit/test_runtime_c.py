@@ -1,0 +1,254 @@
+"""The C runtime under a hand-made plan: results, threads, errors, fork."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+
+from transpiler.errors import TranspileError
+from transpiler.link import RUNTIME_FILES, c_compiler, link_library, render_plan
+from transpiler.resources import tree
+
+PREFIX = "toy_baseline_"
+
+
+class Native:
+    """The library through bare ctypes."""
+
+    def __init__(self, path: Path) -> None:
+        self.dll = ctypes.CDLL(str(path))
+        self["last_error"].restype = ctypes.c_char_p
+        for name in ("input_name", "output_name", "call_name"):
+            self[name].restype = ctypes.c_char_p
+        for name in ("input_bytes", "output_bytes", "arena_bytes", "weight_bytes"):
+            self[name].restype = ctypes.c_uint64
+        memory = np.zeros(320 + 64, np.uint8)
+        start = -memory.ctypes.data % 64
+        self.weights = memory[start : start + 320]
+        prepared = toy.run_prepare(toy.plan(), toy.program().constants, toy.state())
+        for name, offset in (("fc_weight_packed", 0), ("fc_bias_shifted", 192), ("table", 256)):
+            content = prepared[name].reshape(-1).view(np.uint8)
+            self.weights[offset : offset + content.size] = content
+
+    def __getitem__(self, name: str) -> ctypes._CFuncPtr:
+        return getattr(self.dll, PREFIX + name)
+
+    def create(self, threads: int = 1) -> ctypes.c_void_p:
+        handle = ctypes.c_void_p()
+        code = self["create"](
+            ctypes.c_void_p(self.weights.ctypes.data), ctypes.c_uint64(320), threads, ctypes.byref(handle)
+        )
+        assert code == 0, self.error()
+        return handle
+
+    def error(self) -> str:
+        return self["last_error"]().decode()
+
+    def run(self, handle: ctypes.c_void_p, x: np.ndarray, ids: np.ndarray) -> tuple[int, list[np.ndarray]]:
+        outputs = [
+            np.empty((6, 4), np.float32),
+            np.empty((2, 2), np.float32),
+            np.empty((2, 3, 3), np.float32),
+        ]
+        return self["run"](handle, pointers([x, ids]), pointers(outputs)), outputs
+
+
+def pointers(arrays: list[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(arrays))(*[array.ctypes.data for array in arrays])
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Native:
+    path = tmp_path_factory.mktemp("lib") / "toy.so"
+    path.write_bytes(toy.linked().library)
+    return Native(path)
+
+
+def check(outputs: list[np.ndarray], x: np.ndarray, ids: np.ndarray) -> None:
+    hidden, rows = toy.expected(x, ids, toy.state())
+    np.testing.assert_allclose(outputs[0], hidden, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(outputs[1], rows)
+    np.testing.assert_array_equal(outputs[2], x)
+
+
+def test_sizes_and_names(native: Native) -> None:
+    assert native["abi_version"]() == 1
+    assert (native["input_count"](), native["output_count"](), native["call_count"]()) == (2, 3, 2)
+    assert [native["input_name"](i) for i in (0, 1, 2, -1)] == [b"x", b"ids", None, None]
+    assert [native["output_name"](i) for i in range(3)] == [b"h", b"rows", b"output2"]
+    assert [native["input_bytes"](i) for i in range(3)] == [72, 16, 0]
+    assert [native["output_bytes"](i) for i in range(3)] == [96, 16, 72]
+    assert [native["call_name"](i) for i in range(2)] == [b"fc_relu", b"take_rows"]
+    assert (native["arena_bytes"](), native["weight_bytes"]()) == (192, 320)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5, 64])
+def test_run(native: Native, threads: int) -> None:
+    handle = native.create(threads)
+    for seed in range(20):
+        x, ids = toy.inputs(seed)
+        code, outputs = native.run(handle, x, ids)
+        assert code == 0, native.error()
+        check(outputs, x, ids)
+    native["set_threads"](handle, 3)
+    check(native.run(handle, *toy.inputs())[1], *toy.inputs())
+    native["destroy"](handle)
+
+
+def test_buffers_need_no_alignment(native: Native) -> None:
+    handle = native.create()
+    memory = np.zeros(72 + 4, np.uint8)
+    x = memory[4:].view(np.float32).reshape(2, 3, 3)
+    x[...] = toy.inputs()[0]
+    code, outputs = native.run(handle, x, toy.inputs()[1])
+    assert code == 0, native.error()
+    check(outputs, x, toy.inputs()[1])
+    native["destroy"](handle)
+
+
+def test_one_kernel(native: Native) -> None:
+    handle = native.create(2)
+    table, ids = toy.state()["emb.weight"], np.array([2, 0], np.int64)
+    out = np.empty((2, 2), np.float32)
+    assert native["call"](handle, 1, pointers([table, ids, out])) == 0
+    np.testing.assert_array_equal(out, table[ids])
+    assert native["call"](handle, 2, pointers([table, ids, out])) == 1
+    assert native.error() == "call 2 does not exist; the plan has 2 calls"
+    native["destroy"](handle)
+
+
+def test_an_index_out_of_bounds_names_the_line(native: Native) -> None:
+    handle = native.create()
+    x, _ = toy.inputs()
+    assert native.run(handle, x, np.array([0, 5], np.int64))[0] == 2
+    assert native.error() == "index out of bounds in kernel take_rows (toy.py:13  rows = self.emb(ids))"
+    assert native.run(handle, *toy.inputs())[0] == 0
+    native["destroy"](handle)
+
+
+def test_a_failing_kernel_names_itself(native: Native) -> None:
+    handle = native.create()
+    x, ids = toy.inputs()
+    x[0, 0, 0] = 12345
+    assert native.run(handle, x, ids)[0] == 1
+    assert native.error().startswith("kernel fc_relu failed (toy.py:12")
+    assert native.error().endswith("ValueError: the magic number")
+    native["destroy"](handle)
+
+
+def test_wrong_weights_are_refused(native: Native) -> None:
+    handle = ctypes.c_void_p()
+    address = native.weights.ctypes.data
+    create = native["create"]
+    assert create(ctypes.c_void_p(address), ctypes.c_uint64(319), 1, ctypes.byref(handle)) == 1
+    assert native.error() == "319 bytes of weights given, 320 expected"
+    assert create(ctypes.c_void_p(address + 4), ctypes.c_uint64(320), 1, ctypes.byref(handle)) == 1
+    assert native.error() == "the weights must be aligned to 64 bytes"
+    assert handle.value is None
+
+
+def test_time_of_every_call(native: Native) -> None:
+    handle = native.create()
+    x, ids = toy.inputs()
+    outputs = [np.empty(24, np.float32), np.empty(4, np.float32), np.empty(18, np.float32)]
+    seconds = np.full(2, -1.0)
+    code = native["run_timed"](
+        handle, pointers([x, ids]), pointers(outputs), ctypes.c_void_p(seconds.ctypes.data)
+    )
+    assert code == 0
+    assert (seconds >= 0).all()
+    assert (seconds < 1).all()
+    native["destroy"](handle)
+
+
+def test_callers_run_at_once(native: Native) -> None:
+    """Several callers on one model and on others, all wanting the pool."""
+    shared = native.create(3)
+
+    def work(seed: int) -> None:
+        own = native.create(2)
+        x, ids = toy.inputs(seed)
+        for _ in range(200):
+            for handle in (shared, own):
+                code, outputs = native.run(handle, x, ids)
+                assert code == 0, native.error()
+                check(outputs, x, ids)
+        native["destroy"](own)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    native["destroy"](shared)
+
+
+def test_error_texts_are_per_thread(native: Native) -> None:
+    handle = native.create()
+    assert native.run(handle, toy.inputs()[0], np.array([9, 9], np.int64))[0] == 2
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(native.error).result() == ""
+    assert native.error().startswith("index out of bounds")
+    native["destroy"](handle)
+
+
+def test_a_forked_child_has_a_pool_of_its_own(native: Native) -> None:
+    handle = native.create(4)
+    check(native.run(handle, *toy.inputs())[1], *toy.inputs())
+    child = os.fork()
+    if child == 0:
+        try:
+            for seed in range(50):
+                code, outputs = native.run(handle, *toy.inputs(seed))
+                assert code == 0
+                check(outputs, *toy.inputs(seed))
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    check(native.run(handle, *toy.inputs())[1], *toy.inputs())
+    native["destroy"](handle)
+
+
+def test_linking_is_deterministic() -> None:
+    assert link_library(toy.objects(), toy.plan(), "toy", "baseline").library == toy.linked().library
+
+
+def test_only_the_abi_is_exported(tmp_path: Path) -> None:
+    if not shutil.which("nm"):
+        pytest.skip("needs binutils")
+    (tmp_path / "toy.so").write_bytes(toy.linked().library)
+    done = subprocess.run(
+        ["nm", "-D", "--defined-only", tmp_path / "toy.so"], capture_output=True, text=True, check=True
+    )
+    names = [line.split()[-1] for line in done.stdout.splitlines()]
+    assert names
+    assert all(name.startswith(PREFIX) for name in names), names
+
+
+def test_the_c_text_compiles_without_warnings(tmp_path: Path) -> None:
+    for file in RUNTIME_FILES:
+        shutil.copy(tree("templates") / "runtime" / "cpu" / file, tmp_path)
+    (tmp_path / "plan.c").write_text(render_plan(toy.plan(), "toy"))
+    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers", "-Wstrict-prototypes"]
+    for file in ("plan.c", "exports.c", "runtime.c", "pool.c"):
+        command = [*c_compiler(), "-std=c11", *warnings, "-DTRANSPILE_PREFIX=toy_", "-fsyntax-only", file]
+        subprocess.run(command, cwd=tmp_path, check=True)
+
+
+def test_a_missing_compiler_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler -O3")
+    with pytest.raises(TranspileError, match="apt-get install gcc") as caught:
+        c_compiler()
+    assert caught.value.code == "no-c-compiler"
+
+
+def test_objects_that_do_not_link_are_reported() -> None:
+    with pytest.raises(TranspileError, match="fc_relu") as caught:
+        link_library((), toy.plan(), "toy", "baseline")
+    assert caught.value.code == "link-failed"

@@ -1,0 +1,103 @@
+"""The Python interface: `transpile(model, args=...)` gives a `Package`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transpiler.pipeline import Report, Request, build
+from transpiler.progress import Progress
+from transpiler.specs import parse_dynamic, parse_input
+
+if TYPE_CHECKING:
+    from transpiler.testing import TestReport
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package on disk: `path` is its folder, `report` what the build measured."""
+
+    path: Path
+    name: str
+    report: Report
+
+    def load(self, **options: Any) -> Any:
+        """The package's `Model(**options)`, without installing it."""
+        from transpiler.loading import load_package
+
+        return load_package(self.path, self.name).Model(**options)
+
+    def test(self) -> TestReport:
+        """Run the generated tests in a process of their own."""
+        from transpiler.testing import run_generated_tests
+
+        return run_generated_tests(self.path)
+
+
+def transpile(
+    model: Any,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: str | Sequence[str] = "cpu",
+    name: str | None = None,
+    out: str | Path | None = None,
+    entry: str | None = None,
+    init: Mapping[str, Any] | None = None,
+    inputs: Sequence[str] = (),
+    dynamic: Sequence[str] = (),
+    dynamic_shapes: Any = None,
+    weights: str | Path | Mapping[str, Any] | None = None,
+    taps: str | None = None,
+    isa: str | Sequence[str] = (),
+    test: bool = False,
+    quiet: bool = True,
+    progress: Progress | None = None,
+) -> Package:
+    """Transpile a PyTorch model into a standalone package.
+
+    Args:
+        model: an nn.Module, a torch.export.ExportedProgram, or the path of a model.py, .pt2 or .graph.json.
+        args, kwargs: example inputs of an nn.Module; their shapes and dtypes are the package's.
+        target: "cpu".
+        name: import name of the package; from the model by default.
+        out: the folder that gets the package's folder; `generated` by default.
+        entry, init, inputs: for a model.py, as --entry, --init and --input.
+        weights: other weights than the model's: a .safetensors or state_dict file, or a mapping.
+        taps: "all" keeps every module's output visible (unfused and unfolded, slower).
+        isa: instruction sets to build for; this machine's best by default.
+        test: run the generated tests before the package is put in place.
+        quiet: no progress lines.
+
+    Raises:
+        UsageError: the call itself is wrong.
+        TranspileErrors: the model cannot be transpiled; every reason is listed with its location.
+        TestsFailed: with `test`, the generated tests do not pass.
+    """
+    if progress is None and not quiet:
+        from transpiler.console import plain_progress
+
+        progress = plain_progress()
+    report = build(
+        Request(
+            model=model,
+            args=None if args is None else tuple(args),
+            kwargs=kwargs,
+            targets=(target,) if isinstance(target, str) else tuple(target),
+            name=name,
+            out=Path(out) if out is not None else Path("generated"),
+            entry=entry,
+            init=dict(init or {}),
+            inputs=tuple(parse_input(text) for text in inputs),
+            dynamic=tuple(parse_dynamic(text) for text in dynamic),
+            dynamic_shapes=dynamic_shapes,
+            weights=weights,
+            taps=taps,
+            isas=(isa,) if isinstance(isa, str) else tuple(isa),
+            test=test,
+        ),
+        progress,
+    )
+    return Package(report.path, report.name, report)

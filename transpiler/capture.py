@@ -1,0 +1,379 @@
+"""From a model file, a module or a saved program to an exported program. Torch lives here."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from transpiler.decompositions import decomposition_table
+from transpiler.errors import TranspileError
+from transpiler.examples import bind_inputs, draw_placeholders, dynamic_shapes
+from transpiler.export_errors import export_error, first_line
+from transpiler.frames import Files, frames_of_exception, user_location
+from transpiler.source import Entry, ModelSource, choose_entry, missing_inputs, read_source
+from transpiler.specs import DynamicSpec, InputSpec
+
+
+@dataclass(frozen=True)
+class Captured:
+    """An exported program after our decompositions, and what it came from.
+
+    `module` is the user's module as it was given (not copied, training flags untouched): run it inside
+    `evaluating(module)`. `symbol_names` maps torch's symbols to the user's names.
+    """
+
+    exported_program: ExportedProgram
+    module: torch.nn.Module | None
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    source: ModelSource | None = None
+    name: str = "model"
+    warnings: tuple[str, ...] = ()
+    symbol_names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> Files:
+        return Files(self.source.path.resolve().parent if self.source else None)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model file that was run: its module and example inputs."""
+
+    module: torch.nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    source: ModelSource
+    name: str
+
+
+# --- model.py -----------------------------------------------------------------------------------------------
+
+
+def load_model_file(
+    path: str | Path,
+    entry: str | None = None,
+    init: Mapping[str, Any] | None = None,
+    inputs: Sequence[InputSpec] = (),
+) -> Loaded:
+    """Run the user's model.py (trusted code), build the model and its example inputs.
+
+    Raises:
+        TranspileError: the file does not run (the user's line is shown), no or several models, constructor
+        arguments
+            or example inputs missing, something that is no nn.Module.
+        UsageError: `entry`, `init` or `inputs` do not fit the file.
+    """
+    source = read_source(path)
+    chosen = choose_entry(source, entry)
+    init = dict(init or {})
+    chosen.check_init(init)
+    if not inputs and not {"example_inputs"} & (set(source.functions) | source.imported):
+        raise missing_inputs(source, chosen)
+    namespace = _run_file(source)
+    files = Files(source.path.resolve().parent)
+    build = getattr(namespace, chosen.name)
+    with _user_code(files, f"{chosen.name}() failed"):
+        module = build(**init)
+    if not isinstance(module, torch.nn.Module):
+        raise TranspileError(
+            "not-a-module", f"{chosen.name}() returned {type(module).__name__}, expected an nn.Module"
+        )
+    if inputs:
+        args, kwargs = bind_inputs(module, inputs)
+    else:
+        with _user_code(files, "example_inputs() failed"):
+            given = namespace.example_inputs()
+        args, kwargs = _args_kwargs(given)
+    return Loaded(module, args, kwargs, source, _name_of(source.path, chosen))
+
+
+def _name_of(path: Path, entry: Entry) -> str:
+    stem = re.sub(r"\W", "_", path.stem)
+    return stem if stem.isidentifier() else re.sub(r"\W", "_", entry.name)
+
+
+def _run_file(source: ModelSource) -> Any:
+    """Import the file under its own folder, so that imports of its neighbours work."""
+    path = source.path.resolve()
+    # Not the plain stem: a model called `random.py` must not replace the real module.
+    spec = importlib.util.spec_from_file_location(f"transpiler_user_{_identifier(path.stem)}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        with _user_code(Files(path.parent), f"Running {path.name} failed"):
+            spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(module.__name__, None)
+        raise
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(path.parent))
+    return module
+
+
+def _identifier(text: str) -> str:
+    return re.sub(r"\W", "_", text)
+
+
+@contextlib.contextmanager
+def _user_code(files: Files, what: str) -> Iterator[None]:
+    """Turn an exception of the user's code into an error that shows the user's line."""
+    try:
+        yield
+    except TranspileError:
+        raise
+    except Exception as error:
+        location = user_location(frames_of_exception(error), files)
+        raise TranspileError(
+            "user-code-failed",
+            f"{what}: {type(error).__name__}: {error}",
+            locations=[location] if location else [],
+        ) from error
+    except SystemExit as error:
+        raise TranspileError("user-code-failed", f"{what}: it called sys.exit({error.code!r})") from error
+
+
+def _args_kwargs(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`(args, kwargs)`, a tuple of arguments, a dict of keywords or one tensor."""
+    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], tuple | list):
+        args, kwargs = given
+        if isinstance(kwargs, dict) and all(isinstance(key, str) for key in kwargs):
+            return tuple(args), dict(kwargs)
+    if isinstance(given, tuple | list):
+        return tuple(given), {}
+    if isinstance(given, dict):
+        return (), dict(given)
+    if isinstance(given, torch.Tensor):
+        return (given,), {}
+    raise TranspileError(
+        "bad-example-inputs",
+        f"example_inputs() returned {type(given).__name__}, expected a tuple of tensors or (args, kwargs)",
+    )
+
+
+# --- capture ------------------------------------------------------------------------------------------------
+
+
+def capture_file(
+    path: str | Path,
+    entry: str | None = None,
+    init: Mapping[str, Any] | None = None,
+    inputs: Sequence[InputSpec] = (),
+    dynamic: Sequence[DynamicSpec] = (),
+) -> Captured:
+    """Capture `model.py` or `model.pt2`. Raises what `load_model_file`, `capture_module` and `load_exported`
+    raise."""
+    path = Path(path)
+    if path.suffix == ".pt2":
+        return load_exported(path)
+    if path.suffix in (".pt", ".pth", ".bin"):
+        raise whole_module_error(path)
+    loaded = load_model_file(path, entry, init, inputs)
+    shapes = dynamic_shapes(loaded.module, loaded.args, loaded.kwargs, dynamic) if dynamic else None
+    captured = capture_module(loaded.module, loaded.args, loaded.kwargs, shapes, source=loaded.source)
+    return replace(captured, name=loaded.name)
+
+
+def capture_module(
+    module: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    *,
+    source: ModelSource | None = None,
+) -> Captured:
+    """Export a module in eval mode and apply our decompositions; the module is left as it was.
+
+    Raises:
+        TranspileError: "data-dependent-control-flow", "dynamic-shape" or "export-failed", with the user's
+        line.
+    """
+    warnings: list[str] = []
+    if module.training:
+        warnings.append(
+            "The model was in training mode; it is transpiled in eval mode (dropout off, running statistics)."
+        )
+    if source is None:
+        source = _source_of(module)
+    files = Files(source.path.resolve().parent if source else None)
+    example = tuple(args), dict(kwargs or {})
+    _register_caches()
+    with evaluating(module, warnings), torch.no_grad(), _quiet():
+        try:
+            exported = torch.export.export(module, *example, dynamic_shapes=dynamic_shapes)
+            exported = exported.run_decompositions(decomposition_table())
+        except Exception as error:
+            raise export_error(error, files) from error
+    names = _symbol_names(exported, example, dynamic_shapes)
+    name = _identifier(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(module).__name__)).lower()
+    return Captured(exported, module, *example, source, name, tuple(warnings), names)
+
+
+def capture_exported(exported: ExportedProgram, name: str = "model") -> Captured:
+    """Capture a program that `torch.export.export` made; examples that it lacks are drawn."""
+    warnings = []
+    with torch.no_grad(), _quiet():
+        try:
+            decomposed = exported.run_decompositions(decomposition_table())
+        except Exception as error:
+            raise export_error(error, Files()) from error
+    if exported.example_inputs is not None:
+        args, kwargs = exported.example_inputs
+    else:
+        args, kwargs = draw_placeholders(decomposed)
+        warnings.append("The program holds no example inputs; they were drawn at random.")
+    return Captured(decomposed, None, tuple(args), dict(kwargs), None, name, tuple(warnings))
+
+
+def load_exported(path: str | Path) -> Captured:
+    """Capture a `.pt2` file. Raises TranspileError if it is not one."""
+    path = Path(path)
+    if not path.is_file():
+        raise TranspileError("no-such-file", f"No such file: {path}")
+    with _quiet():
+        try:
+            exported = torch.export.load(path)
+        except Exception as error:
+            raise TranspileError(
+                "bad-pt2",
+                f"{path.name} is not a readable .pt2 file: {first_line(error)}",
+                hints=["write it with torch.export.save(torch.export.export(model.eval(), args), path)"],
+            ) from error
+    return capture_exported(
+        exported, _identifier(path.stem) if _identifier(path.stem).isidentifier() else "model"
+    )
+
+
+def whole_module_error(path: Path) -> TranspileError:
+    """Why a pickled module is refused, and the safe ways."""
+    return TranspileError(
+        "pickled-module",
+        f"{path.name} is refused: a pickled model can run any code when it is opened",
+        hints=[
+            "save the traced model: torch.export.save(torch.export.export(model.eval(), args), 'model.pt2')",
+            "or give the model.py that defines the class, and the weights with --weights",
+        ],
+    )
+
+
+@contextlib.contextmanager
+def evaluating(module: torch.nn.Module, warnings: list[str] | None = None) -> Iterator[None]:
+    """The module in eval mode and, for transformers models, without a cache in its outputs; restored
+    afterwards."""
+    training = [(item, item.training) for item in module.modules()]
+    configs = _caching_configs(module)
+    try:
+        module.eval()
+        for config in configs:
+            config.use_cache = False
+        if configs and warnings is not None:
+            warnings.append("config.use_cache is off: the key/value cache is not part of the outputs.")
+        yield
+    finally:
+        for item, flag in training:
+            item.training = flag
+        for config in configs:
+            config.use_cache = True
+
+
+def _caching_configs(module: torch.nn.Module) -> list[Any]:
+    """Configs with use_cache on, of transformers models anywhere in the module."""
+    if "transformers" not in sys.modules:
+        return []
+    from transformers import PreTrainedModel
+
+    found: dict[int, Any] = {}
+    for item in module.modules():
+        if isinstance(item, PreTrainedModel):
+            for config in (item.config, item.config.get_text_config()):
+                if getattr(config, "use_cache", False) is True:
+                    found[id(config)] = config
+    return list(found.values())
+
+
+def _register_caches() -> None:
+    """Let DynamicCache cross torch.export; only where transformers is in use."""
+    if "transformers" not in sys.modules:
+        return
+    with contextlib.suppress(ImportError, AttributeError, ValueError):
+        from transformers.integrations.executorch import register_dynamic_cache_export_support
+
+        register_dynamic_cache_export_support()  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export prints whole graphs and tracebacks to the log when it fails; our error says what is
+    needed."""
+    import warnings
+
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.export", "torch.fx", "torch._dynamo")]
+    levels = [item.level for item in loggers]
+    for item in loggers:
+        item.setLevel(logging.CRITICAL)
+    sink = open("/dev/null", "w")  # noqa: SIM115
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(sink), contextlib.redirect_stdout(sink):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        sink.close()
+        for item, level in zip(loggers, levels, strict=True):
+            item.setLevel(level)
+
+
+def _source_of(module: torch.nn.Module) -> ModelSource | None:
+    """The file of the module's class, if it is a file that is not torch's."""
+    from transpiler.frames import is_internal
+
+    try:
+        file = inspect.getsourcefile(type(module))
+    except (TypeError, OSError):
+        return None
+    if file is None or is_internal(file) or not Path(file).is_file() or "site-packages" in file:
+        return None
+    try:
+        return read_source(file)
+    except TranspileError:  # e.g. a notebook cell: names then come from the modules only
+        return None
+
+
+def _symbol_names(exported: ExportedProgram, example: Any, shapes: Any) -> dict[str, str]:
+    """torch's symbol -> the name of the torch.export.Dim the user gave for it."""
+    if shapes is None:
+        return {}
+    from transpiler.examples import dims_by_input
+
+    values = [node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"]
+    users = values[len(values) - _user_count(exported) :]
+    names: dict[str, str] = {}
+    for value, dims in zip(users, dims_by_input(example, shapes), strict=False):
+        for axis, dim in dims.items():
+            size = value.shape[axis] if isinstance(value, torch.Tensor) else None
+            name = getattr(dim, "__name__", None)
+            if isinstance(size, torch.SymInt) and name and str(name).isidentifier():
+                expression = size.node.expr
+                if expression.is_Symbol:
+                    names.setdefault(str(expression), str(name))
+    return names
+
+
+def _user_count(exported: ExportedProgram) -> int:
+    from torch.export.graph_signature import InputKind
+
+    return sum(item.kind is InputKind.USER_INPUT for item in exported.graph_signature.input_specs)

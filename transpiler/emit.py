@@ -1,0 +1,244 @@
+"""From a kernel plan and its artifacts to the files of a package: Python decides, templates only lay out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transpiler.formatting import format_python
+from transpiler.forward import ForwardView, KernelMethodView, forward_view, kernel_methods, kernel_views
+from transpiler.interface import Argument, CallView, RecordView, call_arguments, interface
+from transpiler.ir import Array, Program, Role
+from transpiler.link import ITEM_BYTES, Linked, output_names
+from transpiler.manifest import VERSION, build_manifest
+from transpiler.naming import comment, docstring, package_name
+from transpiler.output import write_package
+from transpiler.plan import KernelPlan
+from transpiler.prepared import PrepareView, prepare_view, run_prepare, runtime_module
+from transpiler.readme import ReadmeView, readme_view
+from transpiler.templates import PLACEHOLDER, package_tree, render
+
+__all__ = ["PackageView", "SourceFacts", "emit_package", "make_view", "run_prepare", "write_package"]
+
+MAX_SAMPLE_BYTES = 65536
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What the user's source contributes to the texts of a package.
+
+    `file` is a name without folders, `arguments` are `forward`'s positional parameters without `self`,
+    `facts` goes to the manifest as it is (hashes, options).
+    """
+
+    file: str = ""
+    entry: str = ""
+    docstring: str = ""
+    arguments: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TomlView:
+    """TOML basic strings, quotes included."""
+
+    name: str
+    version: str
+    description: str
+    package: str
+
+
+@dataclass(frozen=True)
+class PackageView:
+    """Everything the templates print. `manifest` lacks only "files"; `binaries` are files as they are."""
+
+    name: str
+    version: str
+    title_doc: str
+    module_doc: str
+    class_doc: str
+    exports: tuple[str, ...]
+    all_names: tuple[str, ...]
+    std_imports: tuple[str, ...]
+    kernel_plan: tuple[str, ...]
+    kernels: tuple[KernelMethodView, ...]
+    records: tuple[RecordView, ...]
+    call: CallView
+    forward: ForwardView
+    prepare: PrepareView
+    toml: TomlView
+    readme: ReadmeView
+    manifest: Mapping[str, Any]
+    binaries: Mapping[str, bytes]
+
+
+def make_view(
+    *,
+    name: str,
+    program: Program,
+    plan: KernelPlan,
+    libraries: Mapping[str, Linked],
+    prepared: Mapping[str, Array],
+    source: SourceFacts | None = None,
+    verification: Mapping[str, Any] | None = None,
+    sample: Mapping[str, Array] | None = None,
+    tool_versions: Mapping[str, str] | None = None,
+    graph_json: str = "{}\n",
+    bounds: Mapping[str, tuple[int, int]] | None = None,
+    machine: str | None = None,
+) -> PackageView:
+    """The package of one plan.
+
+    Args:
+        name: import name.
+        program: for constants, aliases, state_dict keys and how arguments and results nest.
+        libraries: ISA -> its linked library.
+        prepared: what `run_prepare` returned.
+        verification: "verified" (bool), "error" (a record per output), "tolerance"; None for unverified.
+        sample: "input.<i>" and "output.<i>" by flat position; left out of the package beyond 64 KB.
+        graph_json: the imported program (`transpiler.serialize`).
+        bounds: inclusive bounds of integer inputs, by flat name.
+        machine: the processor family, as `platform.machine()` calls it; this machine's by default.
+
+    Raises:
+        UsageError: "bad-name".
+        TranspileError: "dynamic-shapes".
+    """
+    name = package_name(name)
+    source = source or SourceFacts()
+    graph = program.main
+    arguments = call_arguments(graph.in_structure, plan.inputs, source.arguments)
+    names = output_names(plan)
+    call, records = interface(arguments, plan.inputs, plan.outputs, names, graph.out_structure)
+    methods = kernel_methods(plan)
+    manifest = build_manifest(
+        name=name,
+        program=program,
+        plan=plan,
+        isas=list(libraries),
+        arguments=arguments,
+        verification=verification or {},
+        tools=tool_versions or {},
+        source={"file": source.file, "entry": source.entry, **source.facts},
+        bounds=bounds or {},
+        machine=machine or platform.machine(),
+    )
+    exports = tuple(sorted(["Model", *(record.name for record in records)]))
+    everything = sorted([*exports, "PackageError", "TapError", "WeightsError", "__version__"], key=_sort_key)
+    what = f"{source.entry or name}, transpiled from PyTorch"
+    return PackageView(
+        name=name,
+        version=repr(VERSION),
+        title_doc=docstring(f"{what}: `Model()` runs it with numpy arrays."),
+        module_doc=_module_doc(what, source, call, arguments),
+        class_doc=docstring(f"{what}; see `runtime.package.Package` for what every model can do."),
+        exports=tuple(sorted(exports, key=_sort_key)),
+        all_names=tuple(map(repr, everything)),
+        std_imports=tuple(
+            ["from dataclasses import dataclass"] * bool(records)
+            + ["from pathlib import Path", "from typing import Any"]
+        ),
+        kernel_plan=tuple(repr(item.kernel) for item in plan.calls()),
+        kernels=kernel_views(plan, methods),
+        records=records,
+        call=call,
+        forward=forward_view(plan, methods, (record.name for record in records)),
+        prepare=prepare_view(plan),
+        toml=TomlView(_toml(name.replace("_", "-")), _toml(VERSION), _toml(comment(what)), _toml(name)),
+        readme=readme_view(name, source.docstring or what, arguments, plan, names, manifest),
+        manifest=manifest,
+        binaries=_binaries(name, program, plan, libraries, prepared, sample, graph_json),
+    )
+
+
+def emit_package(view: PackageView, extra: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
+    """The files of a package: relative path -> content, sorted. `extra` are further files, such as the tests.
+
+    Python files are formatted. manifest.json holds the hashes of all others: "files" those of the package's
+    own folder, relative to it; "project_files" the rest.
+    """
+    files: dict[str, bytes] = {**view.binaries, **(extra or {})}
+    for path, content in package_tree():
+        target = path.removesuffix(".jinja").replace(f"/{PLACEHOLDER}/", f"/{view.name}/")
+        files[target] = render(path, view).encode("utf-8") if content is None else content
+    files = format_python(files)
+    inside = f"src/{view.name}/"
+    hashes = {path: hashlib.sha256(content).hexdigest() for path, content in sorted(files.items())}
+    manifest = {
+        **view.manifest,
+        "files": {
+            path.removeprefix(inside): digest for path, digest in hashes.items() if path.startswith(inside)
+        },
+        "project_files": {path: digest for path, digest in hashes.items() if not path.startswith(inside)},
+    }
+    files[f"{inside}manifest.json"] = (
+        json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    ).encode()
+    return dict(sorted(files.items()))
+
+
+def _binaries(
+    name: str,
+    program: Program,
+    plan: KernelPlan,
+    libraries: Mapping[str, Linked],
+    prepared: Mapping[str, Array],
+    sample: Mapping[str, Array] | None,
+    graph_json: str,
+) -> dict[str, bytes]:
+    encode = runtime_module("safetensors").encode
+    folder = f"src/{name}"
+    files = {f"{folder}/kernels/cpu/{isa}/{name}.so": linked.library for isa, linked in libraries.items()}
+    files[f"{folder}/graph.json"] = graph_json.encode("utf-8")
+    files[f"{folder}/weights.cpu.safetensors"] = encode(
+        {value.name: prepared[value.name] for value in plan.weights},
+        dtypes={value.name: value.dtype for value in plan.weights},
+        offsets={value.name: _offset(plan, value.name) for value in plan.weights},
+        total=plan.weight_bytes,
+        metadata={"transpile.prepared": f"{name} cpu"},
+    )
+    needed = [item for item in plan.prepare.inputs if item.role is Role.CONSTANT]
+    if needed:
+        constants = {item.key: program.constants[item.key] for item in needed}
+        dtypes = {item.key: item.value.dtype for item in needed}
+        files[f"{folder}/constants.safetensors"] = encode(constants, dtypes=dtypes)
+    if sample and sum(array.nbytes for array in sample.values()) <= MAX_SAMPLE_BYTES - 4096:
+        types = {f"input.{i}": item.value.dtype for i, item in enumerate(plan.inputs)}
+        types |= {f"output.{i}": value.dtype for i, value in enumerate(plan.outputs)}
+        raw = {
+            key: types[key] for key, array in sample.items() if array.dtype.itemsize == ITEM_BYTES[types[key]]
+        }
+        files[f"{folder}/sample.safetensors"] = encode(sample, dtypes=raw)
+    return files
+
+
+def _offset(plan: KernelPlan, name: str) -> int:
+    offset = plan.storage[name].offset
+    assert isinstance(offset, int), f"the offset of {name} in the weights file is symbolic"
+    return offset
+
+
+def _module_doc(what: str, source: SourceFacts, call: CallView, arguments: Sequence[Argument]) -> str:
+    signature = f"model({', '.join(argument.name for argument in arguments)}) -> {call.returns}"
+    parts = [f"{what}: {signature}"]
+    if source.file:
+        parts.append(
+            f"Generated from {source.file}. Comments show the lines that the kernels below them compute."
+        )
+    if source.docstring:
+        parts.append(source.docstring)
+    return "\n\n".join(docstring(part) for part in parts) + ("\n" if len(parts) > 1 else "")
+
+
+def _sort_key(name: str) -> tuple[int, str]:
+    """isort's order of names: CONSTANTS, Classes, then the rest."""
+    return (0 if name.isupper() and len(name) > 1 else 1 if name[0].isupper() else 2, name)
+
+
+def _toml(text: str) -> str:
+    """A TOML basic string: JSON's escapes are a subset of its own."""
+    return json.dumps(text, ensure_ascii=True).replace("\x7f", "\\u007f")

@@ -1,0 +1,189 @@
+"""Example inputs and dynamic dimensions: from the command line's specs to torch objects."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from transpiler.errors import UsageError
+from transpiler.ops.base import rng
+from transpiler.specs import DynamicSpec, InputSpec
+
+
+def draw(spec: InputSpec, high: int | None = None, seed: str = "") -> torch.Tensor:
+    """A tensor of the spec: normal floats, integers in its bounds (`high` where it has none), fair bools."""
+    generator = rng(f"{seed}{spec}")
+    if spec.dtype == "bool":
+        return torch.from_numpy(np.asarray(generator.integers(0, 2, spec.shape), dtype=np.bool_))
+    if "int" in spec.dtype:
+        low = spec.low if spec.low is not None else 0
+        top = spec.high if spec.high is not None else (high if high is not None else 1)
+        return torch.from_numpy(np.asarray(generator.integers(low, top + 1, spec.shape), dtype=spec.dtype))
+    values = np.asarray(generator.standard_normal(spec.shape), dtype=np.float64)
+    return torch.from_numpy(values).to(getattr(torch, spec.dtype))
+
+
+def smallest_embedding(module: torch.nn.Module) -> int | None:
+    """The largest index that every embedding of the module takes: a safe bound before the graph is known."""
+    sizes = [item.num_embeddings for item in module.modules() if isinstance(item, torch.nn.Embedding)]
+    return min(sizes) - 1 if sizes else None
+
+
+def bind_inputs(
+    module: torch.nn.Module, specs: Sequence[InputSpec]
+) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+    """Arguments for the module's forward: specs without a name by position, the others by keyword.
+
+    Raises:
+        UsageError: names that forward does not take, or required parameters that no spec gives.
+    """
+    bound = smallest_embedding(module)
+    args = [spec for spec in specs if spec.name is None]
+    named = {spec.name: spec for spec in specs if spec.name is not None}
+    if len(args) + len(named) < len(specs):
+        raise UsageError("bad-input", "an --input name is given twice.")
+    parameters = inspect.signature(module.forward).parameters
+    positional = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if (unknown := sorted(set(named) - set(parameters))) and not takes_any:
+        takes = ", ".join(parameters)
+        raise UsageError("bad-input", f"forward takes no argument {', '.join(unknown)}; it takes: {takes}.")
+    if len(args) > len(positional) and not any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+        raise UsageError(
+            "bad-input", f"{len(args)} inputs without a name, but forward takes {len(positional)}."
+        )
+    free = [p.name for p in positional[len(args) :]]
+    if clash := [p.name for p in positional[: len(args)] if p.name in named]:
+        raise UsageError("bad-input", f"{', '.join(clash)} is given by position and by name.")
+    # Leading parameters go by position even if they were named: that is how a caller writes them.
+    leading = []
+    while free and free[0] in named and parameters[free[0]].default is inspect.Parameter.empty:
+        leading.append(named.pop(free.pop(0)))
+    missing = [
+        name for name in free if parameters[name].default is inspect.Parameter.empty and name not in named
+    ]
+    missing += [
+        p.name
+        for p in parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in named
+    ]
+    if missing:
+        flags = " ".join(f"--input {name}=SHAPE:DTYPE" for name in missing)
+        raise UsageError("bad-input", f"No input for {', '.join(missing)}.", hints=[f"add {flags}"])
+    tensors = tuple(draw(spec, bound, str(index)) for index, spec in enumerate([*args, *leading]))
+    return tensors, {str(name): draw(spec, bound, str(name)) for name, spec in named.items()}
+
+
+def dynamic_shapes(
+    module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], specs: Sequence[DynamicSpec]
+) -> dict[str, Any]:
+    """`dynamic_shapes` for torch.export, by argument name. One symbol used twice is one dimension.
+
+    Raises:
+        UsageError: an input or dimension that does not exist.
+    """
+    bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    arguments: dict[str, Any] = {}
+    for name, value in bound.items():
+        kind = inspect.signature(module.forward).parameters[name].kind
+        arguments.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+    dims: dict[str, Any] = {}
+    for spec in specs:
+        if spec.symbol not in dims or spec.bounds is not None:
+            low, high = (spec.bounds.low, spec.bounds.high) if spec.bounds else (None, None)
+            dims[spec.symbol] = torch.export.Dim(spec.symbol, min=low, max=high)
+    shapes: dict[str, Any] = {name: _nothing(value) for name, value in arguments.items()}
+    for spec in specs:
+        value = arguments.get(spec.name)
+        if not isinstance(value, torch.Tensor):
+            tensors = [name for name, item in arguments.items() if isinstance(item, torch.Tensor)]
+            raise UsageError(
+                "bad-dynamic",
+                f"--dynamic {spec.name}.{spec.dim}: no such input; known: {', '.join(tensors)}.",
+            )
+        if spec.dim >= value.dim():
+            raise UsageError(
+                "bad-dynamic", f"--dynamic {spec.name}.{spec.dim}: {spec.name} has {value.dim()} dims."
+            )
+        shapes[spec.name] = {**(shapes[spec.name] or {}), spec.dim: dims[spec.symbol]}
+    return shapes
+
+
+def _nothing(value: Any) -> Any:
+    """The `dynamic_shapes` entry of an argument of which nothing varies, nested as the argument is."""
+    if isinstance(value, dict):
+        return {key: _nothing(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_nothing(item) for item in value) if type(value) in (tuple, list) else None
+    return None
+
+
+def dims_by_input(
+    example: tuple[tuple[Any, ...], Mapping[str, Any]], shapes: Any
+) -> Iterator[dict[int, Any]]:
+    """The dims of each flat input, in order, from any form of `dynamic_shapes`."""
+    args, kwargs = example
+    values = [*args, *kwargs.values()]
+    # By name they are in signature order, in which positional arguments come first.
+    entries = list(shapes.values()) if isinstance(shapes, Mapping) else list(shapes)
+    for value, entry in zip(values, entries, strict=False):
+        yield from _dims(value, entry)
+
+
+def _dims(value: Any, entry: Any) -> Iterator[dict[int, Any]]:
+    if isinstance(value, torch.Tensor):
+        if isinstance(entry, Mapping):
+            yield dict(entry)
+        elif isinstance(entry, tuple | list):
+            yield dict(enumerate(entry))
+        else:
+            yield {}
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _dims(item, entry.get(key) if isinstance(entry, Mapping) else None)
+    elif isinstance(value, tuple | list):
+        parts = entry if isinstance(entry, tuple | list) else [None] * len(value)
+        for item, part in zip(value, parts, strict=False):
+            yield from _dims(item, part)
+    else:
+        yield {}
+
+
+def draw_placeholders(exported: ExportedProgram) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example arguments for a program that was saved without: drawn from its placeholders' shapes.
+
+    Symbolic sizes take the hint torch recorded, or the smallest allowed one above 1.
+    """
+    from torch.export.graph_signature import InputKind
+    from torch.utils import _pytree
+
+    specs = exported.graph_signature.input_specs
+    nodes = [node for node in exported.graph.nodes if node.op == "placeholder"]
+    flat: list[Any] = []
+    for spec, node in zip(specs, nodes, strict=True):
+        if spec.kind is not InputKind.USER_INPUT:
+            continue
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            shape = tuple(_size(size, exported) for size in value.shape)
+            dtype = str(value.dtype).removeprefix("torch.")
+            flat.append(draw(InputSpec(None, shape, dtype), seed=node.name))
+        else:
+            flat.append(getattr(spec.arg, "value", value))
+    args, kwargs = _pytree.tree_unflatten(flat, exported.call_spec.in_spec)
+    return args, kwargs
+
+
+def _size(size: Any, exported: ExportedProgram) -> int:
+    if isinstance(size, int):
+        return size
+    hint = getattr(size.node, "hint", None)
+    if hint is not None:
+        return int(hint)
+    bounds = exported.range_constraints.get(size.node.expr)
+    return max(2, int(bounds.lower)) if bounds is not None else 2

@@ -1,0 +1,100 @@
+"""PyTorch's stand-in for a model that came as a graph: the numpy reference, in float32 and in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from transpiler.draw import integers, normal, numpy_dtype, seed_of
+from transpiler.interpreter import run_graph
+from transpiler.ir import Array, Graph, Node, Program, TensorType, Value
+from transpiler.ops.index import Take
+
+WIDE = {"float32": "float64", "float16": "float64", "bfloat16": "float64"}
+
+
+class GraphReference:
+    """`eager` and `run` with the signatures of `transpiler.reference`."""
+
+    def __init__(self, program: Program, state: Mapping[str, Array]) -> None:
+        self.program, self.state = program, state
+        self.wide = to_double(program)
+
+    def eager(self, inputs: Sequence[Array], *, weights: Mapping[str, Array] | None = None) -> list[Array]:
+        return list(run_graph(self.program, self.state if weights is None else weights, inputs))
+
+    def run(
+        self,
+        inputs: Sequence[Array],
+        *,
+        double: bool = False,
+        capture_values: Sequence[str] = (),
+        weights: Mapping[str, Array] | None = None,
+    ) -> tuple[list[Array], dict[str, Array]]:
+        state = self.state if weights is None else weights
+        values: dict[str, Array] = {}
+        if double:
+            widened = {key: _widen(array) for key, array in state.items()}
+            outputs = run_graph(self.wide, widened, [_widen(array) for array in inputs], values=values)
+        else:
+            outputs = run_graph(self.program, state, inputs, values=values)
+        return list(outputs), {name: values[name] for name in capture_values}
+
+    def bounds(self) -> dict[str, tuple[int, int]]:
+        """Integer inputs that look up a table directly: its valid indices."""
+        keys = {item.value.name: item.key for item in self.program.main.user_inputs()}
+        found: dict[str, tuple[int, int]] = {}
+        for node in self.program.main.nodes:
+            if isinstance(node.op, Take) and node.inputs[1].name in keys:
+                size = int(node.inputs[0].shape[node.op.axis])  # type: ignore[arg-type]
+                found[keys[node.inputs[1].name]] = (0, size - 1)
+        return found
+
+    def examples(self) -> tuple[Array, ...]:
+        """Drawn inputs: normal floats, integers within their bounds (0 and 1 where there are none)."""
+        bounds = self.bounds()
+        drawn = []
+        for item in self.program.main.user_inputs():
+            shape = item.value.type.static_shape()
+            count, seed = int(np.prod(shape, dtype=np.int64)), seed_of(item.key)
+            dtype = numpy_dtype(item.value.dtype)
+            flat = normal(seed, count) if dtype.kind == "f" else integers(seed, count, *bounds.get(item.key, (0, 1)))
+            drawn.append(flat.astype(dtype).reshape(shape))
+        return tuple(drawn)
+
+
+def _widen(array: Array) -> Array:
+    return array.astype(np.float64) if array.dtype.name in WIDE else array
+
+
+def to_double(program: Program) -> Program:
+    """The program with every float type and every `dtype` attribute widened to float64."""
+    functions = {name: _graph_to_double(graph) for name, graph in program.functions.items()}
+    return replace(
+        program, functions=functions, constants={key: _widen(array) for key, array in program.constants.items()}
+    )
+
+
+def _value(value: Value) -> Value:
+    return replace(value, type=TensorType(WIDE.get(value.dtype, value.dtype), value.shape))
+
+
+def _graph_to_double(graph: Graph) -> Graph:
+    nodes = []
+    for node in graph.nodes:
+        changes: dict[str, Any] = {
+            item.name: WIDE[getattr(node.op, item.name)]
+            for item in fields(node.op)  # type: ignore[arg-type]
+            if item.name == "dtype" and getattr(node.op, item.name) in WIDE
+        }
+        op = replace(node.op, **changes) if changes else node.op  # type: ignore[type-var]
+        nodes.append(Node(op, tuple(map(_value, node.inputs)), tuple(map(_value, node.outputs))))
+    return replace(
+        graph,
+        inputs=tuple(replace(item, value=_value(item.value)) for item in graph.inputs),
+        nodes=tuple(nodes),
+        outputs=tuple(replace(item, value=_value(item.value)) for item in graph.outputs),
+    )

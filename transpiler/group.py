@@ -1,0 +1,82 @@
+"""A fused group: the nodes that one kernel computes. What a schedule rule is asked to lower."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from transpiler.ir import Node, Value
+from transpiler.ops.base import Opaque, Reduce
+from transpiler.plan import Kernel
+from transpiler.target import Target
+
+
+@dataclass(frozen=True)
+class Group:
+    """Nodes in execution order. `anchor` is the index of the one node with loops of its own (an Opaque or Reduce op),
+    None for a pointwise group; the nodes before it are its prologue, the ones after it its epilogue.
+
+    `inputs` are the values read from outside, each once, in order of first use; `outputs` are the values written.
+    Only the last node's outputs are visible outside, except that an anchor with several outputs stands alone.
+    """
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    anchor: int | None = None
+
+    @property
+    def anchor_node(self) -> Node | None:
+        return None if self.anchor is None else self.nodes[self.anchor]
+
+    @property
+    def prologue(self) -> tuple[Node, ...]:
+        return () if self.anchor is None else self.nodes[: self.anchor]
+
+    @property
+    def epilogue(self) -> tuple[Node, ...]:
+        return () if self.anchor is None else self.nodes[self.anchor + 1 :]
+
+    def input_index(self, value: Value) -> int:
+        """Position of `value` among the inputs."""
+        return [item.name for item in self.inputs].index(value.name)
+
+    def key(self) -> tuple[object, ...]:
+        """Equal for groups that the same kernel computes: ops, attributes, types and wiring, without names."""
+        numbers = {value.name: number for number, value in enumerate(self.inputs)}
+        nodes = []
+        for node in self.nodes:
+            wiring = tuple(numbers[value.name] for value in node.inputs)
+            for value in node.outputs:
+                numbers[value.name] = len(numbers)
+            nodes.append((node.op, wiring, tuple(value.type for value in node.outputs)))
+        outputs = tuple(numbers[value.name] for value in self.outputs)
+        return (tuple(value.type for value in self.inputs), tuple(nodes), outputs)
+
+
+def make_group(nodes: tuple[Node, ...], outputs: tuple[Value, ...]) -> Group:
+    """A group of `nodes` (in order) with its outside inputs and its anchor worked out."""
+    inside = {value.name for node in nodes for value in node.outputs}
+    inputs: dict[str, Value] = {}
+    for node in nodes:
+        for value in node.inputs:
+            if value.name not in inside:
+                inputs.setdefault(value.name, value)
+    anchors = [position for position, node in enumerate(nodes) if isinstance(node.op, Opaque | Reduce)]
+    if len(anchors) > 1:
+        raise ValueError(f"a group has one anchor, not {len(anchors)}")
+    return Group(nodes, tuple(inputs.values()), outputs, anchors[0] if anchors else None)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A scheduled kernel: its description and its TIR function (a tvm PrimFunc)."""
+
+    kernel: Kernel
+    function: Any
+
+
+class Rule(Protocol):
+    """A schedule module. `apply` gives the kernel called `name` for the group, or None if it does not take it."""
+
+    def apply(self, group: Group, target: Target, name: str) -> Lowered | None: ...

@@ -1,0 +1,323 @@
+"""From an exported program to the neutral op graph, through the importers that the ops register."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Node as FxNode
+
+from transpiler.boundary import Boundary, Unknown
+from transpiler.capture import Captured
+from transpiler.errors import TranspileErrors
+from transpiler.ir import (
+    Array,
+    Graph,
+    IRError,
+    Node,
+    Program,
+    Role,
+    TensorType,
+    Value,
+    verify,
+)
+from transpiler.ops import ATEN, Op, OpError
+from transpiler.symbols import dtype_name, same_type, tensor_type, to_dim
+from transpiler.taps import Origin
+from transpiler.weights import storage_aliases
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A program and its ties to PyTorch.
+
+    `taps` maps each module path (`fc#2` for the second call) to the value that is its output, `fx_names` each
+    value to the FX node that computes it, `argument_names` are the names of the positional arguments,
+    `integer_bounds` the largest index that is safe for an integer input that looks up an embedding.
+    """
+
+    program: Program
+    taps: Mapping[str, str]
+    fx_names: Mapping[str, str]
+    argument_names: tuple[str, ...] = ()
+    integer_bounds: Mapping[str, tuple[int, int]] | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def import_program(captured: Captured) -> Imported:
+    """Translate the captured FX graph.
+
+    Raises:
+        TranspileErrors: everything in the model that has no counterpart, all at once: operators, dtypes,
+        sizes,
+            containers, mutated buffers.
+        IRError: an op's type rule disagrees with PyTorch (a bug of the op).
+    """
+    return _Importer(captured).run()
+
+
+# FX calls without a meaning of their own: checks that export has already decided.
+_CHECKS = ("_assert", "sym_constrain_range", "_assert_async", "_assert_scalar", "_assert_tensor_metadata")
+# Arguments that say where and how a tensor is stored; a value of the graph has neither.
+_PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking"})
+
+
+class _Importer(Boundary):
+    """One import. It is also the `ImportContext` that op importers see."""
+
+    def __init__(self, captured: Captured) -> None:
+        super().__init__(captured)
+        self.nodes: list[Node] = []
+        self.pending: list[Node] = []
+        self.current: FxNode | None = None
+        self.constant_inputs: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
+
+    # --- the whole ------------------------------------------------------------------------------------------
+
+    def run(self) -> Imported:
+        aliases = storage_aliases(self.exported.state_dict)
+        in_structure = self.import_inputs(aliases)
+        for node in self.fx_nodes:
+            if node.op == "call_function":
+                self._import_call(node)
+            elif node.op == "get_attr":
+                self.env[node] = Unknown()  # a subgraph: its user is reported
+        outputs, out_structure = self.import_outputs()
+        self.problems.raise_all()
+        graph = Graph(
+            "forward",
+            tuple(sorted(self.inputs, key=lambda item: _ROLE_ORDER[item.role])),
+            tuple(self.nodes),
+            outputs,
+            in_structure,
+            out_structure,
+            self.ranges,
+        )
+        verify(graph)
+        program = Program({"forward": graph}, self.constants, aliases)
+        taps = {
+            path: self.env[node].name
+            for path, node in self.module_outputs.items()
+            if isinstance(self.env.get(node), Value)
+        }
+        return Imported(
+            program,
+            taps,
+            self.fx_names,
+            self.argument_names(),
+            self.integer_bounds(),
+            (*self.captured.warnings, *self.warnings),
+        )
+
+    # --- one call -------------------------------------------------------------------------------------------
+
+    def _import_call(self, node: FxNode) -> None:
+        meta = node.meta.get("val")
+        if node.target is operator.getitem:
+            self._import_getitem(node)
+            return
+        if isinstance(meta, int | torch.SymInt) and not isinstance(meta, bool):
+            self._import_size(node, meta)
+            return
+        target = str(node.target).removeprefix("aten.")
+        if target.startswith(_CHECKS) or isinstance(meta, torch.SymBool | bool):
+            self.env[node] = None
+            return
+        args = [self._argument(item) for item in node.args]
+        kwargs = {k: self._argument(v) for k, v in node.kwargs.items() if k not in _PLACEMENT}
+        if any(isinstance(item, Unknown) for item in _flat([*args, *kwargs.values()])):
+            self._check_known(node, target)
+            self.env[node] = Unknown()
+            return
+        if not self._check_known(node, target):
+            self.env[node] = Unknown()
+            return
+        self.current, self.pending = node, []
+        try:
+            expected = self.out_types()
+            result = ATEN[target](self, *args, **kwargs)
+        except (OpError, _UnsupportedError) as error:
+            self.problems.add(
+                "unsupported-use", f"Unsupported use of '{node.target}': {error}", self.location_of(node)
+            )
+            self.env[node] = Unknown()
+            return
+        except TranspileErrors as error:
+            self.problems.extend(error, self.location_of(node))
+            self.env[node] = Unknown()
+            return
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            where = self.location_of(node)
+            raise IRError(
+                f"importer of '{node.target}' failed at {where}: {type(error).__name__}: {error}"
+            ) from error
+        self.env[node] = self._finish(node, result, expected)
+
+    def _check_known(self, node: FxNode, target: str) -> bool:
+        """Report what can be said without importing: the operator itself and the dtypes of its results."""
+        known = target in ATEN
+        if not known:
+            self.problems.add_operator(str(node.target), self.location_of(node))
+        values = node.meta.get("val")
+        for value in values if isinstance(values, tuple | list) else (values,):
+            if isinstance(value, torch.Tensor):
+                known &= self.type_of(value, f"result of '{node.target}'", self.location_of(node)) is not None
+        return known
+
+    def _import_getitem(self, node: FxNode) -> None:
+        source, index = node.args
+        value = self.env[source]  # type: ignore[index]
+        if isinstance(value, tuple | list):
+            value = value[index]  # type: ignore[index]
+        elif isinstance(value, Value) and index != 0:
+            raise IRError(f"'{source}' was imported as one value, but its element {index} is used")
+        self.env[node] = value
+        if isinstance(value, Value):
+            self._check(node, value, node.meta["val"])
+
+    def _import_size(self, node: FxNode, meta: Any) -> None:
+        if str(node.target).startswith(("aten.item", "aten._local_scalar_dense")):
+            self.problems.add_operator(str(node.target), self.location_of(node))
+            self.env[node] = Unknown()
+            return
+        try:
+            self.env[node] = to_dim(meta, self.symbol_names)
+        except TranspileErrors as error:
+            self.problems.extend(error, self.location_of(node))
+            self.env[node] = Unknown()
+
+    def _finish(self, node: FxNode, result: Any, expected: tuple[TensorType, ...]) -> Any:
+        """Name the nodes that were emitted for `node` and check the result against PyTorch's types."""
+        results = list(result) if isinstance(result, tuple | list) else [result]
+        wishes: dict[str, tuple[Origin | None, str | None, FxNode]] = {}
+        for index, value in enumerate(results):
+            if isinstance(value, Value):
+                owner = _owner(
+                    node, index, len(results) > 1 or isinstance(node.meta.get("val"), tuple | list)
+                )
+                wishes.setdefault(value.name, (self.origins.get(owner.name), self.paths.get(owner), owner))
+        renamed: dict[str, Value] = {}
+        for item in self.pending:
+            outputs = tuple(
+                self._named(value, item.op, wishes.get(value.name), node) for value in item.outputs
+            )
+            renamed.update({old.name: new for old, new in zip(item.outputs, outputs, strict=True)})
+            inputs = tuple(renamed.get(value.name, value) for value in item.inputs)
+            self.nodes.append(Node(item.op, inputs, outputs))
+        self.pending = []
+        final = [renamed.get(value.name, value) if isinstance(value, Value) else value for value in results]
+        for index, (value, type_) in enumerate(zip(final, expected, strict=False)):
+            if isinstance(value, Value) and not same_type(value.type, type_, self.ranges):
+                raise IRError(
+                    f"'{node.target}' ({node.name}) #{index}: imported as {value.type}, expected {type_}"
+                )
+        return tuple(final) if isinstance(result, tuple | list) else final[0]
+
+    def _named(
+        self, value: Value, op: Op, wish: tuple[Origin | None, str | None, FxNode] | None, node: FxNode
+    ) -> Value:
+        location = self.location_of(node)
+        if wish is None:
+            return replace(value, name=self.names.unique(op.name), location=location)
+        origin, path, owner = wish
+        hint = origin.hint if origin else None
+        label = hint or (origin.label if origin else None) or op.name
+        named = replace(value, name=self.names.unique(label), path=path, location=location, hint=hint)
+        if isinstance(owner.meta.get("val"), torch.Tensor):
+            self.fx_names[named.name] = owner.name
+        return named
+
+    def _check(self, node: FxNode, value: Value, meta: torch.Tensor) -> None:
+        expected = tensor_type(meta, self.symbol_names)
+        if not same_type(value.type, expected, self.ranges):
+            raise IRError(f"'{node.name}' was imported as {value.type}, PyTorch says {expected}")
+
+    def _argument(self, item: Any) -> Any:
+        if isinstance(item, FxNode):
+            return self.env[item]
+        if isinstance(item, list | tuple):
+            return [self._argument(part) for part in item]
+        if isinstance(item, torch.dtype):
+            return dtype_name(item)
+        if isinstance(item, torch.SymInt):
+            return to_dim(item, self.symbol_names)
+        if isinstance(item, torch.device | torch.layout | torch.memory_format):
+            return str(item).removeprefix("torch.")
+        return item
+
+    # --- what op importers may do (ImportContext) -----------------------------------------------------------
+
+    def emit(self, op: Op, *inputs: Value) -> Any:
+        types = op.infer_types([value.type for value in inputs])
+        outputs = tuple(
+            Value(f"{len(self.nodes)}.{len(self.pending)}.{i}", type_) for i, type_ in enumerate(types)
+        )
+        self.pending.append(Node(op, inputs, outputs))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def scalar(self, value: float | int | bool, dtype: str) -> Value:
+        text = str(value).replace("-", "m").replace("+", "")
+        return self._constant(_as_dtype(np.asarray(value), dtype), f"scalar_{text}")
+
+    def array(self, data: Array) -> Value:
+        return self._constant(np.ascontiguousarray(data), "constant")
+
+    def _constant(self, data: Array, wish: str) -> Value:
+        identity = (str(data.dtype), data.shape, data.tobytes())
+        if identity not in self.constant_inputs:
+            value = self.add_input(wish, "", Role.CONSTANT, TensorType(str(data.dtype), data.shape), None)
+            self.inputs[-1] = replace(self.inputs[-1], key=value.name)
+            self.constants[value.name] = data
+            self.constant_inputs[identity] = value
+        return self.constant_inputs[identity]
+
+    def cast(self, value: Value, dtype: str) -> Value:
+        if value.dtype == dtype:
+            return value
+        from transpiler.ops import REGISTRY
+
+        result: Value = self.emit(REGISTRY["cast"](dtype), value)  # type: ignore[call-arg]
+        return result
+
+    def out_types(self) -> tuple[TensorType, ...]:
+        assert self.current is not None
+        values = self.current.meta.get("val")
+        values = values if isinstance(values, tuple | list) else (values,)
+        return tuple(
+            tensor_type(value, self.symbol_names) for value in values if isinstance(value, torch.Tensor)
+        )
+
+    def unsupported(self, reason: str) -> Exception:
+        return _UnsupportedError(reason)
+
+
+class _UnsupportedError(Exception):
+    """Raised by op importers through `ImportContext.unsupported`."""
+
+
+_ROLE_ORDER = {role: index for index, role in enumerate(Role)}
+
+
+def _owner(node: FxNode, index: int, several: bool) -> FxNode:
+    """The FX node that stands for output `index`: its getitem if the node has several."""
+    if several:
+        for user in node.users:
+            if user.target is operator.getitem and user.args[1] == index:
+                return user
+    return node
+
+
+def _flat(items: Sequence[Any]) -> list[Any]:
+    return [leaf for item in items for leaf in (_flat(item) if isinstance(item, list | tuple) else [item])]
+
+
+def _as_dtype(data: Array, dtype: str) -> Array:
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return data.astype(ml_dtypes.bfloat16)
+    return data.astype(dtype)

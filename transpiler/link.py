@@ -1,0 +1,305 @@
+"""Kernel objects + the plan's table + the C runtime -> one shared library, by the system's C compiler."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from transpiler.dims import Dim, product
+from transpiler.errors import TranspileError
+from transpiler.ir import TensorType, Value
+from transpiler.naming import c_comment, c_string, checked_symbol, comment, source_line
+from transpiler.plan import Call, Kernel, KernelPlan, Storage, View
+from transpiler.resources import tree
+
+# The part of the runtime that is the same in every library, and the part that carries the package's name.
+SHARED_FILES = ("runtime.c", "pool.c")
+RUNTIME_FILES = ("runtime.h", "exports.c", *SHARED_FILES)
+# fmt: off
+COMPILE = (
+    "-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections",
+)
+LINK = (
+    "-shared", "-Wl,--gc-sections", "-Wl,--no-undefined", "-Wl,-z,now", "-Wl,-z,nodelete",
+    "-Wl,-z,noexecstack", "-Wl,--build-id=none", "-s", "-lm", "-lpthread",
+)
+# fmt: on
+ITEM_BYTES = {
+    "float64": 8,
+    "int64": 8,
+    "float32": 4,
+    "int32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}  # fmt: skip
+_STORAGE = {"input": "TP_INPUT", "output": "TP_OUTPUT", "weight": "TP_WEIGHT", "arena": "TP_ARENA"}
+
+
+@dataclass(frozen=True)
+class Linked:
+    """A library for one ISA and the C text of its plan."""
+
+    library: bytes
+    plan_source: str
+
+
+@dataclass(frozen=True)
+class KernelView:
+    name: str
+    text: str
+    parameters: str
+    arguments: str
+    bytes: str
+    input_count: int
+    output_count: int
+    workspace: int
+    checks_index: int
+
+
+@dataclass(frozen=True)
+class ArgumentView:
+    fields: str
+    comment: str
+
+
+@dataclass(frozen=True)
+class CallView:
+    kernel: int
+    comment: str
+    arguments: tuple[ArgumentView, ...]
+    workspace_offset: int
+    source: str
+
+
+@dataclass(frozen=True)
+class CopyView:
+    output: int
+    fields: str
+    comment: str
+
+
+@dataclass(frozen=True)
+class TensorView:
+    name: str
+    bytes: int
+    comment: str
+
+
+@dataclass(frozen=True)
+class PlanView:
+    title: str
+    kernels: tuple[KernelView, ...]
+    calls: tuple[CallView, ...]
+    copies: tuple[CopyView, ...]
+    inputs: tuple[TensorView, ...]
+    outputs: tuple[TensorView, ...]
+    max_arguments: int
+    arena_bytes: int
+    weight_bytes: int
+
+
+# --- the plan in C ----------------------------------------------------------------------------------------
+
+
+def static(size: Dim, what: str) -> int:
+    """`size` as an int. Raises TranspileError "dynamic-shapes" if it is symbolic."""
+    if isinstance(size, int):
+        return size
+    raise TranspileError(
+        "dynamic-shapes",
+        f"The size of {what} is {size}; CPU packages need fixed sizes in this version.",
+        hints=("Leave out --dynamic and transpile once per size.",),
+    )
+
+
+def type_bytes(type: TensorType, what: str = "a tensor") -> int:
+    """Bytes of a dense tensor. Raises TranspileError "dynamic-shapes" if its shape is symbolic."""
+    return ITEM_BYTES[type.dtype] * static(product(type.shape), what)
+
+
+def storage_of(plan: KernelPlan, value: Value) -> Storage:
+    """Where `value` lives; a view lives where its input does unless the plan says otherwise."""
+    if value.name not in plan.storage:
+        views = {step.output.name: step.input for step in plan.steps if isinstance(step, View)}
+        while value.name not in plan.storage:
+            value = views[value.name]
+    return plan.storage[value.name]
+
+
+def render_plan(plan: KernelPlan, title: str) -> str:
+    """The C text of plan.c. Raises TranspileError "dynamic-shapes" for a symbolic plan."""
+    environment = Environment(
+        loader=FileSystemLoader(tree("templates") / "runtime" / "cpu"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("plan.c.jinja").render(plan=_plan_view(plan, title))
+
+
+def _plan_view(plan: KernelPlan, title: str) -> PlanView:
+    index_of = {kernel.name: index for index, kernel in enumerate(plan.kernels)}
+    copies = []
+    for index, value in enumerate(plan.outputs):
+        storage = storage_of(plan, value)
+        if storage.kind != "output" or storage.index != index:
+            copies.append(CopyView(index, _fields(storage), c_comment(value.name)))
+    return PlanView(
+        title=c_comment(title),
+        kernels=tuple(_kernel_view(kernel) for kernel in plan.kernels),
+        calls=tuple(_call_view(plan, call, index_of) for call in plan.calls()),
+        copies=tuple(copies),
+        inputs=tuple(_tensor_view(item.key, item.value) for item in plan.inputs),
+        outputs=tuple(
+            _tensor_view(name, value) for name, value in zip(output_names(plan), plan.outputs, strict=True)
+        ),
+        max_arguments=max((len(kernel.inputs) + len(kernel.outputs) for kernel in plan.kernels), default=0),
+        arena_bytes=static(plan.arena_bytes, "the arena"),
+        weight_bytes=plan.weight_bytes,
+    )
+
+
+def output_names(plan: KernelPlan) -> tuple[str, ...]:
+    """A name per flat output: the user's variable where there is one and it is unique, else `output<i>`."""
+    hints = [value.hint for value in plan.outputs]
+    return tuple(
+        hint if hint and hint.isidentifier() and hints.count(hint) == 1 else f"output{index}"
+        for index, hint in enumerate(hints)
+    )
+
+
+def _tensor_view(name: str, value: Value) -> TensorView:
+    return TensorView(c_string(name), type_bytes(value.type, name), c_comment(str(value.type)))
+
+
+def _kernel_view(kernel: Kernel) -> KernelView:
+    parameters = ["const void *"] * len(kernel.inputs) + ["void *"] * len(kernel.outputs)
+    workspace = static(kernel.workspace, f"the workspace of {kernel.name}")
+    arguments = [f"a[{index}]" for index in range(len(parameters) + bool(workspace) + kernel.checks_index)]
+    parameters += ["void *workspace"] * bool(workspace) + ["int32_t *status"] * kernel.checks_index
+    sizes = [type_bytes(type, f"an argument of {kernel.name}") for type in (*kernel.inputs, *kernel.outputs)]
+    return KernelView(
+        name=checked_symbol(kernel.name),
+        text=c_string(kernel.name),
+        parameters=", ".join(parameters) or "void",
+        arguments=", ".join(arguments),
+        bytes=", ".join(map(str, sizes)) or "0",
+        input_count=len(kernel.inputs),
+        output_count=len(kernel.outputs),
+        workspace=workspace,
+        checks_index=int(kernel.checks_index),
+    )
+
+
+def _call_view(plan: KernelPlan, call: Call, index_of: Mapping[str, int]) -> CallView:
+    arguments = tuple(
+        ArgumentView(_fields(storage_of(plan, value)), c_comment(f"{role} {value.name}: {value.type}"))
+        for role, values in (("in", call.inputs), ("out", call.outputs))
+        for value in values
+    )
+    where = source_line(call.covers[-1]) if call.covers else "no source line"
+    return CallView(
+        kernel=index_of[call.kernel],
+        comment=c_comment(f"{call.kernel}, {where}"),
+        arguments=arguments or (ArgumentView("TP_ARENA, 0, 0", "none"),),
+        workspace_offset=static(call.workspace_offset, "an arena offset"),
+        source=c_string(where),
+    )
+
+
+def _fields(storage: Storage) -> str:
+    return f"{_STORAGE[storage.kind]}, {storage.index}, {static(storage.offset, 'an arena offset')}"
+
+
+# --- compiling and linking --------------------------------------------------------------------------------
+
+
+def c_compiler() -> tuple[str, ...]:
+    """The command of the C compiler: $CC (with its arguments), else the first of cc, gcc and clang.
+
+    Raises:
+        TranspileError: "no-c-compiler".
+    """
+    chosen = shlex.split(os.environ.get("CC", ""))
+    for command in [chosen] if chosen else [["cc"], ["gcc"], ["clang"]]:
+        path = shutil.which(command[0])
+        if path:
+            return (path, *command[1:])
+    tried = f"CC={os.environ['CC']} was not found" if chosen else "none of cc, gcc and clang was found"
+    raise TranspileError(
+        "no-c-compiler",
+        f"A C compiler is needed to link the kernels; {tried}.",
+        hints=("Install one (`apt-get install gcc`), or name yours: `CC=/path/to/cc transpile ...`.",),
+    )
+
+
+@cache
+def shared_objects(compiler: tuple[str, ...]) -> tuple[bytes, ...]:
+    """runtime.c and pool.c, compiled once per process; a build can start it while the kernels are being made.
+
+    Raises:
+        TranspileError: "link-failed".
+    """
+    with tempfile.TemporaryDirectory(prefix="transpile-runtime-") as folder:
+        work = _work_folder(folder)
+        _run([*compiler, *COMPILE, "-c", *SHARED_FILES], work)
+        return tuple((work / file).with_suffix(".o").read_bytes() for file in SHARED_FILES)
+
+
+def link_library(objects: Sequence[bytes], plan: KernelPlan, name: str, isa: str) -> Linked:
+    """One shared library that exports the C ABI as `<name>_<isa>_*` and needs libc only.
+
+    The same objects, plan and compiler give the same bytes. Symbols that the objects share (TVM's weak
+    context pointers, float16 helpers) are merged.
+
+    Raises:
+        TranspileError: "no-c-compiler"; "link-failed" with what the compiler printed; "dynamic-shapes".
+    """
+    prefix = f"{checked_symbol(name)}_{checked_symbol(isa)}_"
+    source = render_plan(plan, f"{name} for {isa}")
+    compiler = c_compiler()
+    with tempfile.TemporaryDirectory(prefix="transpile-link-") as folder:
+        work = _work_folder(folder)
+        (work / "plan.c").write_text(source, encoding="utf-8")
+        (work / "exports.map").write_text(f"{{ global: {prefix}*; local: *; }};\n", encoding="ascii")
+        linked = [*shared_objects(compiler), *objects]
+        names = [f"object{index}.o" for index in range(len(linked))]
+        for file, content in zip(names, linked, strict=True):
+            (work / file).write_bytes(content)
+        define = f"-DTRANSPILE_PREFIX={prefix}"
+        output = ["-Wl,--version-script=exports.map", "-o", "out.so"]
+        _run([*compiler, *COMPILE, define, "plan.c", "exports.c", *names, *output, *LINK], work)
+        return Linked((work / "out.so").read_bytes(), source)
+
+
+def _work_folder(folder: str) -> Path:
+    for file in RUNTIME_FILES:
+        shutil.copyfile(tree("templates") / "runtime" / "cpu" / file, Path(folder) / file)
+    return Path(folder)
+
+
+def _run(command: Sequence[str], work: Path) -> None:
+    # What it prints is shown to the user: no translations.
+    env = {**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
+    done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise TranspileError(
+            "link-failed",
+            "The C compiler could not link the kernels.",
+            notes=tuple(comment(line) for line in done.stderr.splitlines()[:20]),
+            hints=("Check that it works and that libc's headers are there (`apt-get install libc6-dev`).",),
+        )

@@ -1,0 +1,139 @@
+"""manifest.json: what a package says about itself. The emitted runtime is driven by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transpiler.interface import Argument
+from transpiler.ir import Program, Role, TensorType
+from transpiler.link import output_names, static
+from transpiler.plan import Call, KernelPlan, Tap, View
+from transpiler.prepared import prepared_keys
+from transpiler.structure import to_json
+
+FORMAT = 1
+VERSION = "0.1.0"
+TOLERANCE = {"factor_torch": 4, "factor_eps": 128}
+
+
+def build_manifest(
+    *,
+    name: str,
+    program: Program,
+    plan: KernelPlan,
+    isas: Sequence[str],
+    arguments: Sequence[Argument],
+    verification: Mapping[str, Any],
+    tools: Mapping[str, str],
+    source: Mapping[str, str],
+    bounds: Mapping[str, tuple[int, int]],
+    machine: str,
+) -> dict[str, Any]:
+    """The manifest without its hashes. Raises TranspileError "dynamic-shapes" for a symbolic plan."""
+    graph = program.main
+    inputs = []
+    for item in plan.inputs:
+        entry: dict[str, Any] = {"name": item.key, **_type(item.value.type)}
+        if item.key in bounds:
+            entry["bounds"] = list(bounds[item.key])
+        inputs.append(entry)
+    outputs = []
+    for output_name, value in zip(output_names(plan), plan.outputs, strict=True):
+        entry = {"name": output_name, **_type(value.type)}
+        if value.path:
+            entry["path"] = value.path
+        outputs.append(entry)
+    return {
+        "format": FORMAT,
+        "name": name,
+        "version": VERSION,
+        "target": "cpu",
+        "isas": sorted(isas),
+        "machine": machine,
+        "inputs": inputs,
+        "outputs": outputs,
+        "arguments": {argument.name: to_json(argument.structure) for argument in arguments},
+        "in_structure": to_json(graph.in_structure) if graph.in_structure else None,
+        "out_structure": to_json(graph.out_structure) if graph.out_structure else None,
+        "weights": _weights(program, plan),
+        "kernels": _kernels(plan),
+        "taps": _taps(plan),
+        "fused": dict(plan.fused),
+        "verified": bool(verification.get("verified", False)),
+        "tolerance": dict(verification.get("tolerance", TOLERANCE)),
+        "error": [dict(entry) for entry in verification.get("error", ())],
+        "tools": dict(tools),
+        "source": dict(source),
+    }
+
+
+def _type(type: TensorType) -> dict[str, Any]:
+    return {"dtype": type.dtype, "shape": [static(dim, "a dimension") for dim in type.shape]}
+
+
+def _weights(program: Program, plan: KernelPlan) -> dict[str, Any]:
+    needed = {
+        item.key: _type(item.value.type)
+        for item in plan.prepare.inputs
+        if item.role in (Role.PARAMETER, Role.BUFFER)
+    }
+    known = {item.key for item in program.main.inputs if item.role in (Role.PARAMETER, Role.BUFFER)}
+    keys = prepared_keys(plan)
+    return {
+        "keys": needed,
+        "unused": sorted(known - set(needed)),
+        "aliases": dict(program.aliases),
+        "prepared": {
+            value.name: {
+                **_type(value.type),
+                "offset": static(plan.storage[value.name].offset, "a weight"),
+                "keys": keys[value.name],
+            }
+            for value in plan.weights
+        },
+        "bytes": plan.weight_bytes,
+    }
+
+
+def _kernels(plan: KernelPlan) -> dict[str, Any]:
+    counts: dict[str, int] = {}
+    for call in plan.calls():
+        counts[call.kernel] = counts.get(call.kernel, 0) + 1
+    return {
+        kernel.name: {
+            "summary": kernel.summary,
+            "flops": static(kernel.flops, "a kernel"),
+            "bytes": static(kernel.bytes, "a kernel"),
+            "calls": counts.get(kernel.name, 0),
+        }
+        for kernel in plan.kernels
+    }
+
+
+def _taps(plan: KernelPlan) -> dict[str, Any]:
+    """Where the runtime finds a tap: output `output` of call `index`, input `index`, or a weight."""
+    where: dict[str, tuple[str, int, int]] = {
+        item.value.name: ("input", index, 0) for index, item in enumerate(plan.inputs)
+    }
+    where |= {value.name: ("weight", 0, 0) for value in plan.weights}
+    views = {step.output.name: step.input.name for step in plan.steps if isinstance(step, View)}
+    calls = (step for step in plan.steps if isinstance(step, Call))
+    for index, call in enumerate(calls):
+        where |= {value.name: ("call", index, position) for position, value in enumerate(call.outputs)}
+
+    def entry(tap: Tap) -> dict[str, Any]:
+        value = tap.value
+        while value not in where:
+            value = views[value]
+        kind, index, output = where[value]
+        return {
+            "kind": kind,
+            "value": value,
+            "index": index,
+            "output": output,
+            **_type(tap.type),
+            "blocked_channels": tap.layout.blocked_channels,
+        }
+
+    return {path: entry(tap) for path, tap in plan.taps.items()}

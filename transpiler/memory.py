@@ -1,0 +1,155 @@
+"""Memory plan: liveness of every buffer, one arena with offsets, results written over inputs that die."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from transpiler.ir import TensorType
+from transpiler.ops.base import Elementwise
+from transpiler.passes.fusion import FusedStep, GroupStep, ViewStep
+
+ALIGNMENT = 64
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up to the alignment of buffers."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def size_of(type_: TensorType) -> int:
+    """Bytes of a static tensor."""
+    width = 2 if type_.dtype == "bfloat16" else np.dtype(type_.dtype).itemsize
+    return int(np.prod(type_.static_shape(), dtype=np.int64)) * width
+
+
+@dataclass(frozen=True)
+class Arena:
+    """`offsets` by root buffer, `workspaces` by step, both in bytes; `size` is the whole."""
+
+    offsets: Mapping[str, int]
+    workspaces: Mapping[int, int]
+    size: int
+
+
+@dataclass
+class _Block:
+    name: str
+    size: int
+    first: int
+    last: int
+    offset: int = -1
+
+
+def roots(steps: Sequence[FusedStep]) -> dict[str, str]:
+    """Value -> the buffer whose bytes it is: itself, or what it is a view of."""
+    root: dict[str, str] = {}
+    for step in steps:
+        if isinstance(step, ViewStep):
+            source = step.node.inputs[0].name
+            root[step.node.output.name] = root.get(source, source)
+    return root
+
+
+def plan_arena(steps: Sequence[FusedStep], workspaces: Mapping[int, int], outside: frozenset[str]) -> Arena:
+    """Place every buffer that a group writes and that is not `outside` (an input, a weight, an output).
+
+    Buffers live from the step that writes them to the last step that reads them or a view of them; a workspace lives
+    for its step. Placement is greedy by size: the largest buffer first, at the lowest offset where it overlaps no
+    buffer that is alive at the same time (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net
+    Inference", 2020, greedy by size).
+    """
+    root = roots(steps)
+    blocks: dict[str, _Block] = {}
+    shared: dict[str, str] = {}  # written in place over this buffer
+
+    def home(name: str) -> str:
+        name = root.get(name, name)
+        while name in shared:
+            name = shared[name]
+        return name
+
+    last_read = _last_reads(steps, root)
+    for position, step in enumerate(steps):
+        if not isinstance(step, GroupStep):
+            continue
+        for value in step.group.outputs:
+            if value.name in outside:
+                continue
+            donor = _donor(step, position, value.name, last_read, root, outside)
+            if donor is not None:
+                shared[value.name] = donor
+            else:
+                blocks[value.name] = _Block(value.name, aligned(size_of(value.type)), position, position)
+        for value in (*step.group.inputs, *step.group.outputs):
+            block = blocks.get(home(value.name))
+            if block is not None:
+                block.last = max(block.last, position)
+    for position, size in workspaces.items():
+        if size:
+            blocks[f"workspace of step {position}"] = _Block("", aligned(size), position, position)
+    total = _place(list(blocks.values()))
+    offsets = {name: block.offset for name, block in blocks.items() if block.name}
+    for name in shared:
+        if home(name) in offsets:
+            offsets[name] = offsets[home(name)]
+    places = {
+        position: blocks[f"workspace of step {position}"].offset for position, size in workspaces.items() if size
+    }
+    return Arena(offsets, places, total)
+
+
+def _last_reads(steps: Sequence[FusedStep], root: Mapping[str, str]) -> dict[str, int]:
+    last: dict[str, int] = {}
+    for position, step in enumerate(steps):
+        if isinstance(step, GroupStep):
+            for value in step.group.inputs:
+                last[root.get(value.name, value.name)] = position
+    return last
+
+
+def _donor(
+    step: GroupStep,
+    position: int,
+    output: str,
+    last_read: Mapping[str, int],
+    root: Mapping[str, str],
+    outside: frozenset[str],
+) -> str | None:
+    """An input that dies in this step and whose bytes the result may overwrite.
+
+    Only for purely element-wise groups, where element i of the result is written after element i of that input was
+    read and nobody reads it later: same type, read at the same index, by no other name.
+    """
+    group = step.group
+    if group.anchor is not None or not all(isinstance(node.op, Elementwise) for node in group.nodes):
+        return None
+    (result,) = group.outputs
+    homes = [root.get(value.name, value.name) for value in group.inputs]
+    for value, place in zip(group.inputs, homes, strict=True):
+        if place in outside or last_read.get(place) != position or homes.count(place) != 1:
+            continue
+        if value.type == result.type and output not in outside:
+            return place
+    return None
+
+
+def _place(blocks: list[_Block]) -> int:
+    placed: list[_Block] = []
+    total = 0
+    for block in sorted(blocks, key=lambda item: (-item.size, item.first, item.name)):
+        alive = sorted(
+            (other for other in placed if other.first <= block.last and block.first <= other.last),
+            key=lambda item: item.offset,
+        )
+        offset = 0
+        for other in alive:
+            if offset + block.size <= other.offset:
+                break
+            offset = max(offset, other.offset + other.size)
+        block.offset = offset
+        placed.append(block)
+        total = max(total, offset + block.size)
+    return total

@@ -1,0 +1,135 @@
+"""Text that comes from outside, made safe for generated code, and readable names that never collide.
+
+Nothing that a user or a file controls reaches generated source except through these functions: identifiers
+are checked, strings printed by `repr` (Python) or `c_string` (C), comments and docstrings neutralised.
+"""
+
+from __future__ import annotations
+
+import builtins
+import keyword
+import re
+import textwrap
+from collections.abc import Iterable
+
+from transpiler.errors import Location, UsageError
+
+_C_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+RESERVED = frozenset(keyword.kwlist) | frozenset(keyword.softkwlist) | frozenset(dir(builtins))
+
+
+def package_name(name: str) -> str:
+    """`name` itself if it can name a Python package and prefix C symbols.
+
+    Raises:
+        UsageError: "bad-name", with the name that would do.
+    """
+    if (
+        _C_IDENTIFIER.fullmatch(name)
+        and name not in RESERVED
+        and not name.startswith("_")
+        and len(name) <= 64
+    ):
+        return name
+    raise UsageError(
+        "bad-name",
+        f"{name!r} cannot be the name of a Python package.",
+        hints=(f"Give one of letters, digits and _, such as --name {identifier(name, 'model').lower()}.",),
+    )
+
+
+def identifier(text: str, fallback: str) -> str:
+    """An ASCII identifier like `text`: `layer1.0.conv` -> `layer1_0_conv`; `fallback` if nothing is left."""
+    name = re.sub(r"[^A-Za-z0-9_]+", "_", text).strip("_")[:60].rstrip("_")
+    if not name:
+        return fallback
+    if name[0].isdigit():
+        name = f"{fallback}_{name}"
+    return f"{name}_" if name in RESERVED else name
+
+
+def checked_symbol(name: str) -> str:
+    """`name`, which must be a C identifier. Raises ValueError: a bug of the pass that made the name."""
+    if not _C_IDENTIFIER.fullmatch(name):
+        raise ValueError(f"{name!r} is not a C identifier")
+    return name
+
+
+def is_parameter(name: str) -> bool:
+    """Whether a parameter may be called `name`; builtins may be shadowed: `forward(self, input)`."""
+    return name.isascii() and name.isidentifier() and not keyword.iskeyword(name) and name != "self"
+
+
+class Namer:
+    """Hands out names that are unique, not reserved, and as close to what was asked for as possible."""
+
+    def __init__(self, taken: Iterable[str] = ()) -> None:
+        self._taken = set(taken)
+
+    def take(self, wanted: str, fallback: str = "value") -> str:
+        """`wanted` as an identifier, with `_2`, `_3`, ... appended while it is taken."""
+        base = identifier(wanted, fallback)
+        name, count = base, 1
+        while name in self._taken:
+            count += 1
+            name = f"{base.rstrip('_')}_{count}"
+        self._taken.add(name)
+        return name
+
+    def free(self, name: str) -> None:
+        """`name` may be handed out again."""
+        self._taken.discard(name)
+
+    def is_taken(self, name: str) -> bool:
+        return name in self._taken
+
+
+def comment(text: str, width: int = 200) -> str:
+    """`text` on one line, printable, at most `width` characters: what may follow a `#`."""
+    line = "".join(char if char.isprintable() else " " for char in text)
+    line = " ".join(line.split())
+    return line if len(line) <= width else f"{line[: width - 4].rstrip()} ..."
+
+
+def c_comment(text: str, width: int = 200) -> str:
+    """`text` as the inside of a C comment."""
+    return comment(text, width).replace("*/", "* /").replace("/*", "/ *").replace("\\", "/")
+
+
+def docstring(text: str, width: int = 100) -> str:
+    """The inside of a triple-quoted docstring that reads as `text`, dedented, over-long lines wrapped."""
+    head, _, rest = text.strip().partition("\n")
+    lines = [head.strip(), *textwrap.dedent(rest).splitlines()]
+    wrapped: list[str] = []
+    for line in lines:
+        clean = "".join(char if char.isprintable() else " " for char in line).rstrip()
+        indent = clean[: len(clean) - len(clean.lstrip())][:40]
+        wrapped.extend(
+            textwrap.wrap(
+                clean.strip(),
+                max(width - len(indent), 40),
+                initial_indent=indent,
+                subsequent_indent=indent,
+                break_on_hyphens=False,
+            )
+            or [""]
+        )
+    escaped = "\n".join(wrapped).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+    return escaped[:-1] + '\\"' if escaped.endswith('"') else escaped
+
+
+def c_string(text: str) -> str:
+    """`text` as a C string literal: printable ASCII as it is, other bytes of its UTF-8 as octal escapes."""
+    out = []
+    for byte in text.encode("utf-8", "replace"):
+        char = chr(byte)
+        out.append(char if 32 <= byte < 127 and char not in '"\\?' else f"\\{byte:03o}")
+    return '"' + "".join(out) + '"'
+
+
+def source_line(location: Location, width: int = 100) -> str:
+    """`mnist.py:24  x = self.pool(x)`: the file's last component, the line, its text; for a comment."""
+    where = f"{location.file.replace(chr(92), '/').rsplit('/', 1)[-1]}:{location.line}"
+    return comment(f"{where}  {location.text}" if location.text else where, width).replace(
+        where, where + " ", 1
+    )

@@ -1,0 +1,344 @@
+"""Arithmetic of two tensors of one dtype that broadcast. Importers promote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+
+from transpiler.ir import Array, Value
+from transpiler.ops.base import Elementwise, Expr, ImportContext, OpError, Sample, Scalar, aten
+from transpiler.ops.dtypes import category, corner_pairs, draw, out_type
+from transpiler.ops.logic import LogicalAnd, LogicalOr
+from transpiler.ops.promotion import Number, aten_binary, in_dtype, operands
+from transpiler.ops.rounding import Trunc
+
+
+class Binary(Elementwise):
+    """Base of the ops here. `categories` are the ones accepted: 0 bool, 1 integer, 2 float."""
+
+    categories: ClassVar[tuple[int, ...]] = (1, 2)
+    # The range that samples are drawn from.
+    low: ClassVar[float] = -6.0
+    high: ClassVar[float] = 7.0
+
+    def result_dtype(self, *dtypes: str) -> str:
+        dtype = super().result_dtype(*dtypes)
+        if category(dtype) not in self.categories:
+            raise OpError(f"{self.name} does not take {dtype}")
+        return dtype
+
+    @classmethod
+    def _variants(cls) -> Iterator[tuple[str, Elementwise]]:
+        """Each attribute setting with the prefix of its samples' ids."""
+        yield "", cls()
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        for prefix, op in cls._variants():
+            if 2 in cls.categories:
+                yield Sample(f"{prefix}same_shape", op, cls._pair("float32", (3, 17), (3, 17)))
+                yield Sample(f"{prefix}broadcast", op, cls._pair("float32", (5, 1, 7), (3, 1)))
+                yield Sample(f"{prefix}rank0", op, cls._pair("float32", (), (9,)))
+                yield Sample(f"{prefix}empty", op, cls._pair("float32", (0, 3), (1, 3)))
+                yield Sample(f"{prefix}corners", op, corner_pairs())
+            if 1 in cls.categories:
+                yield Sample(f"{prefix}int64", op, cls._pair("int64", (4, 13), (13,)), exact=True)
+                yield Sample(f"{prefix}int32", op, cls._pair("int32", (65,), (65,)), exact=True)
+
+    @classmethod
+    def _pair(cls, dtype: str, left: tuple[int, ...], right: tuple[int, ...]) -> tuple[Array, Array]:
+        return (
+            draw(f"{cls.name} left", dtype, *left, low=cls.low, high=cls.high),
+            draw(f"{cls.name} right", dtype, *right, low=cls.low, high=cls.high),
+        )
+
+
+class Add(Binary, name="add"):
+    """a + b; integers wrap."""
+
+    def reference(self, a: Array, b: Array) -> Array:
+        return a + b
+
+    def host(self, a: str, b: str) -> str:
+        return f"({a} + {b})"
+
+    def scalar(self, s: Scalar, a: Expr, b: Expr) -> Expr:
+        return a + b
+
+
+class Sub(Binary, name="sub"):
+    """a - b; integers wrap."""
+
+    def reference(self, a: Array, b: Array) -> Array:
+        return a - b
+
+    def host(self, a: str, b: str) -> str:
+        return f"({a} - {b})"
+
+    def scalar(self, s: Scalar, a: Expr, b: Expr) -> Expr:
+        return a - b
+
+
+class Mul(Binary, name="mul"):
+    """a * b; integers wrap."""
+
+    def reference(self, a: Array, b: Array) -> Array:
+        return a * b
+
+    def host(self, a: str, b: str) -> str:
+        return f"({a} * {b})"
+
+    def scalar(self, s: Scalar, a: Expr, b: Expr) -> Expr:
+        return a * b
+
+
+class Div(Binary, name="div"):
+    """a / b of floats; x / 0 is ±inf, 0 / 0 is NaN."""
+
+    categories = (2,)
+
+    def reference(self, a: Array, b: Array) -> Array:
+        return a / b
+
+    def host(self, a: str, b: str) -> str:
+        return f"({a} / {b})"
+
+    def scalar(self, s: Scalar, a: Expr, b: Expr) -> Expr:
+        return s.divide(a, b)
+
+
+def _safe_divisor(s: Scalar, b: Expr) -> Expr:
+    """`b`, or 1 where an integer division could trap: 0, and -1 under the smallest integer."""
+    dtype = s.dtype(b)
+    one = s.const(1, dtype)
+    nonzero = s.select(s.eq(b, s.const(0, dtype)), one, b)
+    return nonzero if dtype == "uint8" else s.select(s.eq(b, s.const(-1, dtype)), one, nonzero)
+
+
+class DivRound(Binary, name="div_round"):
+    """a / b rounded by `mode`: "floor" or "trunc".
+
+    Integers: x / 0 is 0 (PyTorch raises on the CPU). Floats: the exact quotient's floor as in Python, from
+    `div_floor_floating` of c10/util/generic_math.h; x / 0 is x / 0.
+    """
+
+    mode: str
+
+    def reference(self, a: Array, b: Array) -> Array:
+        if category(str(a.dtype)) == 2:
+            return np.trunc(a / b) if self.mode == "trunc" else _floor_quotient(a, b)
+        if self.mode == "floor":
+            return np.floor_divide(a, b)
+        quotient = np.floor_divide(a, b)
+        inexact = (quotient * b != a) & (b != 0)
+        return np.where(inexact & (quotient < 0), quotient + 1, quotient).astype(a.dtype)
+
+    def scalar(self, s: Scalar, a: Expr, b: Expr) -> Expr:
+        dtype = s.dtype(a)
+        zero = s.const(0, dtype)
+        if category(dtype) == 2:
+            ratio = s.divide(a, b)
+            if self.mode == "trunc":
+                return s.call("trunc", ratio)
+            rest = s.call("fmod", a, b)
+            crosses = s.logical_and(s.ne(rest, zero), s.ne(b < zero, rest < zero))
+            quotient = s.divide(a - rest, b) - s.select(crosses, s.const(1, dtype), zero)
+            # The quotient is whole up to rounding: the nearest integer is the floor.
+            floored = s.call("floor", quotient)
+            nudged = floored + s.select(quotient - floored > s.const(0.5, dtype), s.const(1, dtype), zero)
+            whole = s.select(s.ne(quotient, zero), nudged, ratio * zero)
+            return s.select(s.eq(b, zero), ratio, whole)
+        divide = s.floordiv if self.mode == "floor" else s.truncdiv
+        quotient = divide(a, _safe_divisor(s, b))
+        if dtype != "uint8":
+            quotient = s.select(s.eq(b, s.const(-1, dtype)), zero - a, quotient)
+        return s.select(s.eq(b, zero), zero, quotient)
+
+    @classmethod
+    def _variants(cls) -> Iterator[tuple[str, Elementwise]]:
+        yield "floor_", cls("floor")
+        yield "trunc_", cls("trunc")
+
+
+def _floor_quotient(a: Array, b: Array) -> Array:
+    rest = np.fmod(a, b)
+    quotient = (a - rest) / b
+    quotient = quotient - ((rest != 0) & ((b < 0) != (rest < 0))).astype(a.dtype)
+    floored = np.floor(quotient)
+    floored = floored + (quotient - floored > 0.5).astype(a.dtype)
+    whole = np.where(quotient != 0, floored, (a / b) * a.dtype.type(0))
+    return np.where(b == 0, a / b, whole).astype(a.dtype)
+
+
+class Fmod(Binary, name="fmod"):
+    """The remainder with the sign of `a` (C's); of integers by 0 it is 0."""
+
+    def reference(self, a: Array, b: Array) -> Array:
+        return np.fmod(a, b)
+
+    def scalar(self, s: Scalar, a: Expr, b: Expr) -> Expr:
+        dtype = s.dtype(a)
+        if category(dtype) == 2:
+            return s.call("fmod", a, b)
+        divisor = _safe_divisor(s, b)
+        return a - s.truncdiv(a, divisor) * divisor
+
+
+class Remainder(Binary, name="remainder"):
+    """The remainder with the sign of `b` (Python's); of integers by 0 it is 0."""
+
+    def reference(self, a: Array, b: Array) -> Array:
+        if category(str(a.dtype)) != 2:
+            return np.remainder(a, b)
+        rest = np.fmod(a, b)
+        return np.where((rest != 0) & ((b < 0) != (rest < 0)), rest + b, rest).astype(a.dtype)
+
+    def scalar(self, s: Scalar, a: Expr, b: Expr) -> Expr:
+        dtype = s.dtype(a)
+        if category(dtype) != 2:
+            return s.floormod(a, _safe_divisor(s, b))
+        zero = s.const(0, dtype)
+        rest = s.call("fmod", a, b)
+        crosses = s.logical_and(s.ne(rest, zero), s.ne(b < zero, rest < zero))
+        return s.select(crosses, rest + b, rest)
+
+
+class Maximum(Binary, name="maximum"):
+    """The larger; NaN if either is NaN."""
+
+    def reference(self, a: Array, b: Array) -> Array:
+        return np.maximum(a, b)
+
+    def host(self, a: str, b: str) -> str:
+        return f"np.maximum({a}, {b})"
+
+    def scalar(self, s: Scalar, a: Expr, b: Expr) -> Expr:
+        return s.maximum(a, b)
+
+
+class Minimum(Binary, name="minimum"):
+    """The smaller; NaN if either is NaN."""
+
+    def reference(self, a: Array, b: Array) -> Array:
+        return np.minimum(a, b)
+
+    def host(self, a: str, b: str) -> str:
+        return f"np.minimum({a}, {b})"
+
+    def scalar(self, s: Scalar, a: Expr, b: Expr) -> Expr:
+        return s.minimum(a, b)
+
+
+class Atan2(Binary, name="atan2"):
+    """The angle of the point (b, a) in (-pi, pi]."""
+
+    categories = (2,)
+
+    def reference(self, a: Array, b: Array) -> Array:
+        return np.arctan2(a, b)
+
+    def scalar(self, s: Scalar, a: Expr, b: Expr) -> Expr:
+        return s.call("atan2", a, b)
+
+
+aten_binary(Fmod, "fmod.Tensor", "fmod.Scalar")
+aten_binary(Remainder, "remainder.Tensor", "remainder.Scalar", "remainder.Scalar_Tensor")
+aten_binary(Atan2, "atan2.default", "arctan2.default")
+
+
+def _scaled(context: ImportContext, b: Any, alpha: Any) -> Any:
+    return b if alpha == 1 else in_dtype(context, Mul(), out_type(context).dtype, b, alpha)
+
+
+@aten("add.Tensor", "add.Scalar")
+def _add(context: ImportContext, a: Any, b: Any, alpha: Any = 1) -> Any:
+    dtype = out_type(context).dtype
+    if dtype == "bool":
+        return context.emit(LogicalOr(), *operands(context, (a, b), dtype))
+    return in_dtype(context, Add(), dtype, a, _scaled(context, b, alpha))
+
+
+@aten("sub.Tensor", "sub.Scalar", "subtract.Tensor", "subtract.Scalar")
+def _sub(context: ImportContext, a: Any, b: Any, alpha: Any = 1) -> Any:
+    return in_dtype(context, Sub(), out_type(context).dtype, a, _scaled(context, b, alpha))
+
+
+@aten("rsub.Tensor", "rsub.Scalar")
+def _rsub(context: ImportContext, a: Any, b: Any, alpha: Any = 1) -> Any:
+    return _sub(context, b, a, alpha)
+
+
+@aten("mul.Tensor", "mul.Scalar", "multiply.Tensor", "multiply.Scalar")
+def _mul(context: ImportContext, a: Any, b: Any) -> Any:
+    dtype = out_type(context).dtype
+    if dtype == "bool":
+        return context.emit(LogicalAnd(), *operands(context, (a, b), dtype))
+    return in_dtype(context, Mul(), dtype, a, b)
+
+
+@aten("div.Tensor", "div.Scalar", "true_divide.Tensor", "divide.Tensor", "divide.Scalar")
+def _div(context: ImportContext, a: Any, b: Any) -> Any:
+    return in_dtype(context, Div(), out_type(context).dtype, a, b)
+
+
+@aten("div.Tensor_mode", "div.Scalar_mode")
+def _div_mode(context: ImportContext, a: Any, b: Any, rounding_mode: str | None = None) -> Any:
+    op = Div() if rounding_mode is None else DivRound(rounding_mode)
+    return in_dtype(context, op, out_type(context).dtype, a, b)
+
+
+@aten("floor_divide.default", "floor_divide.Scalar")
+def _floor_divide(context: ImportContext, a: Any, b: Any) -> Any:
+    return in_dtype(context, DivRound("floor"), out_type(context).dtype, a, b)
+
+
+@aten("maximum.default", "max.other")
+def _maximum(context: ImportContext, a: Value, b: Value) -> Any:
+    dtype = out_type(context).dtype
+    return in_dtype(context, LogicalOr() if dtype == "bool" else Maximum(), dtype, a, b)
+
+
+@aten("minimum.default", "min.other")
+def _minimum(context: ImportContext, a: Value, b: Value) -> Any:
+    dtype = out_type(context).dtype
+    return in_dtype(context, LogicalAnd() if dtype == "bool" else Minimum(), dtype, a, b)
+
+
+@aten("clamp.Tensor", "clamp_min.Tensor")
+def _clamp_tensor(
+    context: ImportContext, x: Value, min: Value | None = None, max: Value | None = None
+) -> Any:
+    dtype = out_type(context).dtype
+    low = x if min is None else in_dtype(context, Maximum(), dtype, x, min)
+    return low if max is None else in_dtype(context, Minimum(), dtype, low, max)
+
+
+@aten("clamp_max.Tensor")
+def _clamp_max_tensor(context: ImportContext, x: Value, max: Value) -> Any:
+    return _clamp_tensor(context, x, None, max)
+
+
+@aten("lerp.Scalar", "lerp.Tensor")
+def _lerp(context: ImportContext, start: Value, end: Value, weight: Value | float) -> Any:
+    dtype = out_type(context).dtype
+    span = in_dtype(context, Sub(), dtype, end, start)
+    return in_dtype(context, Add(), dtype, start, in_dtype(context, Mul(), dtype, span, weight))
+
+
+@aten("addcmul.default")
+def _addcmul(context: ImportContext, x: Value, a: Value, b: Value, value: Number = 1) -> Any:
+    product = in_dtype(context, Mul(), out_type(context).dtype, a, b)
+    return _add(context, x, product, value)
+
+
+@aten("addcdiv.default")
+def _addcdiv(context: ImportContext, x: Value, a: Value, b: Value, value: Number = 1) -> Any:
+    ratio = in_dtype(context, Div(), out_type(context).dtype, a, b)
+    return _add(context, x, ratio, value)
+
+
+@aten("frac.default")
+def _frac(context: ImportContext, x: Value) -> Any:
+    return context.emit(Sub(), x, context.emit(Trunc(), x))

@@ -1,0 +1,327 @@
+"""Ops on packed layouts: what `linear` and `conv` become once a target's layout is chosen.
+
+The block is 16 everywhere (`layout_block` of the targets): a packed matrix is [ceil(N/16), K, 16], a blocked map is
+[N, ceil(C/16), H, W, 16] (NCHW16c). Padding lanes of weights are zero; padding lanes of maps hold finite values that
+nobody reads but zero weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from transpiler.dims import Dim
+from transpiler.ir import Array, TensorType
+from transpiler.ops.base import Expr, Injective, Load, Opaque, OpError, Sample, Scalar, rng
+
+BLOCK = 16
+
+Ints = tuple[int, ...]
+
+
+def blocks(channels: int) -> int:
+    return -(-channels // BLOCK)
+
+
+def _float32(op: Opaque | Injective, types: Sequence[TensorType]) -> None:
+    if any(t.dtype != "float32" for t in types):
+        raise OpError(f"{op.name}: float32 expected, got {', '.join(t.dtype for t in types)}")
+
+
+def _pad_axis(array: Array, axis: int) -> Array:
+    """Zero-pad `axis` to a multiple of the block."""
+    extra = -array.shape[axis] % BLOCK
+    return np.pad(array, [(0, extra if a == axis else 0) for a in range(array.ndim)])
+
+
+class PackMatmul(Injective, name="pack_matmul"):
+    """weight[N, K] -> [ceil(N/16), K, 16]: panels of 16 output columns, zero-padded."""
+
+    def infer(self, *types: TensorType) -> TensorType:
+        n, k = types[0].static_shape()
+        return types[0].with_shape((blocks(n), k, BLOCK))
+
+    def reference(self, *inputs: Array) -> Array:
+        weight = _pad_axis(inputs[0], 0)
+        return np.ascontiguousarray(weight.reshape(-1, BLOCK, weight.shape[1]).transpose(0, 2, 1))
+
+    def host(self, *names: str) -> str:
+        return f"pack_matmul({names[0]})"
+
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
+        n, _ = types[0].static_shape()
+        block, k, lane = index
+        column = block * BLOCK + lane
+        inside = column < n
+        return s.guarded(inside, inputs[0](column, k), s.const(0.0, types[0].dtype)) if n % BLOCK else inputs[0](column, k)
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        for n, k in ((16, 3), (17, 5), (1, 1)):
+            yield Sample(f"{n}x{k}", cls(), (rng(f"pack{n}").standard_normal((n, k), np.float32),), exact=True)
+
+
+class PackChannels(Injective, name="pack_channels"):
+    """x[N, C, H, W] -> [N, ceil(C/16), H, W, 16], padding lanes zero."""
+
+    def infer(self, *types: TensorType) -> TensorType:
+        if types[0].rank != 4:
+            raise OpError(f"pack_channels: [N, C, H, W] expected, got {types[0]}")
+        n, c, h, w = types[0].shape
+        return types[0].with_shape((n, blocks(int(c)), h, w, BLOCK))  # type: ignore[arg-type]
+
+    def reference(self, *inputs: Array) -> Array:
+        x = _pad_axis(inputs[0], 1)
+        n, c, h, w = x.shape
+        return np.ascontiguousarray(x.reshape(n, c // BLOCK, BLOCK, h, w).transpose(0, 1, 3, 4, 2))
+
+    def host(self, *names: str) -> str:
+        return f"pack_channels({names[0]})"
+
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
+        channels = types[0].static_shape()[1]
+        n, block, h, w, lane = index
+        channel = block * BLOCK + lane
+        value = inputs[0](n, channel, h, w)
+        return s.guarded(channel < channels, value, s.const(0, types[0].dtype)) if channels % BLOCK else value
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        for shape in ((2, 16, 3, 5), (1, 17, 4, 4), (1, 3, 7, 7)):
+            x = rng(f"blocked{shape}").standard_normal(shape, np.float32)
+            yield Sample("x".join(map(str, shape)), cls(), (x,), exact=True)
+
+
+class UnpackChannels(Injective, name="unpack_channels"):
+    """x[N, ceil(C/16), H, W, 16] -> [N, C, H, W]."""
+
+    channels: int
+
+    def infer(self, *types: TensorType) -> TensorType:
+        if types[0].rank != 5 or types[0].shape[1] != blocks(self.channels) or types[0].shape[4] != BLOCK:
+            raise OpError(f"unpack_channels: [N, {blocks(self.channels)}, H, W, 16] expected, got {types[0]}")
+        n, _, h, w, _ = types[0].shape
+        return types[0].with_shape((n, self.channels, h, w))
+
+    def reference(self, *inputs: Array) -> Array:
+        n, cb, h, w, b = inputs[0].shape
+        full = inputs[0].transpose(0, 1, 4, 2, 3).reshape(n, cb * b, h, w)
+        return np.ascontiguousarray(full[:, : self.channels])
+
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
+        n, channel, h, w = index
+        return inputs[0](n, s.floordiv(channel, BLOCK), h, w, s.floormod(channel, BLOCK))
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        for n, c, h, w in ((2, 16, 3, 5), (1, 17, 4, 4), (1, 3, 7, 7)):
+            x = rng(f"unpack{c}").standard_normal((n, blocks(c), h, w, BLOCK), np.float32)
+            yield Sample(f"{n}x{c}x{h}x{w}", cls(c), (x,), exact=True)
+
+
+class PackConv(Injective, name="pack_conv"):
+    """weight[O, I, KH, KW] -> [ceil(O/16), ceil(I/16), KH, KW, 16 (i), 16 (o)], zero-padded."""
+
+    def infer(self, *types: TensorType) -> TensorType:
+        o, i, kh, kw = types[0].static_shape()
+        return types[0].with_shape((blocks(o), blocks(i), kh, kw, BLOCK, BLOCK))
+
+    def reference(self, *inputs: Array) -> Array:
+        weight = _pad_axis(_pad_axis(inputs[0], 0), 1)
+        o, i, kh, kw = weight.shape
+        split = weight.reshape(o // BLOCK, BLOCK, i // BLOCK, BLOCK, kh, kw)
+        return np.ascontiguousarray(split.transpose(0, 2, 4, 5, 3, 1))
+
+    def host(self, *names: str) -> str:
+        return f"pack_conv({names[0]})"
+
+
+class PackConvStem(Injective, name="pack_conv_stem"):
+    """weight[O, I, KH, KW] -> [ceil(O/16), I, KH, KW, 16 (o)] for inputs of few channels, read unblocked."""
+
+    def infer(self, *types: TensorType) -> TensorType:
+        o, i, kh, kw = types[0].static_shape()
+        return types[0].with_shape((blocks(o), i, kh, kw, BLOCK))
+
+    def reference(self, *inputs: Array) -> Array:
+        weight = _pad_axis(inputs[0], 0)
+        o, i, kh, kw = weight.shape
+        return np.ascontiguousarray(weight.reshape(o // BLOCK, BLOCK, i, kh, kw).transpose(0, 2, 3, 4, 1))
+
+    def host(self, *names: str) -> str:
+        return f"pack_conv_stem({names[0]})"
+
+
+class PackDepthwise(Injective, name="pack_depthwise"):
+    """weight[C, 1, KH, KW] -> [ceil(C/16), KH, KW, 16], zero-padded."""
+
+    def infer(self, *types: TensorType) -> TensorType:
+        c, _, kh, kw = types[0].static_shape()
+        return types[0].with_shape((blocks(c), kh, kw, BLOCK))
+
+    def reference(self, *inputs: Array) -> Array:
+        weight = _pad_axis(inputs[0], 0)
+        c, _, kh, kw = weight.shape
+        return np.ascontiguousarray(weight.reshape(c // BLOCK, BLOCK, kh, kw).transpose(0, 2, 3, 1))
+
+    def host(self, *names: str) -> str:
+        return f"pack_depthwise({names[0]})"
+
+
+class LinearPacked(Opaque, name="linear_packed"):
+    """(x[..., K], weight[ceil(N/16), K, 16][, bias[N]]) -> [..., N]: x @ W.T + bias of a packed W[N, K]."""
+
+    features: int
+
+    def infer(self, *types: TensorType) -> TensorType:
+        _float32(self, types)
+        x, weight = types[0], types[1].static_shape()
+        if weight != (blocks(self.features), x.shape[-1], BLOCK):
+            raise OpError(f"linear_packed: weight {types[1]} does not fit x {x} and {self.features} features")
+        if len(types) == 3 and types[2].shape != (self.features,):
+            raise OpError(f"linear_packed: bias[{self.features}] expected, got {types[2]}")
+        return x.with_shape((*x.shape[:-1], self.features))
+
+    def reference(self, *inputs: Array) -> Array:
+        x, packed, *bias = inputs
+        weight = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[: self.features]
+        y = np.matmul(x, weight.T)
+        return y + bias[0] if bias else y
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        pack = PackMatmul()
+        for shape, n in (((1, 5), 7), ((3, 64), 48), ((1, 130), 100), ((67, 128), 96), ((2, 9, 48), 65), ((130, 33), 33)):
+            label = f"{'x'.join(map(str, shape))}_{n}"
+            g = rng(label)
+            weight = pack.reference(g.standard_normal((n, shape[-1]), np.float32) / np.float32(shape[-1] ** 0.5))
+            x = g.standard_normal(shape, np.float32)
+            yield Sample(label, cls(n), (x, weight))
+            yield Sample(f"{label}_bias", cls(n), (x, weight, g.standard_normal(n, np.float32)))
+
+
+class _BlockedConv(Opaque):
+    """Shared attributes and shape rule of convolutions that give a blocked map; `kernel` is (KH, KW)."""
+
+    channels: int  # logical output channels
+    in_channels: int  # logical input channels: padding lanes of the input take no part, whatever they hold
+    kernel: Ints
+    stride: Ints
+    padding: Ints
+    dilation: Ints
+
+    def output_map(self, h: Dim, w: Dim) -> tuple[Dim, Dim]:
+        sizes = [
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, k, s, p, d in zip(
+                (h, w), self.kernel, self.stride, self.padding, self.dilation, strict=True
+            )
+        ]
+        return sizes[0], sizes[1]
+
+    def _infer(self, x: TensorType, weight: TensorType, expected: tuple[int, ...], bias: Sequence[TensorType]) -> TensorType:
+        _float32(self, (x, weight, *bias))
+        if weight.static_shape() != expected:
+            raise OpError(f"{self.name}: weight {expected} expected, got {weight}")
+        if bias and bias[0].shape != (blocks(self.channels) * BLOCK,):
+            raise OpError(f"{self.name}: bias[{blocks(self.channels) * BLOCK}] expected, got {bias[0]}")
+        h, w = self.output_map(*x.shape[2:4])
+        return x.with_shape((x.shape[0], blocks(self.channels), h, w, BLOCK))
+
+    def _dense(self, x: Array, weight: Array, bias: Sequence[Array], groups: int = 1) -> Array:
+        """NCHW16c result from an NCHW input and an OIHW weight."""
+        from transpiler.ops.conv import Conv
+
+        plain = Conv(self.stride, self.padding, self.dilation, groups).reference(x, weight, *bias)
+        return PackChannels().reference(plain)
+
+
+class ConvBlocked(_BlockedConv, name="conv_blocked"):
+    """(x[N, ceil(I/16), H, W, 16], weight[ceil(O/16), ceil(I/16), KH, KW, 16, 16][, bias[16*ceil(O/16)]])
+    -> [N, ceil(O/16), H', W', 16]."""
+
+    def infer(self, *types: TensorType) -> TensorType:
+        x, weight, *bias = types
+        return self._infer(x, weight, (blocks(self.channels), int(x.shape[1]), *self.kernel, BLOCK, BLOCK), bias)  # type: ignore[arg-type]
+
+    def reference(self, *inputs: Array) -> Array:
+        x, packed, *bias = inputs
+        o, i, kh, kw, _, _ = packed.shape
+        weight = packed.transpose(0, 5, 1, 4, 2, 3).reshape(o * BLOCK, i * BLOCK, kh, kw)[:, : self.in_channels]
+        return self._dense(UnpackChannels(self.in_channels).reference(x), weight, bias)
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        # (channels in, channels out, H, W, kernel, stride, padding, dilation)
+        cases: list[tuple[int, int, int, int, int, int, int, int]] = [
+            (16, 16, 5, 7, 3, 1, 1, 1), (32, 48, 14, 14, 3, 1, 1, 1), (64, 32, 7, 7, 1, 1, 0, 1), (16, 64, 9, 15, 3, 2, 1, 1),
+            (32, 32, 8, 8, 1, 2, 0, 1), (16, 33, 6, 29, 3, 1, 2, 2), (32, 16, 7, 7, 3, 1, 1, 1), (16, 16, 1, 1, 1, 1, 0, 1),
+            (48, 80, 15, 17, 5, 2, 2, 1), (17, 16, 6, 6, 3, 1, 1, 1), (40, 10, 7, 9, 1, 1, 0, 1),
+        ]  # fmt: skip
+        for c, o, h, w, k, s, p, d in cases:
+            label = f"{c}to{o}_{h}x{w}_k{k}s{s}p{p}d{d}"
+            g = rng(label)
+            op = cls(o, c, (k, k), (s, s), (p, p), (d, d))
+            x = PackChannels().reference(g.standard_normal((2, c, h, w), np.float32))
+            x[:, -1, :, :, c % BLOCK or BLOCK :] = np.nan
+            scale = np.float32((c * k * k) ** -0.5)
+            weight = PackConv().reference(g.standard_normal((o, c, k, k), np.float32) * scale)
+            yield Sample(label, op, (x, weight))
+            bias = np.zeros(blocks(o) * BLOCK, np.float32)
+            bias[:o] = g.standard_normal(o, np.float32)
+            yield Sample(f"{label}_bias", op, (x, weight, bias))
+
+
+class ConvStem(_BlockedConv, name="conv_stem"):
+    """(x[N, I, H, W], weight[ceil(O/16), I, KH, KW, 16][, bias[16*ceil(O/16)]]) -> [N, ceil(O/16), H', W', 16]."""
+
+    def infer(self, *types: TensorType) -> TensorType:
+        x, weight, *bias = types
+        return self._infer(x, weight, (blocks(self.channels), int(x.shape[1]), *self.kernel, BLOCK), bias)  # type: ignore[arg-type]
+
+    def reference(self, *inputs: Array) -> Array:
+        x, packed, *bias = inputs
+        o, i, kh, kw, _ = packed.shape
+        return self._dense(x, packed.transpose(0, 4, 1, 2, 3).reshape(o * BLOCK, i, kh, kw), bias)
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        cases = [(3, 16, 12, 13, 7, 2, 3, 1), (1, 32, 9, 9, 3, 1, 1, 1), (3, 40, 16, 16, 8, 8, 0, 1), (4, 16, 5, 21, 3, 1, 0, 2)]
+        for c, o, h, w, k, s, p, d in cases:
+            label = f"stem{c}to{o}_{h}x{w}_k{k}s{s}p{p}d{d}"
+            g = rng(label)
+            x = g.standard_normal((2, c, h, w), np.float32)
+            weight = PackConvStem().reference(
+                g.standard_normal((o, c, k, k), np.float32) * np.float32((c * k * k) ** -0.5)
+            )
+            bias = np.zeros(blocks(o) * BLOCK, np.float32)
+            bias[:o] = g.standard_normal(o, np.float32)
+            yield Sample(label, cls(o, c, (k, k), (s, s), (p, p), (d, d)), (x, weight, bias))
+
+
+class ConvDepthwise(_BlockedConv, name="conv_depthwise"):
+    """(x[N, ceil(C/16), H, W, 16], weight[ceil(C/16), KH, KW, 16][, bias[16*ceil(C/16)]]) -> [N, ceil(C/16), H', W', 16]:
+    every channel has its own filter."""
+
+    def infer(self, *types: TensorType) -> TensorType:
+        x, weight, *bias = types
+        return self._infer(x, weight, (blocks(self.channels), *self.kernel, BLOCK), bias)
+
+    def reference(self, *inputs: Array) -> Array:
+        x, packed, *bias = inputs
+        cb, kh, kw, _ = packed.shape
+        weight = packed.transpose(0, 3, 1, 2).reshape(cb * BLOCK, 1, kh, kw)
+        return self._dense(UnpackChannels(cb * BLOCK).reference(x), weight, bias, groups=cb * BLOCK)
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        cases = [(16, 5, 7, 3, 1, 1, 1), (33, 14, 15, 3, 2, 1, 1), (32, 9, 30, 5, 1, 2, 1), (16, 12, 12, 3, 1, 2, 2), (48, 7, 7, 7, 1, 3, 1)]
+        for c, h, w, k, s, p, d in cases:
+            label = f"depthwise{c}_{h}x{w}_k{k}s{s}p{p}d{d}"
+            g = rng(label)
+            x = PackChannels().reference(g.standard_normal((2, c, h, w), np.float32))
+            weight = PackDepthwise().reference(g.standard_normal((c, 1, k, k), np.float32) / np.float32(k))
+            bias = np.zeros(blocks(c) * BLOCK, np.float32)
+            bias[:c] = g.standard_normal(c, np.float32)
+            yield Sample(label, cls(c, c, (k, k), (s, s), (p, p), (d, d)), (x, weight, bias))

@@ -1,0 +1,169 @@
+"""Partitioning a function into steps: fused groups (kernels) and views.
+
+Every group runs at the place of its last node. A node joins the group of a producer when it is that value's only
+user, so nothing between can depend on the group and the order stays valid. What may join follows from the target's
+facts: element-wise ops join the epilogue of the kernels that take one, cheap ops are recomputed inside the kernels
+that read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transpiler.group import Group, make_group
+from transpiler.ir import Graph, Node, Value
+from transpiler.ops.base import Elementwise, Injective, Opaque, Reduce
+from transpiler.ops.creation import Full
+from transpiler.ops.shape import BroadcastTo, Reshape
+from transpiler.target import Target
+
+# Operations per element up to which a producer is recomputed where an index mapping or a reduction reads it.
+CHEAP = 4
+# A pointwise kernel of more nodes than this stops growing: its expression would outgrow the registers.
+MAX_NODES = 40
+
+
+@dataclass(frozen=True)
+class GroupStep:
+    group: Group
+
+
+@dataclass(frozen=True)
+class ViewStep:
+    """A reshape: no code."""
+
+    node: Node
+
+
+FusedStep = GroupStep | ViewStep
+
+
+def partition(graph: Graph, target: Target, *, fuse: bool = True) -> tuple[FusedStep, ...]:
+    """The steps of `graph` in execution order. Without `fuse` every node is a kernel of its own."""
+    return _Partition(graph, target, fuse).run()
+
+
+class _Partition:
+    def __init__(self, graph: Graph, target: Target, fuse: bool) -> None:
+        self.graph, self.target, self.fuse = graph, target, fuse
+        self.consumers = graph.consumers()
+        self.producers = graph.producers()
+        self.outputs = graph.output_names()
+        self.group_of: dict[str, int] = {}  # value -> open group that computes it
+        self.groups: dict[int, list[Node]] = {}
+        self.views: dict[int, Node] = {}
+
+    def run(self) -> tuple[FusedStep, ...]:
+        for position, node in enumerate(self.graph.nodes):
+            if isinstance(node.op, Full | BroadcastTo) and self._free_everywhere(node):
+                continue
+            if isinstance(node.op, Reshape):
+                self.views[position] = node
+                continue
+            members = [item for group in self._candidates(node) for item in self.groups.pop(group)]
+            # A group is numbered by its last node.
+            self.groups[position] = [*members, node]
+            for item in self.groups[position]:
+                self.group_of.update({value.name: position for value in item.outputs})
+        steps: list[tuple[int, FusedStep]] = [(position, ViewStep(node)) for position, node in self.views.items()]
+        order = {value.name: index for index, node in enumerate(self.graph.nodes) for value in node.outputs}
+        for number, members in self.groups.items():
+            nodes = sorted(self._with_free(members), key=lambda node: order[node.outputs[0].name])
+            steps.append((number, GroupStep(make_group(tuple(nodes), members[-1].outputs))))
+        return tuple(step for _, step in sorted(steps, key=lambda item: item[0]))
+
+    def _free_everywhere(self, node: Node) -> bool:
+        """Whether a constant or broadcast is computed inside all of its users and never stored."""
+        name = node.output.name
+        return name not in self.outputs and all(self._inlines(user, node) for user in self.consumers[name])
+
+    def _inlines(self, user: Node, producer: Node) -> bool:
+        if isinstance(user.op, Reshape):
+            return False
+        if isinstance(user.op, Full | BroadcastTo):
+            return self._free_everywhere(user)
+        if isinstance(user.op, Elementwise | Injective):
+            return True
+        return isinstance(user.op, Reduce) and user.op.name in self.target.prologue
+
+    def _with_free(self, members: Sequence[Node]) -> list[Node]:
+        """The members and the free nodes (constants, broadcasts) that they read."""
+        result = {node.outputs[0].name: node for node in members}
+        pending = list(members)
+        while pending:
+            for value in pending.pop().inputs:
+                producer = self.producers.get(value.name)
+                if producer is None or value.name in result:
+                    continue
+                if isinstance(producer.op, Full | BroadcastTo) and self._free_everywhere(producer):
+                    result[value.name] = producer
+                    pending.append(producer)
+        return list(result.values())
+
+    def _candidates(self, node: Node) -> list[int]:
+        """Open groups that `node` joins, at most one of them with an anchor."""
+        if not self.fuse or len(node.outputs) != 1:
+            return []
+        chosen: list[int] = []
+        anchored = isinstance(node.op, Reduce | Opaque)
+        size = 1
+        for value in reversed(self._reads(node)):
+            number = self.group_of.get(value.name)
+            if number is None or number in chosen or not self._only_user(value, node):
+                continue
+            members = self.groups[number]
+            anchor = next((item for item in members if isinstance(item.op, Reduce | Opaque)), None)
+            if size + len(members) > MAX_NODES or not self._joins(node, value, members, anchor):
+                continue
+            if anchor is not None:
+                if anchored:
+                    continue
+                anchored = True
+            chosen.append(number)
+            size += len(members)
+        return chosen
+
+    def _reads(self, node: Node) -> list[Value]:
+        """What the node reads, through free broadcasts."""
+        values: dict[str, Value] = {}
+        for value in node.inputs:
+            producer = self.producers.get(value.name)
+            if producer is not None and isinstance(producer.op, BroadcastTo) and self._free_everywhere(producer):
+                values.update({item.name: item for item in producer.inputs})
+            else:
+                values[value.name] = value
+        return list(values.values())
+
+    def _only_user(self, value: Value, node: Node) -> bool:
+        if value.name in self.outputs:
+            return False
+        users = [
+            user for user in self.consumers[value.name]
+            if not (isinstance(user.op, BroadcastTo) and self._free_everywhere(user))
+        ]  # fmt: skip
+        through = [
+            user
+            for consumer in self.consumers[value.name]
+            if consumer not in users
+            for user in self.consumers[consumer.output.name]
+        ]
+        return all(user is node for user in (*users, *through))
+
+    def _joins(self, node: Node, value: Value, members: Sequence[Node], anchor: Node | None) -> bool:
+        cost = sum(item.op.cost for item in members)
+        if isinstance(node.op, Elementwise):
+            if value.shape != node.output.shape:
+                # A smaller operand would be recomputed for every element that it is broadcast to.
+                return anchor is None and cost <= CHEAP
+            return anchor is None or (anchor.op.name in self.target.epilogue and self._is_result(members, anchor))
+        if anchor is not None or cost > CHEAP or any(item.op.checks_index for item in members):
+            return False
+        if isinstance(node.op, Injective):
+            return not node.op.checks_index
+        return isinstance(node.op, Reduce) and node.op.name in self.target.prologue
+
+    def _is_result(self, members: Sequence[Node], anchor: Node) -> bool:
+        """Whether everything after the anchor is on its result's shape, so far."""
+        after = members[members.index(anchor) + 1 :]
+        return len(anchor.outputs) == 1 and all(item.output.shape == anchor.outputs[0].shape for item in after)

@@ -1,0 +1,223 @@
+"""Choosing layouts: blocked channels where convolutions live, packed panels for linear weights.
+
+The pass walks the graph once and keeps, for every value, the forms it exists in: plain, blocked (NCHW16c), or both. A
+convolution asks for a blocked input and gives a blocked output; element-wise ops and pools follow their inputs; any
+other op asks for plain. A missing form is made where it is first asked for, so between neighbouring convolutions
+nothing is repacked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from transpiler.ir import Graph, Layout, Node, TensorType, Value
+from transpiler.ops.adaptive_pool import AdaptiveAvgPool
+from transpiler.ops.base import Elementwise
+from transpiler.ops.conv import Conv
+from transpiler.ops.linalg import Linear
+from transpiler.ops.packed import (
+    BLOCK,
+    ConvBlocked,
+    ConvDepthwise,
+    ConvStem,
+    LinearPacked,
+    PackChannels,
+    PackConv,
+    PackConvStem,
+    PackDepthwise,
+    PackMatmul,
+    UnpackChannels,
+    blocks,
+)
+from transpiler.ops.pool import AvgPool, MaxPool
+from transpiler.ops.reduce import ReduceMax, ReduceMean, ReduceSum
+from transpiler.ops.shape import Concat, Reshape
+from transpiler.ops.shape_edges import Pad
+from transpiler.passes.rewrite import Rewriter, rewrite
+from transpiler.passes.weights import weight_values
+
+# Inputs of at most this many channels are read unblocked: blocking would multiply the work by 16 / channels.
+STEM_CHANNELS = 8
+
+
+def blocked_channels(graph: Graph) -> Graph:
+    """Give 2-d convolutions blocked maps.
+
+    before: %c = conv(%x, %w); %y = relu(%c)
+    after:  %b = pack_channels(%x); %v = pack_conv(%w); %c = conv_blocked(%b, %v); %r = relu(%c);
+            %y = unpack_channels(%r)
+    """
+    return _Layout(graph).run()
+
+
+class _Layout:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.rewriter = Rewriter(graph)
+        self.weights = weight_values(graph)
+        self.plain: dict[str, Value] = {item.value.name: item.value for item in graph.inputs}
+        self.blocked: dict[str, Value] = {}
+        self.channels: dict[str, int] = {}
+
+    def run(self) -> Graph:
+        for node in self.graph.nodes:
+            if not self._blocked_node(node):
+                inputs = tuple(self._plain(value) for value in node.inputs)
+                self.rewriter.nodes.append(replace(node, inputs=inputs))
+                self.plain.update({value.name: value for value in node.outputs})
+        outputs = tuple(replace(item, value=self._plain(item.value)) for item in self.graph.outputs)
+        taps = {}
+        for path, tap in self.graph.taps.items():
+            if tap.value in self.blocked:
+                layout = Layout(self.channels[tap.value])
+                taps[path] = replace(tap, value=self.blocked[tap.value].name, layout=layout)
+            else:
+                taps[path] = replace(tap, value=self.plain[tap.value].name)
+        return replace(self.graph, nodes=tuple(self.rewriter.nodes), outputs=outputs, taps=taps)
+
+    def _plain(self, value: Value) -> Value:
+        if value.name not in self.plain:
+            op = UnpackChannels(self.channels[value.name])
+            self.plain[value.name] = self.rewriter.emit(op, self.blocked[value.name], like=value)
+        return self.plain[value.name]
+
+    def _packed(self, value: Value) -> Value:
+        if value.name not in self.blocked:
+            self.channels[value.name] = int(value.shape[1])  # type: ignore[arg-type]
+            self.blocked[value.name] = self.rewriter.emit(PackChannels(), self.plain[value.name], like=value)
+        return self.blocked[value.name]
+
+    def _give(self, old: Value, new: Value, channels: int) -> bool:
+        self.blocked[old.name], self.channels[old.name] = new, channels
+        return True
+
+    def _blocked_node(self, node: Node) -> bool:
+        """Emit the node on blocked maps; False if it stays plain."""
+        if len(node.outputs) != 1:
+            return False
+        output = node.output
+        if isinstance(node.op, Conv):
+            return self._convolution(node, node.op)
+        if output.type.rank == 4 and isinstance(node.op, Elementwise):
+            return self._elementwise(node)
+        if not node.inputs or node.inputs[0].name not in self.blocked:
+            return False
+        x = node.inputs[0]
+        blocked, channels = self.blocked[x.name], self.channels[x.name]
+        op: MaxPool | AvgPool | AdaptiveAvgPool | ReduceMean | ReduceSum | ReduceMax
+        match node.op:
+            case MaxPool() as pool if not pool.ceil_mode:
+                op = MaxPool(
+                    (*pool.kernel, 1), (*pool.stride, 1), (*pool.padding, 0), (*pool.dilation, 1), pool.ceil_mode
+                )
+            case AvgPool() as mean if not mean.ceil_mode:
+                op = replace(mean, kernel=(*mean.kernel, 1), stride=(*mean.stride, 1), padding=(*mean.padding, 0))
+            case AdaptiveAvgPool(size=size):
+                op = AdaptiveAvgPool((*size, BLOCK))
+            case (ReduceMean() | ReduceSum() | ReduceMax()) as reduce if reduce.axes == (2, 3):
+                op = replace(reduce, keepdims=True)
+            case Concat(axis=1):
+                return self._concat(node)
+            case Pad(low=low, high=high, mode="constant") if low[:2] == (0, 0) and high[:2] == (0, 0):
+                padded = self.rewriter.emit(replace(node.op, low=(*low, 0), high=(*high, 0)), blocked, like=output)
+                return self._give(output, padded, channels)
+            case _:
+                return False
+        result = self.rewriter.emit(op, blocked, like=output)
+        if output.type.rank == 4:
+            return self._give(output, result, channels)
+        # A reduction to [N, C]: the unpacked [N, C, 1, 1] under another shape.
+        unpacked = self.rewriter.emit(UnpackChannels(channels), result, like=output)
+        self.rewriter.release(node)
+        self.plain[output.name] = self.rewriter.emit(Reshape(output.shape), unpacked, like=output)
+        return True
+
+    def _convolution(self, node: Node, op: Conv) -> bool:
+        x, weight, *bias = node.inputs
+        if x.type.rank != 4 or x.dtype != "float32" or weight.name not in self.weights:
+            return False
+        if any(value.name not in self.weights for value in bias) or not x.type.is_static:
+            return False
+        out_channels, group_channels, *kernel = weight.type.static_shape()
+        in_channels = int(x.shape[1])  # type: ignore[arg-type]
+        depthwise = op.groups == in_channels == out_channels and op.groups > 1
+        if op.groups != 1 and not depthwise:
+            return False
+        plain_weight = self._plain(weight)
+        attributes = (out_channels, in_channels, tuple(kernel), op.stride, op.padding, op.dilation)
+        form: ConvBlocked | ConvStem | ConvDepthwise
+        pack: PackConv | PackConvStem | PackDepthwise
+        if depthwise:
+            form, pack, source = ConvDepthwise(*attributes), PackDepthwise(), self._packed(x)
+        elif group_channels <= STEM_CHANNELS:
+            form, pack, source = ConvStem(*attributes), PackConvStem(), self._plain(x)
+        else:
+            form, pack, source = ConvBlocked(*attributes), PackConv(), self._packed(x)
+        packed = self.rewriter.emit(pack, plain_weight, like=weight)
+        padded = [self._padded_bias(self._plain(value), out_channels) for value in bias]
+        result = self.rewriter.emit(form, source, packed, *padded, like=node.output)
+        return self._give(node.output, result, out_channels)
+
+    def _padded_bias(self, bias: Value, channels: int) -> Value:
+        extra = blocks(channels) * BLOCK - channels
+        return self.rewriter.emit(Pad((0,), (extra,)), bias, like=bias) if extra else bias
+
+    def _elementwise(self, node: Node) -> bool:
+        output = node.output
+        if not output.type.is_static or not any(value.name in self.blocked for value in node.inputs):
+            return False
+        channels = int(output.shape[1])  # type: ignore[arg-type]
+        forms = [self._broadcast_form(value, output.type) for value in node.inputs]
+        if any(form is None for form in forms):
+            return False
+        inputs: list[Value] = []
+        for value, form in zip(node.inputs, forms, strict=True):
+            if form == "scalar":
+                inputs.append(self._plain(value))
+            elif form == "packed":
+                inputs.append(self._packed(value))
+            else:
+                plain = self._plain(value)
+                shape = (*(1,) * (4 - plain.type.rank), *plain.shape)
+                widened = plain if plain.type.rank == 4 else self.rewriter.emit(Reshape(shape), plain, like=value)
+                inputs.append(self.rewriter.emit(PackChannels(), widened, like=value))
+        result = self.rewriter.emit(node.op, *inputs, like=output)
+        return self._give(output, result, channels)
+
+    def _broadcast_form(self, value: Value, output: TensorType) -> str | None:
+        """How an operand joins a blocked op: "packed" (a map), "scalar", "widen" (a channel vector), None (it cannot)."""
+        if value.type.rank == 4 and value.shape[1] == output.shape[1]:
+            return "packed"
+        if all(dim == 1 for dim in value.shape):
+            return "scalar" if value.type.rank == 0 else None
+        if value.type.rank == 3 and value.shape[0] == output.shape[1]:
+            return "widen"
+        return None
+
+    def _concat(self, node: Node) -> bool:
+        if not all(value.name in self.blocked for value in node.inputs):
+            return False
+        if any(self.channels[value.name] % BLOCK for value in node.inputs[:-1]):
+            return False
+        parts = [self.blocked[value.name] for value in node.inputs]
+        channels = sum(self.channels[value.name] for value in node.inputs)
+        return self._give(node.output, self.rewriter.emit(Concat(1), *parts, like=node.output), channels)
+
+
+def packed_linear(graph: Graph) -> Graph:
+    """Pack the weights of linear layers.
+
+    before: %y = linear(%x, %w, %b)
+    after:  %p = pack_matmul(%w); %y = linear_packed(%x, %p, %b)
+    """
+    weights = weight_values(graph)
+
+    def visit(rewriter: Rewriter, node: Node) -> list[Value] | None:
+        if not isinstance(node.op, Linear) or node.output.dtype != "float32" or node.inputs[1].name not in weights:
+            return None
+        x, weight, *bias = node.inputs
+        packed = rewriter.emit(PackMatmul(), weight, like=weight)
+        op = LinearPacked(int(weight.shape[0]))  # type: ignore[arg-type]
+        return [rewriter.emit(op, x, packed, *bias, like=node.output)]
+
+    return rewrite(graph, visit)

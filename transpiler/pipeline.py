@@ -1,0 +1,316 @@
+"""The whole way from a model to a package, one straight line.
+
+Nothing heavy is imported before it is needed: torch comes with the capture, TVM with the first schedule.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transpiler.errors import TranspileError, TranspileErrors, UsageError
+from transpiler.progress import Progress, Silent
+from transpiler.specs import DynamicSpec, InputSpec
+from transpiler.target import Target, known_targets, load_target
+
+if TYPE_CHECKING:
+    from transpiler.emit import PackageView
+    from transpiler.frontend import Model
+    from transpiler.ir import Program
+    from transpiler.link import Linked
+    from transpiler.lower import LoweredProgram
+    from transpiler.testing import TestReport
+    from transpiler.verify import CaseError, Recording
+
+TOOLS = ("torch", "apache-tvm", "apache-tvm-ffi", "numpy", "torch-transpiler")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to transpile and how. `model` is a path, an nn.Module or an ExportedProgram."""
+
+    model: Any
+    args: tuple[Any, ...] | None = None
+    kwargs: Mapping[str, Any] | None = None
+    targets: tuple[str, ...] = ("cpu",)
+    name: str | None = None
+    out: Path = Path("generated")
+    entry: str | None = None
+    init: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[InputSpec, ...] = ()
+    dynamic: tuple[DynamicSpec, ...] = ()
+    dynamic_shapes: Any = None
+    weights: Any = None  # a path, or a mapping of state_dict keys to arrays
+    taps: str | None = None
+    isas: tuple[str, ...] = ()
+    test: bool = True
+
+
+@dataclass(frozen=True)
+class Report:
+    """The package's folder, the measured error per output, and the generated tests' result (None: not run)."""
+
+    path: Path
+    name: str
+    errors: Mapping[str, CaseError]
+    tests: TestReport | None
+    kernels: int
+    warnings: tuple[str, ...]
+
+
+class TestsFailed(TranspileErrors):
+    """The generated tests failed: the package is in `path`, the previous one is untouched."""
+
+    def __init__(self, path: Path, report: TestReport) -> None:
+        self.path, self.report = path, report
+        error = TranspileError(
+            "tests-failed",
+            f"The generated tests failed: {report.failed} of {report.failed + report.passed}.",
+            notes=[f"the failed package is in {path}"],
+            hints=[f"read it with: python -m pytest {path / 'tests'}"],
+        )
+        super().__init__(error.problems)
+
+
+def build(request: Request, progress: Progress | None = None) -> Report:
+    """Transpile: import, rewrite, compile, emit, verify, and move the finished package into place.
+
+    Raises:
+        UsageError: the request itself is wrong.
+        TranspileErrors: the model, its weights or the output folder cannot be used; every reason is listed.
+        TestsFailed: the package was built and its tests do not pass.
+    """
+    from transpiler.output import check_output
+
+    progress = progress or Silent()
+    targets = _targets(request)
+    _check_options(request)
+    with tempfile.TemporaryDirectory(prefix="transpile-") as scratch, ThreadPoolExecutor(2) as background:
+        # The fixed part of the library compiles while the model is traced.
+        runtime = background.submit(_compile_runtime)
+        progress.stage("tracing the model")
+        model = _front_end(request)
+        name = _package_name(request, model)
+        folder = Path(request.out) / name
+        check_output(folder)
+        for warning in model.warnings:
+            progress.warn(warning)
+        lowered = {}
+        libraries: dict[str, Linked] = {}
+        rewritten = _rewrite(model.program, request)
+        for target in targets:
+            lowered[target.isa.name] = _lower(rewritten, target, request, progress)
+        runtime.result()
+        for target in targets:
+            libraries[target.isa.name] = _compile(lowered[target.isa.name], target, name, progress)
+        plan = lowered[targets[0].isa.name].plan
+        progress.stage("recording PyTorch's results")
+        recording = _record(model, plan)
+        view = _view(name, model, plan, libraries, recording, None, request)
+        progress.stage("measuring the error")
+        errors = _measure(view, recording, Path(scratch) / "measured")
+        staged = Path(scratch) / "package" / name
+        view = _view(name, model, plan, libraries, recording, errors, request)
+        _write(view, model, recording, plan, staged)
+        tests = _run_tests(staged, progress) if request.test else None
+        wrong = tests is not None and not tests.ok
+        if wrong:
+            folder = folder.with_name(f"{name}.failed")
+        progress.stage(f"writing {folder}")
+        _publish(staged, folder)
+        if wrong:
+            assert tests is not None
+            raise TestsFailed(folder, tests)
+    return Report(folder, name, errors, tests, len(plan.kernels), model.warnings)
+
+
+def _targets(request: Request) -> list[Target]:
+    """One entry per ISA of the (one) target."""
+    from transpiler.errors import unknown
+
+    for name in request.targets:
+        if name not in known_targets():
+            raise unknown("target", name, known_targets(), code="unknown-target")
+    (name, *more) = dict.fromkeys(request.targets)
+    if more:
+        raise UsageError("several-targets", "Several targets in one package are not supported; name one --target.")
+    return [load_target(name, isa) for isa in (request.isas or (None,))]
+
+
+def _check_options(request: Request) -> None:
+    if request.dynamic or request.dynamic_shapes is not None:
+        raise TranspileError(
+            "dynamic-shapes",
+            "Dynamic shapes are not supported yet: every package is built for fixed sizes.",
+            hints=["transpile one package per size, or pad inputs to the largest size"],
+        )
+
+
+def _compile_runtime() -> None:
+    from transpiler.link import c_compiler, shared_objects
+
+    shared_objects(c_compiler())
+
+
+def _front_end(request: Request) -> Model:
+    from transpiler.frontend import read_model
+
+    return read_model(request)
+
+
+def _package_name(request: Request, model: Model) -> str:
+    from transpiler.naming import package_name
+
+    return package_name(request.name or model.name)
+
+
+def _rewrite(program: Program, request: Request) -> Program:
+    from transpiler.passes import PIPELINE, UNFOLDED_PIPELINE, run_passes
+
+    return run_passes(program, UNFOLDED_PIPELINE if request.taps else PIPELINE)
+
+
+def _lower(program: Program, target: Target, request: Request, progress: Progress) -> LoweredProgram:
+    from transpiler.lower import lower
+
+    progress.stage("scheduling kernels")
+    return lower(program, target, fuse=not request.taps, progress=progress.advance)
+
+
+def _compile(lowered: LoweredProgram, target: Target, name: str, progress: Progress) -> Linked:
+    from transpiler.compile import compile_kernels
+    from transpiler.link import link_library
+
+    progress.stage(f"compiling kernels for {target.isa.name}")
+    objects = compile_kernels(lowered.kernels, target, progress=progress.advance)
+    return link_library(objects, lowered.plan, name, target.isa.name)
+
+
+def _record(model: Model, plan: Any) -> Recording:
+    from transpiler.cases import Argument
+    from transpiler.link import output_names
+    from transpiler.verify import OutputSpec, record
+
+    arguments = [
+        Argument(item.key, item.value.dtype, item.value.type.static_shape(), model.bounds.get(item.key))
+        for item in plan.inputs
+    ]
+    outputs = [
+        OutputSpec(name, value.dtype) for name, value in zip(output_names(plan), plan.outputs, strict=True)
+    ]
+    return record(
+        arguments,
+        model.examples,
+        outputs,
+        eager=model.eager,
+        reference=model.reference,
+        state=model.state,
+        aliases=model.program.aliases,
+        taps={path: model.taps[path] for path in plan.taps if path in model.taps},
+    )
+
+
+def _view(
+    name: str,
+    model: Model,
+    plan: Any,
+    libraries: Mapping[str, Linked],
+    recording: Recording,
+    errors: Mapping[str, CaseError] | None,
+    request: Request,
+) -> PackageView:
+    from transpiler.checks import FACTOR_EPS, FACTOR_TORCH
+    from transpiler.emit import make_view, run_prepare
+
+    example = recording.cases[0]
+    sample = {f"input.{index}": array for index, array in enumerate(example.drawn.arrays)}
+    if all(item.positions is None for item in example.outputs):
+        sample |= {
+            f"output.{index}": item.torch.reshape(item.shape) for index, item in enumerate(example.outputs)
+        }
+    else:
+        sample = {}
+    verification = {
+        "verified": errors is not None and request.test,
+        "tolerance": {"factor_torch": FACTOR_TORCH, "factor_eps": FACTOR_EPS},
+        "error": [
+            {"output": item.output, "case": item.case, "max_abs_error": item.max_abs_error, "tolerance": item.tolerance}
+            for item in (errors or {}).values()
+        ],
+    }  # fmt: skip
+    program = replace(model.program, constants=model.constants_of(plan))
+    return make_view(
+        name=name,
+        program=program,
+        plan=plan,
+        libraries=libraries,
+        prepared=run_prepare(plan, program.constants, model.state),
+        source=model.facts,
+        verification=verification,
+        sample=sample,
+        tool_versions={tool: _version(tool) for tool in TOOLS},
+        graph_json=model.graph_json,
+        bounds=model.bounds,
+    )
+
+
+def _version(tool: str) -> str:
+    if tool == "torch-transpiler":
+        from transpiler import __version__
+
+        return __version__
+    try:
+        return metadata.version(tool)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _measure(view: PackageView, recording: Recording, folder: Path) -> Mapping[str, CaseError]:
+    """Run the package, as it will be shipped, on every recorded case."""
+    from transpiler.emit import emit_package, write_package
+    from transpiler.loading import load_package
+    from transpiler.verify import measure, worst_errors
+
+    write_package(emit_package(view), folder)
+    with load_package(folder, view.name).Model() as model:
+        return worst_errors(measure(recording, lambda arrays: model.infer(*arrays)))
+
+
+def _write(view: PackageView, model: Model, recording: Recording, plan: Any, folder: Path) -> None:
+    from transpiler.emit import emit_package, write_package
+    from transpiler.structure import Leaf, Sequence_
+    from transpiler.testing import emit_tests
+
+    graph = model.program.main
+    positional: Sequence[Leaf] = [Leaf(index) for index in range(len(plan.inputs))]
+    tests = emit_tests(
+        recording,
+        package=view.name,
+        in_structure=graph.in_structure or Sequence_("tuple", tuple(positional)),
+        out_structure=graph.out_structure or Sequence_("tuple", tuple(map(Leaf, range(len(plan.outputs))))),
+        aliases=model.program.aliases,
+        taps=[path for path in plan.taps if recording.taps is not None and path in recording.taps.values],
+    )
+    write_package(emit_package(view, tests), folder)
+
+
+def _run_tests(folder: Path, progress: Progress) -> TestReport:
+    from transpiler.testing import run_generated_tests
+
+    progress.stage("running the generated tests")
+    return run_generated_tests(folder)
+
+
+def _publish(staged: Path, folder: Path) -> None:
+    from transpiler.output import write_package
+
+    files = {path.relative_to(staged).as_posix(): path.read_bytes() for path in staged.rglob("*") if path.is_file()}
+    files = {name: data for name, data in files.items() if "__pycache__" not in name}
+    write_package(files, folder)
+    shutil.rmtree(staged, ignore_errors=True)

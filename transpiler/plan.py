@@ -1,0 +1,94 @@
+"""The kernel plan: which kernels a function calls, in which order, and where every value lives.
+
+Both emitted forms of a function, the readable `model.py` and the native entry's table, are printed from one
+`KernelPlan`, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from transpiler.dims import Dim
+from transpiler.errors import Location
+from transpiler.ir import Graph, Input, Layout, Tap, TensorType, Value
+
+__all__ = ["Call", "Kernel", "KernelPlan", "Layout", "Step", "Storage", "Tap", "View"]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One compiled function `int32_t name(const void *in..., void *out..., [void *workspace], [int32_t *status])`.
+
+    `workspace` is the scratch it needs in bytes (0: no such parameter). A kernel with `checks_index` writes 1 to
+    `status` where an index was out of bounds. `flops` and `bytes` are what one call computes and moves at least.
+    """
+
+    name: str
+    inputs: tuple[TensorType, ...]
+    outputs: tuple[TensorType, ...]
+    summary: str
+    workspace: Dim = 0
+    checks_index: bool = False
+    flops: Dim = 0
+    bytes: Dim = 0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel call. `covers` lists the source lines of every node that was fused into it, in order."""
+
+    kernel: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    covers: tuple[Location, ...] = ()
+    workspace_offset: Dim = 0
+
+
+@dataclass(frozen=True)
+class View:
+    """`output` is `input` under another shape: the same bytes, no code."""
+
+    input: Value
+    output: Value
+
+
+Step = Call | View
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where a value lives: `kind` "input"/"output" (with `index` among the flat user ones), "weight" (at byte
+    `offset` of the prepared weights) or "arena" (at byte `offset` of the arena)."""
+
+    kind: str
+    index: int = 0
+    offset: Dim = 0
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """A function, ready to be emitted.
+
+    `weights` are the prepared tensors in file order (their values are the outputs of `prepare`); `fused` maps a
+    module path that has no value of its own any more to the nearest path in `taps`.
+    """
+
+    function: str
+    kernels: tuple[Kernel, ...]
+    steps: tuple[Step, ...]
+    inputs: tuple[Input, ...]  # the user's, in flat order
+    outputs: tuple[Value, ...]  # the user's, in flat order
+    weights: tuple[Value, ...]
+    prepare: Graph
+    storage: Mapping[str, Storage]
+    arena_bytes: Dim
+    weight_bytes: int
+    taps: Mapping[str, Tap] = field(default_factory=dict)
+    fused: Mapping[str, str] = field(default_factory=dict)
+
+    def kernel(self, name: str) -> Kernel:
+        return next(kernel for kernel in self.kernels if kernel.name == name)
+
+    def calls(self) -> tuple[Call, ...]:
+        return tuple(step for step in self.steps if isinstance(step, Call))

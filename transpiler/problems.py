@@ -1,0 +1,65 @@
+"""Collects every reason why a model cannot be imported, so that they are shown at once."""
+
+from __future__ import annotations
+
+from transpiler.errors import Location, Problem, TranspileErrors
+
+# What to do about operators that are often asked for; the longest matching prefix counts.
+_HINTS = {
+    "aten.item": "a tensor's value cannot steer the program; use torch.where, or shapes",
+    "aten._local_scalar_dense": "a tensor's value cannot steer the program; use torch.where",
+    "aten.nonzero": "its result's size depends on the data; use torch.where(mask, a, b)",
+    "aten.masked_select": "its result's size depends on the data; use torch.where(mask, x, 0)",
+    "aten.unique": "its result's size depends on the data",
+    "aten.fft": "Fourier transforms are not supported; a short one is a matmul with a constant matrix",
+    "aten.rand": "random numbers are not supported; pass them in as an input",
+    "aten.bernoulli": "random numbers are not supported; pass them in as an input",
+    "aten.multinomial": "random numbers are not supported; sample outside of the model",
+    "cond": "torch.cond is not supported; compute both sides and choose with torch.where",
+    "while_loop": "loops whose length depends on data are not supported",
+}
+_OTHERWISE = "write it with other operators, or add the operator in transpiler/ops (see docs)"
+_SHOWN = 5
+
+
+class ProblemList:
+    """Problems in the order they were found; uses of one operator become one problem."""
+
+    def __init__(self) -> None:
+        self._problems: dict[tuple[str, str], list[Location]] = {}
+        self._hints: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._counts: dict[tuple[str, str], int] = {}
+
+    def add(
+        self, code: str, message: str, location: Location | None = None, *, hint: str | None = None
+    ) -> None:
+        key = code, message
+        places = self._problems.setdefault(key, [])
+        self._counts[key] = self._counts.get(key, 0) + 1
+        if hint is not None:
+            self._hints[key] = (hint,)
+        if location is not None and location not in places:
+            places.append(location)
+
+    def add_operator(self, target: str, location: Location | None) -> None:
+        prefixes = sorted((prefix for prefix in _HINTS if target.startswith(prefix)), key=len)
+        hint = _HINTS[prefixes[-1]] if prefixes else _OTHERWISE
+        self.add("unsupported-operator", f"Unsupported operator '{target}'", location, hint=hint)
+
+    def extend(self, error: TranspileErrors, location: Location | None = None) -> None:
+        for problem in error.problems:
+            hint = problem.hints[0] if problem.hints else None
+            self.add(problem.code, problem.message, (*problem.locations, location)[0], hint=hint)
+
+    def raise_all(self) -> None:
+        """Raises TranspileErrors if there is any problem."""
+        if self._problems:
+            raise TranspileErrors([self._problem(key) for key in self._problems])
+
+    def _problem(self, key: tuple[str, str]) -> Problem:
+        code, message = key
+        places, count = self._problems[key], self._counts[key]
+        if code == "unsupported-operator":
+            message += f" ({count} use{'s' if count > 1 else ''})"
+        notes = (f"and {len(places) - _SHOWN} more places",) if len(places) > _SHOWN else ()
+        return Problem(code, message, tuple(places[:_SHOWN]), notes, self._hints.get(key, ()))

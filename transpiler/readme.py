@@ -1,0 +1,99 @@
+"""The tables and the example of a package's README."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transpiler.forward import numpy_dtype, shape_text
+from transpiler.interface import Argument, literal
+from transpiler.ir import Input
+from transpiler.naming import comment
+from transpiler.plan import KernelPlan
+from transpiler.structure import Leaf, Literal, Mapping_, Sequence_, Structure, leaves
+
+
+@dataclass(frozen=True)
+class ReadmeView:
+    summary: str
+    isas: str
+    example: tuple[str, ...]
+    inputs: tuple[tuple[str, ...], ...]
+    outputs: tuple[tuple[str, ...], ...]
+    verified: str
+    keys: int
+    taps: int
+
+
+def readme_view(
+    name: str,
+    summary: str,
+    arguments: Sequence[Argument],
+    plan: KernelPlan,
+    output_names: Sequence[str],
+    manifest: Mapping[str, Any],
+) -> ReadmeView:
+    bounds = {item["name"]: item["bounds"] for item in manifest["inputs"] if "bounds" in item}
+    rows = []
+    for argument in arguments:
+        for leaf in leaves(argument.structure):
+            item = plan.inputs[leaf]
+            limits = " in {}..{}".format(*bounds[item.key]) if item.key in bounds else ""
+            rows.append((f"`{argument.name}`", f"`{_cell(item.key)}`", f"{item.value.type}{limits}"))
+    errors = {entry["output"]: entry for entry in manifest["error"]}
+    outputs = []
+    for output, value in zip(output_names, plan.outputs, strict=True):
+        entry = errors.get(output, {})
+        measured = tuple(
+            _number(entry.get(key)) for key in ("max_abs_error", "tolerance", "max_abs_reference")
+        )
+        outputs.append((f"`{output}`", str(value.type), *measured))
+    factors = manifest["tolerance"]
+    good = (
+        "The package was verified against PyTorch when it was built: max|y - y64| <= "
+        f"{factors.get('factor_torch', 4)} max|y_torch - y64| + "
+        f"{factors.get('factor_eps', 128)} eps max|y64|, y64 being PyTorch in float64."
+    )
+    return ReadmeView(
+        summary=_cell(summary.strip().split("\n\n")[0]),
+        isas=", ".join(manifest["isas"]),
+        example=_example(arguments, plan.inputs),
+        inputs=tuple(rows),
+        outputs=tuple(outputs),
+        verified=good
+        if manifest["verified"]
+        else "The package was not verified against PyTorch when it was built.",
+        keys=len(manifest["weights"]["keys"]),
+        taps=len(manifest["taps"]),
+    )
+
+
+def _cell(text: str) -> str:
+    """Plain text that cannot leave a table cell or start markup."""
+    return comment(text, 400).replace("|", "/").replace("`", "'").replace("<", "&lt;")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _example(arguments: Sequence[Argument], inputs: Sequence[Input]) -> tuple[str, ...]:
+    lines = [f"{argument.name} = {_zeros(argument.structure, inputs)}" for argument in arguments]
+    passed = ", ".join(f"{a.name}={a.name}" if a.keyword_only else a.name for a in arguments)
+    return (*lines, f"result = model({passed})")
+
+
+def _zeros(structure: Structure, inputs: Sequence[Input]) -> str:
+    match structure:
+        case Leaf(index):
+            type = inputs[index].value.type
+            dtype = "np.float32" if type.dtype == "bfloat16" else numpy_dtype(type.dtype)
+            return f"np.zeros({shape_text(type)}, {dtype})"
+        case Literal(value):
+            return literal(value)
+        case Sequence_(kind, items):
+            inside = ", ".join(_zeros(item, inputs) for item in items)
+            return f"[{inside}]" if kind == "list" else f"({inside}{',' * (len(items) == 1)})"
+        case Mapping_(_, fields):
+            return f"{{{', '.join(f'{key!r}: {_zeros(item, inputs)}' for key, item in fields)}}}"

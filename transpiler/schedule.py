@@ -1,0 +1,54 @@
+"""Choosing a schedule: the target's rules are asked in order, the first that takes the group wins."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import cache
+from typing import Any, cast
+
+from transpiler.group import Group, Lowered, Rule
+from transpiler.resources import tree
+from transpiler.target import Target
+
+
+@cache
+def _schedules_package() -> None:
+    """Make `schedules/` importable as `transpiler.schedules`, wherever it lies."""
+    folder = tree("schedules")
+    spec = importlib.util.spec_from_file_location(
+        "transpiler.schedules", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["transpiler.schedules"] = module
+    spec.loader.exec_module(module)
+
+
+def import_schedule(name: str) -> Any:
+    """The module `transpiler.schedules.<name>`."""
+    _schedules_package()
+    return importlib.import_module(f"transpiler.schedules.{name}")
+
+
+@cache
+def rules(target: Target) -> tuple[Rule, ...]:
+    """The target's schedule modules in order."""
+    return tuple(cast(Rule, import_schedule(f"{target.name}.{name}")) for name in target.schedules)
+
+
+def schedule(group: Group, target: Target, name: str) -> Lowered:
+    """The kernel for a group.
+
+    Raises:
+        LookupError: no rule of the target takes it.
+    """
+    foreign = {value.dtype for node in group.nodes for value in (*node.inputs, *node.outputs)} - set(target.dtypes)
+    if foreign:
+        raise LookupError(f"target {target.name!r} has no {', '.join(sorted(foreign))}")
+    for rule in rules(target):
+        result = rule.apply(group, target, name)
+        if result is not None:
+            return result
+    ops = " + ".join(node.op.name for node in group.nodes)
+    raise LookupError(f"no schedule of target {target.name!r} takes {ops}")

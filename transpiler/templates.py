@@ -1,0 +1,40 @@
+"""The Jinja environment of the emitted package: strict, and without anything that could decide."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from transpiler.resources import tree
+
+PLACEHOLDER = "__name__"
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(tree("templates") / "package"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+def render(template: str, view: object) -> str:
+    """One template as text. Raises jinja2.UndefinedError where it asks for what the view does not have."""
+    return _environment().get_template(template).render(view=view)
+
+
+@cache
+def package_tree() -> tuple[tuple[str, bytes | None], ...]:
+    """(path, content) of every file below templates/package, sorted; the content of a template is None."""
+    root = tree("templates") / "package"
+    files = []
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith(".pyc"):
+            name = path.relative_to(root).as_posix()
+            files.append((name, None if name.endswith(".jinja") else path.read_bytes()))
+    return tuple(files)

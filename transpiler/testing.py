@@ -1,0 +1,242 @@
+"""The generated tests: emits them from a recording, and runs them in a clean process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from safetensors.numpy import save
+
+from transpiler import checks, draw
+from transpiler.draw import Array
+from transpiler.resources import tree
+from transpiler.structure import Structure, to_json
+
+if TYPE_CHECKING:
+    from transpiler.checks import Expected
+    from transpiler.verify import Recording
+
+FORMAT = 1
+_CLEARED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "LIVE_MODEL")
+
+
+# --- emitting -----------------------------------------------------------------------------------------------
+
+
+def emit_tests(
+    recording: Recording,
+    *,
+    package: str,
+    in_structure: Structure,
+    out_structure: Structure,
+    aliases: Mapping[str, str] | None = None,
+    taps: Collection[str] | None = None,
+) -> dict[str, bytes]:
+    """The folder `tests/` of a package: relative path -> content.
+
+    Args:
+        package: import name of the package.
+        in_structure: how the flat inputs nest in `(args, kwargs)`.
+        aliases: tied state_dict keys -> the key that stores the tensor.
+        taps: the module paths that the package can tap; None for all that were recorded.
+
+    Raises:
+        ValueError: `package` is no identifier, or a tap was not recorded.
+    """
+    if not package.isidentifier():
+        raise ValueError(f"not an import name: {package!r}")
+    files = {f"tests/{name}": text.encode() for name, text in _render(package).items()}
+    # The generator and the comparison are the very code that recorded the data, so that they cannot disagree.
+    for name, module in (("_draw", draw), ("_checks", checks)):
+        files[f"tests/{name}.py"] = Path(str(module.__file__)).read_bytes()
+    files.update(_data(recording, in_structure, out_structure, aliases or {}, taps))
+    return dict(sorted(files.items()))
+
+
+def _render(package: str) -> dict[str, str]:
+    environment = Environment(
+        loader=FileSystemLoader(tree("templates") / "tests"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return {
+        name.removesuffix(".jinja"): environment.get_template(name).render(package=package)
+        for name in sorted(environment.list_templates(extensions=["jinja"]))
+    }
+
+
+def _data(
+    recording: Recording,
+    in_structure: Structure,
+    out_structure: Structure,
+    aliases: Mapping[str, str],
+    taps: Collection[str] | None,
+) -> dict[str, bytes]:
+    outputs: dict[str, Array] = {}
+    weights: dict[str, Array] = {}
+    tapped: dict[str, Array] = {}
+    index: dict[str, Any] = {
+        "format": FORMAT,
+        "factors": {"torch": checks.FACTOR_TORCH, "eps": checks.FACTOR_EPS},
+        "in_structure": to_json(in_structure),
+        "out_structure": to_json(out_structure),
+        "inputs": [
+            {"name": item.name, "dtype": item.dtype, "shape": list(item.shape)}
+            for item in recording.arguments
+        ],
+        "cases": [
+            {
+                "name": case.name,
+                "inputs": [dict(recipe) for recipe in case.drawn.recipes],
+                "outputs": [_entry(e, f"{case.name}/{i}", outputs) for i, e in enumerate(case.outputs)],
+            }
+            for case in recording.cases
+        ],
+        "dropped": list(recording.dropped),
+        "reload": None,
+        "taps": None,
+    }
+    if reload := recording.reload:
+        weights.update(reload.state.stored)
+        index["reload"] = {
+            "case": reload.case,
+            "weights": {key: dict(entry) for key, entry in reload.state.recipes.items()},
+            "aliases": dict(sorted(aliases.items())),
+            "outputs": [_entry(e, f"reload/{i}", weights) for i, e in enumerate(reload.outputs)],
+            "changes_outputs": reload.changes_outputs,
+            "note": reload.note,
+        }
+    if recording.taps:
+        values = recording.taps.values
+        if missing := sorted(set(taps or ()) - set(values)):
+            raise ValueError(f"taps that were not recorded: {', '.join(missing)}")
+        kept = sorted(values if taps is None else taps)
+        index["taps"] = {
+            "case": recording.taps.case,
+            "values": {path: _entry(values[path], path, tapped) for path in kept},
+        }
+    return {
+        "tests/data/cases.json": (json.dumps(index, indent=1, allow_nan=False) + "\n").encode(),
+        "tests/data/inputs.safetensors": _save(recording.inputs.stored),
+        "tests/data/outputs.safetensors": _save(outputs),
+        "tests/data/taps.safetensors": _save(tapped),
+        "tests/data/weights.safetensors": _save(weights),
+    }
+
+
+def _entry(expected: Expected, key: str, arrays: dict[str, Array]) -> dict[str, Any]:
+    """The JSON entry of a recorded tensor; its arrays are added to `arrays`."""
+    arrays[f"{key}/torch"] = expected.torch
+    arrays[f"{key}/float64"] = expected.float64
+    if expected.norms is not None:
+        arrays[f"{key}/norms"] = expected.norms
+    return {
+        "key": key,
+        "name": expected.name,
+        "dtype": expected.dtype,
+        "shape": list(expected.shape),
+        "sample": expected.requested,
+        "tolerance": expected.tolerance,
+        "excluded": expected.excluded,
+    }
+
+
+def _save(arrays: Mapping[str, Array]) -> bytes:
+    return save({key: np.array(arrays[key], order="C") for key in sorted(arrays)})
+
+
+# --- running ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TestReport:
+    """What pytest said. `failures` are test ids; `output` is its whole output."""
+
+    __test__ = False  # not a test class, whatever its name
+
+    passed: int
+    failed: int
+    skipped: int
+    output: str
+    seconds: float
+    failures: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.failed == 0 and self.passed > 0
+
+
+def run_generated_tests(
+    folder: Path, *, quiet: bool = True, timeout: float = 1800.0, arguments: Sequence[str] = ()
+) -> TestReport:
+    """Run `<folder>/tests` in a process of its own that sees `<folder>/src` and site-packages, without
+    plugins.
+
+    A crash, a time-out or tests that cannot be collected count as one failure. `arguments` are added for
+    pytest. Unless `quiet`, pytest writes to this process's standard output too.
+    """
+    folder = folder.resolve()
+    environment = {key: value for key, value in os.environ.items() if key not in _CLEARED}
+    environment |= {
+        "PYTHONPATH": str(folder / "src"),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.xml"
+        command = [
+            sys.executable, "-m", "pytest", "tests", "-q", "--no-header", "-p", "no:cacheprovider",
+            f"--rootdir={folder}", f"--junitxml={report}", f"--basetemp={scratch}/tmp", *arguments,
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+                check=False,
+            )
+            output, code = done.stdout, done.returncode
+        except subprocess.TimeoutExpired as error:
+            partial = error.stdout or b""
+            text = partial.decode(errors="replace") if isinstance(partial, bytes) else partial
+            output, code = f"{text}\nstopped after {timeout:.0f} s", -1
+        if not quiet:
+            sys.stdout.write(output)
+        return _read_report(report, output, code, time.monotonic() - started)
+
+
+def _read_report(path: Path, output: str, code: int, seconds: float) -> TestReport:
+    passed = skipped = 0
+    failures: list[str] = []
+    if path.exists():
+        for case in ElementTree.parse(path).getroot().iter("testcase"):
+            outcomes = {child.tag for child in case}
+            name = f"{case.get('classname', '').removeprefix('tests.')}::{case.get('name', '')}"
+            if outcomes & {"failure", "error"}:
+                failures.append(name)
+            elif "skipped" in outcomes:
+                skipped += 1
+            else:
+                passed += 1
+    if code != 0 and not failures:
+        failures.append(f"pytest ended with exit code {code}")
+    return TestReport(passed, len(failures), skipped, output, seconds, tuple(failures))
