@@ -20,7 +20,7 @@ from transpiler.ir import TensorType, Value
 from transpiler.ops.base import Elementwise, Injective
 from transpiler.plan import Kernel
 
-from .tir import LANES, KernelBuilder, Tir, flat_offset, opaque_zero
+from .tir import LANES, KernelBuilder, Tir, flat_offset, opaque_zero, vector_loop
 
 Expr = Any
 Index = Sequence[Expr]
@@ -33,25 +33,43 @@ class Probe(Tir):
     """Evaluates an expression without emitting anything, to learn what it needs.
 
     `scalar_only` is set by operations that cannot stand in a vector loop over `lane`: guards that depend on it,
-    indices from data, calls of libm. `cost` counts operations.
+    indices from data, calls of libm. `cost` counts operations, `binds` the dtypes of the temporaries.
     """
 
-    def __init__(self, lane: Expr | None = None) -> None:
-        super().__init__(statements=False)
+    def __init__(self, lane: Expr | None = None, *, outer: Probe | None = None) -> None:
+        super().__init__(statements=outer is None)
         self.scalar_only = False
         self.cost = 0
+        self.binds: list[str] = []
         self._lane = lane
+        self._outer = outer
+
+    def _note(self, cost: int, scalar_only: bool = False) -> None:
+        self.cost += cost
+        self.scalar_only |= scalar_only
+        if self._outer is not None:
+            self._outer._note(cost, scalar_only)
+
+    def quiet(self) -> Tir:
+        return Probe(self._lane, outer=self) if self.statements else self
+
+    def bind(self, x: Expr) -> Expr:
+        if isinstance(x, int | float | tirx.IntImm | tirx.FloatImm):
+            return x
+        if self.statements:
+            self.binds.append(self.dtype(x))
+        return tirx.Var("bound", self.dtype(x))
 
     def guarded(self, condition: Expr, then: Expr, otherwise: Expr) -> Expr:
+        depends = False
         if self._lane is not None and not isinstance(condition, bool):
             variables = analysis.undefined_vars(condition)
-            self.scalar_only |= any(variable.same_as(self._lane) for variable in variables)
-        self.cost += 1
+            depends = any(variable.same_as(self._lane) for variable in variables)
+        self._note(1, depends)
         return then
 
     def index(self, value: Expr, size: Any) -> Expr:
-        self.scalar_only = True
-        self.cost += 4
+        self._note(4, True)
         return tirx.const(0, "int32")
 
     VECTOR_CALLS = frozenset(
@@ -60,10 +78,12 @@ class Probe(Tir):
 
     def call(self, function: str, *args: Expr) -> Expr:
         dtype = self.dtype(args[0])
-        self.cost += 10
-        if function not in self.VECTOR_CALLS or (dtype == "float64" and function in ("exp", "tanh", "sigmoid", "erf")):
-            self.scalar_only = not (function == "pow" and isinstance(args[1], tirx.FloatImm)) or self.scalar_only
-        return tirx.const(False, "bool") if function in ("isnan", "isinf") else tirx.const(0.5, dtype)
+        vector = function in self.VECTOR_CALLS or (function == "pow" and isinstance(args[1], tirx.FloatImm))
+        if dtype == "float64" and function in ("exp", "tanh", "sigmoid", "erf"):
+            vector = False
+        self._note(10, not vector)
+        result = super().call(function, *args)
+        return tirx.Var("called", self.dtype(result))
 
 
 class Inline:
@@ -95,13 +115,8 @@ class Inline:
 
     def load(self, value: Value, *, s: Tir | None = None) -> Callable[..., Expr]:
         """A function of the index that reads `value` as one pure expression: safe inside a guard."""
-        quiet = s or self._quiet()
+        quiet = s or self.s.quiet()
         return lambda *index: self._evaluate(value, index, quiet)
-
-    def _quiet(self) -> Tir:
-        if not self.s.statements:
-            return self.s
-        return Tir(statements=False, status=self.s.status, lanes=self.s.lanes)
 
     def _evaluate(self, value: Value, index: Index, s: Tir) -> Expr:
         if value.name in self.anchored:
@@ -139,7 +154,7 @@ def probe(group: Group, builder: KernelBuilder, value: Value, anchor: Value | No
     """What computing one element of `value` needs; `anchor` is taken as given."""
     index = probe_index(value.type.rank)
     probed = Probe(index[-1] if index else None)
-    anchored = {anchor.name: lambda _index: tirx.const(0, anchor.dtype)} if anchor is not None else {}
+    anchored = {anchor.name: lambda _index: probed.bind(tirx.Var("result", anchor.dtype))} if anchor else {}
     Inline(group, builder, probed, anchored).value(value, index)
     return probed
 
@@ -154,7 +169,14 @@ def needs_status(group: Group) -> bool:
     return any(getattr(node.op, "checks_index", False) for node in group.nodes)
 
 
-def output_loops(shape: Sequence[int], body: Callable[[list[Expr]], None], *, vector: bool, parallel: bool) -> None:
+def output_loops(
+    shape: Sequence[int],
+    body: Callable[[list[Expr]], None],
+    *,
+    vector: bool,
+    parallel: bool,
+    temporaries: Sequence[str] = (),
+) -> None:
     """Loops over all of `shape`; `body(index)` runs per element (in a vector loop: per lane).
 
     The last dim is the inner loop, LANES at a time if `vector`; the dims before it are fused into one loop, which is
@@ -184,7 +206,7 @@ def output_loops(shape: Sequence[int], body: Callable[[list[Expr]], None], *, ve
     with T.parallel(0, count) if parallel and count > 1 else T.serial(0, count) as fused:
         main = chunk // LANES * LANES if vector else 0
         if main:
-            with T.serial(0, main // LANES) as step, T.vectorized(0, LANES) as lane:
+            with T.serial(0, main // LANES) as step, vector_loop(LANES, temporaries) as lane:
                 body(at(fused, step * LANES + lane))
         if chunk - main:
             with T.serial(0, chunk - main) as rest:

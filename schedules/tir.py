@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import tvm
@@ -147,9 +148,37 @@ def loop(extent: int, *, parallel: bool = False) -> Any:
     return T.parallel(0, extent) if parallel else T.serial(0, extent)
 
 
-def vector_loop(lanes: int) -> Any:
-    """A vector loop; TVM has none of one lane."""
-    return T.vectorized(0, lanes) if lanes > 1 else T.serial(0, lanes)
+@dataclass(frozen=True)
+class _VectorScope:
+    """An open vector loop and the temporaries that were made for it before it began."""
+
+    lane: Expr
+    free: dict[str, list[Buffer]]
+
+
+_vector_scopes: list[_VectorScope] = []
+
+
+@contextmanager
+def vector_loop(lanes: int, temporaries: Sequence[str] = ()) -> Iterator[Expr]:
+    """A vector loop over `lanes`; TVM has none of one lane.
+
+    `temporaries` are the dtypes of what the body will bind (a `Probe` counts them): a buffer made inside of a vector
+    loop is not widened to its lanes, so each gets one of `lanes` elements before the loop.
+    """
+    if lanes == 1:
+        with T.serial(0, 1) as lane:
+            yield lane
+        return
+    free: dict[str, list[Buffer]] = {}
+    for dtype in temporaries:
+        free.setdefault(dtype, []).append(local(lanes, dtype))
+    with T.vectorized(0, lanes) as lane:
+        _vector_scopes.append(_VectorScope(lane, free))
+        try:
+            yield lane
+        finally:
+            _vector_scopes.pop()
 
 
 @contextmanager
@@ -207,9 +236,28 @@ class Tir:
         return tirx.const(int(value), "int32")
 
     def bind(self, x: Expr) -> Expr:
-        """A temporary, so that an expression used often is computed (and printed) once."""
-        # The code generator's analyzer cannot bind a vector of bools; they are cheap to repeat.
-        return T.bind(x) if self.statements and self.dtype(x) != "bool" else x
+        """A temporary, so that an expression used often is computed (and printed) once.
+
+        A one-element buffer rather than `T.bind`, whose pure values TVM's simplifier puts back wherever they are
+        used: a GELU epilogue took minutes to lower. LLVM makes it a register.
+        """
+        if not self.statements or isinstance(x, int | float | tirx.IntImm | tirx.FloatImm):
+            return x
+        place: Expr = 0
+        if _vector_scopes:
+            scope = _vector_scopes[-1]
+            pool = scope.free.get(self.dtype(x))
+            if not pool:
+                return x
+            buffer, place = pool.pop(), scope.lane
+        else:
+            buffer = local(1, self.dtype(x))
+        buffer.store(place, x)
+        return buffer[place]
+
+    def quiet(self) -> Tir:
+        """The same without statements: for expressions that stand under a guard."""
+        return Tir(statements=False, status=self.status, lanes=self.lanes) if self.statements else self
 
     def cast(self, x: Expr, dtype: str) -> Expr:
         source = self.dtype(x)

@@ -240,10 +240,17 @@ def _view(
         "verified": errors is not None and request.test,
         "tolerance": {"factor_torch": FACTOR_TORCH, "factor_eps": FACTOR_EPS},
         "error": [
-            {"output": item.output, "case": item.case, "max_abs_error": item.max_abs_error, "tolerance": item.tolerance}
+            {
+                "output": item.output,
+                "case": item.case,
+                "max_abs_error": item.max_abs_error,
+                "tolerance": item.tolerance,
+                "max_abs_reference": _magnitude(recording, item),
+                "sample_tolerance": next(out.tolerance for out in example.outputs if out.name == item.output),
+            }
             for item in (errors or {}).values()
         ],
-    }  # fmt: skip
+    }
     program = replace(model.program, constants=model.constants_of(plan))
     return make_view(
         name=name,
@@ -258,6 +265,16 @@ def _view(
         graph_json=model.graph_json,
         bounds=model.bounds,
     )
+
+
+def _magnitude(recording: Recording, error: CaseError) -> float:
+    """The largest finite magnitude of PyTorch's output in the case that the error was measured on."""
+    import numpy as np
+
+    case = next(case for case in recording.cases if case.name == error.case)
+    values = next(out.float64 for out in case.outputs if out.name == error.output)
+    finite = np.abs(values[np.isfinite(values)]) if values.dtype.kind == "f" else np.abs(values)
+    return float(finite.max(initial=0.0))
 
 
 def _version(tool: str) -> str:

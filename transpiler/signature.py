@@ -34,6 +34,8 @@ def to_structure(spec: _pytree.TreeSpec, leaves: Iterator[Structure]) -> Structu
         return Mapping_("dict", _fields(context, children, kind))
     if kind is collections.defaultdict:
         return Mapping_("dict", _fields(context[1], children, kind))
+    if kind.__module__ == "torch.return_types":
+        return Sequence_("tuple", tuple(children))
     record = context if isinstance(context, type) else kind  # a namedtuple's class is its context
     return Mapping_(
         "record", _fields(_record_keys(kind, context, len(children)), children, record), record.__name__

@@ -14,7 +14,7 @@ and S no tail:
    scaled by 1/sum on the way out.
 
 Scores take 4 * S * rows bytes (16 KB at S = 128: L1; 128 KB at S = 1024: L2). Multiply-adds limit it; a mask
-that differs per row costs 16 strided loads per vector of scores. A row whose scores are all -inf is 0.
+that differs per row costs 16 strided loads per vector of scores. A row whose scores are all -inf or NaN is 0.
 """
 
 from __future__ import annotations
@@ -171,13 +171,13 @@ class _Attention:
             self._score_tile(index, base, start, queries, scores, full * self.keys, rest, largest)
         sums = Registers(v, self.vectors)
         sums.fill(0.0)
-        for number in range(self.vectors):
-            row = held(largest[number])
-            largest[number] = s.select(s.eq(row, v.const(-math.inf)), v.const(0.0), row)
+        lowest, zero = v.const(-math.inf), v.const(0.0)
         with T.serial(0, columns) as column:
             for number in range(self.vectors):
                 at = scores + column * self.rows + number * v.lanes
-                weight = held(v.exp_nonpositive(v.load(self.space, at) - largest[number]))
+                empty = s.eq(largest[number], lowest)
+                shifted = v.load(self.space, at) - s.select(empty, zero, largest[number])
+                weight = held(s.select(empty, zero, v.exp_nonpositive(shifted)))
                 v.store(self.space, at, weight)
                 sums[number] = sums[number] + weight
         for number in range(self.vectors):
@@ -191,7 +191,7 @@ class _Attention:
         largest: Registers,
     ) -> None:  # fmt: skip
         """Scores of `keys` keys from `first` on with all query vectors of the block."""
-        v = self.v
+        v, s = self.v, self.v.s
         tile = Registers(v, keys * self.vectors)
         tile.fill(0.0)
         with T.serial(0, self.E) as element:
@@ -211,7 +211,8 @@ class _Attention:
                 )
                 score = held(score)
                 v.store(self.space, scores + (first + key) * self.rows + number * v.lanes, score)
-                largest[number] = T.max(largest[number], score)
+                # Leaves a NaN out, as PyTorch does: a row of nothing but NaN counts as masked.
+                largest[number] = s.select(score > largest[number], score, largest[number])
 
     def _masked(self, score: Expr, index: list[Expr], row: Expr, column: Expr) -> Expr:
         v, s = self.v, self.v.s

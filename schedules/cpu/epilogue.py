@@ -42,13 +42,14 @@ class Epilogue:
         self.empty = self.output.name == self.result.name
         needs = probe(group, builder, self.output, self.result)
         self.vectorizes = not needs.scalar_only
+        self.temporaries = [self.result.dtype, *needs.binds]
         # In-place loops read the raw result back from the output buffer, so the dtypes must agree.
         self.in_place = needs.cost > UNROLLED_COST and self.output.dtype == self.result.dtype
 
     def store(self, index: Callable[[Expr], Sequence[Expr]], element: Callable[[Expr], Expr], lanes: int) -> None:
         """Store `lanes` elements: for each lane, the epilogue of element(lane) at index(lane)."""
         buffer = self.builder.outputs[0]
-        with vector_loop(lanes) if self.vectorizes else T.serial(0, lanes) as lane:
+        with vector_loop(lanes, self.temporaries) if self.vectorizes else T.serial(0, lanes) as lane:
             position = list(index(lane))
             value = element(lane)
             if not self.empty:

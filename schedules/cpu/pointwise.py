@@ -57,6 +57,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
             [math.prod(run) for run in extents],
             body,
             vector=not needs.scalar_only,
+            temporaries=needs.binds,
             parallel=size * (1 + needs.cost) >= PARALLEL_THRESHOLD,
         )
     return lowered(group, builder, flops=size * needs.cost)

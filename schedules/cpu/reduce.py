@@ -73,7 +73,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         _evaluate(reducer, across_reduction, index, inner)
         single = len(reduction.init) == 1
         last_reduced = bool(extents) and _reduces_last(node.op, types[0].rank)
-        form = _Loops(builder, Epilogue(group, builder), reducer, shape, extents, across_outputs.cost)
+        states = [across_outputs.dtype(value) for value in reduction.init]
+        form = _Loops(builder, Epilogue(group, builder), reducer, shape, extents, across_outputs, states)
         if single and last_reduced and extents[-1] >= LANES and not across_reduction.scalar_only:
             form.across_reduction()
         elif shape and shape[-1] >= LANES // 2 and not across_outputs.scalar_only:
@@ -106,11 +107,14 @@ class _Loops:
         reducer: Reducer,
         shape: tuple[int, ...],
         extents: list[int],
-        cost: int,
+        probed: Probe,
+        states: Sequence[str],
     ) -> None:
         self.builder, self.epilogue, self.reducer = builder, epilogue, reducer
         self.shape, self.extents = shape, extents
-        self.parallel = math.prod(shape) * math.prod(extents) * (1 + cost) >= PARALLEL_THRESHOLD
+        self.parallel = math.prod(shape) * math.prod(extents) * (1 + probed.cost) >= PARALLEL_THRESHOLD
+        # `_step` binds an element and a combined value per state besides what the expressions bind.
+        self.temporaries = [*probed.binds, *states, *states]
 
     def _outer(self, count: int) -> Any:
         return T.parallel(0, count) if self.parallel and count > 1 else T.serial(0, count)
@@ -171,7 +175,7 @@ class _Loops:
                 state.store(lane, value)
         with ExitStack() as loops:
             inner = [loops.enter_context(T.serial(0, extent)) for extent in self.extents]
-            lane = loops.enter_context(vector_loop(lanes))
+            lane = loops.enter_context(vector_loop(lanes, self.temporaries))
             self._step(self.reducer(self._tir(), [*leading, base + lane]), states, inner, lane)
         self.epilogue.store(
             lambda lane: [*leading, base + lane],
@@ -194,7 +198,7 @@ class _Loops:
             total[0].store(0, reduction.init[0])
             with ExitStack() as loops:
                 inner = [loops.enter_context(T.serial(0, extent)) for extent in outer]
-                with T.serial(0, vectors) as step, T.vectorized(0, LANES) as lane:
+                with T.serial(0, vectors) as step, vector_loop(LANES, self.temporaries) as lane:
                     self._step(reduction, partial, [*inner, step * LANES + lane], lane)
                 if rest:
                     with T.serial(0, rest) as step:

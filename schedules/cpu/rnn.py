@@ -119,7 +119,6 @@ class _Scan:
             lane_loop(
                 self.units,
                 lambda at: target.store(offset + row * target_pitch + at, source[start + row * pitch + at]),
-                vector=self.v.lanes > 1,
             )
 
     def _pack(self, weight: Buffer) -> None:

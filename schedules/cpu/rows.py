@@ -13,8 +13,8 @@ from tvm.tirx.script.builder import ir as T
 from transpiler.group import Group
 from transpiler.ops.base import Elementwise
 
-from ..fuse import Inline, needs_status, probe
-from ..tir import LANES, Buffer, KernelBuilder, Tir
+from ..fuse import Inline, Probe, needs_status, probe
+from ..tir import LANES, Buffer, KernelBuilder, Tir, vector_loop
 
 Expr = Any
 BYTES = {"float64": 8, "int64": 8, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
@@ -69,10 +69,8 @@ class RowGroup:
         self.kernel = builder
         self.rows: Buffer = builder.scratch(self.size) if self.workspace else builder.outputs[0]
         self.source = self.rows if self.has_prologue else builder.inputs[self.group.input_index(self.x)]
-        self._prologue_vector = (
-            not probe(self.group, builder, self.x).scalar_only if self.has_prologue else True
-        )
-        self._epilogue_vector = not probe(self.group, builder, self.output, self.result).scalar_only
+        self._prologue = probe(self.group, builder, self.x) if self.has_prologue else Probe()
+        self._epilogue = probe(self.group, builder, self.output, self.result)
 
     @property
     def workspace_bytes(self) -> int:
@@ -96,7 +94,7 @@ class RowGroup:
             value = Inline(self.group, self.kernel, s).value(self.x, index(position))
             self.rows.store(offset(position), value)
 
-        lane_loop(extent, body, vector=self._prologue_vector)
+        lane_loop(extent, body, self._prologue)
 
     def finish(
         self,
@@ -118,14 +116,14 @@ class RowGroup:
                 Inline(self.group, self.kernel, s, anchored).value(self.output, index(position)),
             )
 
-        lane_loop(extent, body, vector=self._epilogue_vector)
+        lane_loop(extent, body, self._epilogue)
 
 
-def lane_loop(extent: int, body: Callable[[Expr], None], *, vector: bool) -> None:
-    """`body(position)` for 0..extent, LANES positions at a time if `vector`."""
-    main = extent // LANES * LANES if vector else 0
+def lane_loop(extent: int, body: Callable[[Expr], None], needs: Probe | None = None) -> None:
+    """`body(position)` for 0..extent, LANES positions at a time if what it `needs` can stand in a vector loop."""
+    main = 0 if needs is not None and needs.scalar_only else extent // LANES * LANES
     if main:
-        with T.serial(0, main // LANES) as step, T.vectorized(0, LANES) as lane:
+        with T.serial(0, main // LANES) as step, vector_loop(LANES, needs.binds if needs else ()) as lane:
             body(step * LANES + lane)
     if extent - main:
         with T.serial(0, extent - main) as rest:

@@ -47,7 +47,6 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
             lane_loop(
                 size,
                 lambda at: builder.outputs[0].store(at, builder.inputs[positions[0]][at]),
-                vector=size >= LANES,
             )
             if op.name == "index_put":
                 updates = _index_put(builder, positions, types, op.axes)

@@ -66,7 +66,8 @@ class Attention(Opaque, name="attention"):
             scores = np.where(mask, scores, -math.inf) if mask.dtype == bool else scores + widen(mask)
         if self.causal:
             scores = np.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, -math.inf)
-        largest = scores.max(-1, keepdims=True, initial=-math.inf)
+        # PyTorch's maximum leaves NaN out, so a row of nothing but NaN counts as masked.
+        largest = np.fmax.reduce(scores, -1, keepdims=True, initial=-math.inf)
         with np.errstate(invalid="ignore", divide="ignore"):
             exponentials = np.exp(scores - largest)
             weights = exponentials / exponentials.sum(-1, keepdims=True)

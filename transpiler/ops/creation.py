@@ -29,6 +29,12 @@ class Full(Injective, name="full"):
         (value,) = static([self.value]) if isinstance(self.value, SymExpr) else (self.value,)
         return np.full(static(self.shape), value).astype(numpy_dtype(self.dtype))
 
+    def host(self) -> str | None:
+        if isinstance(self.value, SymExpr) or not all(isinstance(dim, int) for dim in self.shape):
+            return None
+        value = repr(self.value) if np.isfinite(self.value) else f'float("{self.value}")'
+        return f'np.full({tuple(self.shape)}, {value}, "{self.dtype}")'
+
     def element(
         self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
     ) -> Expr:

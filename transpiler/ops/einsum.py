@@ -128,6 +128,21 @@ def _tensordot(
     return contract(context, [_Term(a, "".join(a_labels)), _Term(b, "".join(b_labels))], "".join(output))
 
 
+@aten("_trilinear.default")
+def _trilinear(
+    context: ImportContext, a: Value, b: Value, c: Value, expand_a: Any, expand_b: Any, expand_c: Any, sums: Any,
+    unroll_dim: int = 1,
+) -> Any:  # fmt: skip
+    """The product of three tensors, each with axes of 1 inserted, summed over `sums`: what nn.Bilinear exports to."""
+    rank = a.type.rank + len(expand_a)
+    letters = string.ascii_lowercase[:rank]
+    terms = [
+        _Term(value, "".join(letter for axis, letter in enumerate(letters) if axis not in expand))
+        for value, expand in ((a, expand_a), (b, expand_b), (c, expand_c))
+    ]
+    return contract(context, terms, "".join(letter for axis, letter in enumerate(letters) if axis not in sums))
+
+
 @aten("bilinear.default")
 def _bilinear(context: ImportContext, x1: Value, x2: Value, weight: Value, bias: Value | None = None) -> Any:
     """y[..., o] = sum_ij x1[..., i] weight[o, i, j] x2[..., j] + bias[o]."""

@@ -156,11 +156,12 @@ def _aminmax(context: ImportContext, x: Value, dim: int | None = None, keepdim: 
 
 
 def _variance(context: ImportContext, x: Value, dim: Any, correction: Any, keepdim: bool) -> tuple[Any, Any]:
-    """Variance and mean in the working dtype: the mean first, then the squares of the deviations from it.
+    """Variance and mean in float64, as PyTorch's CPU kernels accumulate them: the mean first, then the squares of the
+    deviations from it.
 
     The divisor is max(count - correction, 0), as PyTorch has it.
     """
-    x = context.cast(x, work_dtype(x.dtype))
+    x = context.cast(x, "float64")
     axes = axes_of(x, dim)
     mean = context.emit(ReduceMean(axes, True), x)
     deviation = context.emit(Sub(), x, mean)

@@ -18,7 +18,7 @@ def weight_values(graph: Graph) -> frozenset[str]:
     for node in graph.nodes:
         placeholders = [f"x{number}" for number in range(len(node.inputs))]
         if all(value.name in names for value in node.inputs) and (
-            isinstance(node.op, Full) or node.op.host(*placeholders) is not None
+            node.op.host(*placeholders) is not None
         ):
             names.update(value.name for value in node.outputs)
     return frozenset(names)

@@ -1,0 +1,288 @@
+"""The command `transpile`. The only module that prints results and chooses exit codes.
+
+Exit codes: 0 done; 1 the model cannot be transpiled, every reason listed; 2 wrong usage; 3 the generated tests
+failed; 130 interrupted. Nothing heavy is imported before a model is really transpiled.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from transpiler import __version__
+from transpiler.errors import Problem, TranspileErrors, UsageError, render
+
+if TYPE_CHECKING:
+    from transpiler.pipeline import Report, Request, TestsFailed
+
+DONE, FAILED, USAGE, TESTS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+PLANNED_TARGETS = ("cuda", "vulkan")
+MAX_FAILURES = 20
+
+
+@click.command(
+    name="transpile",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done; 1 the model cannot be transpiled; 2 wrong usage; 3 the generated tests failed.",
+)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--target", "targets", multiple=True, metavar="NAME", help="What to build for.  [default: cpu]")
+@click.option("--entry", metavar="NAME", help="Class or function of model.py that gives the model.")
+@click.option("--init", "inits", multiple=True, metavar="KEY=VALUE", help="Argument of the class or function.")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="SPEC",
+    help="Shape and type of an input: 1x3x224x224:float32, or ids=1x128:int64[0..30521].",
+)  # fmt: skip
+@click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors or state_dict file to use.")
+@click.option(
+    "--dynamic", multiple=True, metavar="NAME.DIM=SYMBOL", help="Let a dimension vary.  (not supported yet)"
+)
+@click.option(
+    "--precision", type=click.Choice(["float32", "tf32", "float16", "bfloat16"]), default="float32",
+    help="What the kernels compute in; only float32 is supported yet.",
+)  # fmt: skip
+@click.option("--taps", metavar="all", help="'all': every module's output stays visible; unfused, slower.")
+@click.option("--name", metavar="NAME", help="Import name of the package.  [default: from the model]")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("generated"), show_default=True,
+    help="Folder that gets the package's folder.",
+)  # fmt: skip
+@click.option(
+    "--tune", type=click.Choice(["none", "fast", "full"]), default="none",
+    help="Time kernel variants on this machine; only none is supported yet.",
+)  # fmt: skip
+@click.option("--isa", "isas", multiple=True, metavar="NAME", help="Instruction set.  [default: this machine's]")
+@click.option("--test/--no-test", default=True, help="Run the generated tests.  [default: test]")
+@click.option("--traceback", "trace", is_flag=True, help="Show where in the transpiler an error arose.")
+@click.option("-q", "--quiet", is_flag=True, help="Only errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Also the time of every stage.")
+@click.version_option(__version__, prog_name="transpile", message="%(prog)s %(version)s")
+@click.pass_context
+def main(
+    context: click.Context,
+    model: Path,
+    targets: Sequence[str],
+    entry: str | None,
+    inits: Sequence[str],
+    inputs: Sequence[str],
+    weights: Path | None,
+    dynamic: Sequence[str],
+    precision: str,
+    taps: str | None,
+    name: str | None,
+    out: Path,
+    tune: str,
+    isas: Sequence[str],
+    test: bool,
+    trace: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Transpile the PyTorch model in MODEL into a standalone Python package.
+
+    MODEL is a model.py, a model.pt2 (torch.export.save), or a model.graph.json with its --weights. A model.py
+    defines one nn.Module class or build_model(), and example_inputs(); otherwise give --entry and --input.
+
+    The package needs numpy, and neither PyTorch nor a compiler. Its tests prove it equal to PyTorch.
+    """
+    started = time.monotonic()
+    try:
+        if quiet and verbose:
+            raise UsageError("quiet-and-verbose", "-q and -v contradict each other.")
+        _refuse_unsupported(targets, precision, tune, taps, dynamic)
+        request = _request(model, targets, entry, inits, inputs, weights, taps, name, out, isas, test)
+        report = _build(request, quiet=quiet, verbose=verbose)
+    except (KeyboardInterrupt, Exception) as error:
+        if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
+            raise
+        _fail(context, error, model, trace=trace, verbose=verbose)
+    if not quiet:
+        for line in summary(report, time.monotonic() - started):
+            click.echo(line)
+
+
+def _refuse_unsupported(
+    targets: Sequence[str], precision: str, tune: str, taps: str | None, dynamic: Sequence[str]
+) -> None:
+    """Options that the contract has and this version has not: refused, never ignored. Raises UsageError."""
+    from transpiler.target import known_targets
+
+    known = known_targets()
+    for target in targets:
+        if target in PLANNED_TARGETS and target not in known:
+            raise _unsupported(f"The target {target}", f"known: {', '.join(known)}")
+    if precision != "float32":
+        raise _unsupported(f"--precision {precision}", "every package computes in the model's own float32")
+    if tune != "none":
+        raise _unsupported(f"--tune {tune}", "the default --tune none takes the tiles of the target's file")
+    if taps is not None and taps != "all":
+        raise _unsupported(f"--taps {shlex.quote(taps)}", "--taps all keeps every module's output")
+    if dynamic:
+        from transpiler.specs import parse_dynamic
+
+        for text in dynamic:
+            parse_dynamic(text)
+        raise _unsupported("--dynamic", "every package is built for fixed sizes: transpile once per size")
+
+
+def _unsupported(what: str, instead: str) -> UsageError:
+    return UsageError("not-supported-yet", f"{what} is not supported yet; {instead}.")
+
+
+def _request(
+    model: Path,
+    targets: Sequence[str],
+    entry: str | None,
+    inits: Sequence[str],
+    inputs: Sequence[str],
+    weights: Path | None,
+    taps: str | None,
+    name: str | None,
+    out: Path,
+    isas: Sequence[str],
+    test: bool,
+) -> Request:
+    from transpiler.specs import parse_inits, parse_input
+
+    for file in (model, *([weights] if weights else [])):
+        if not file.is_file():
+            what = "is a folder, expected a file" if file.is_dir() else "does not exist"
+            raise UsageError("no-such-file", f"{file} {what}.")
+    from transpiler.pipeline import Request
+
+    return Request(
+        model=model,
+        targets=tuple(targets) or ("cpu",),
+        name=name,
+        out=out,
+        entry=entry,
+        init=parse_inits(inits),
+        inputs=tuple(parse_input(text) for text in inputs),
+        weights=weights,
+        taps=taps,
+        isas=tuple(dict.fromkeys(isas)),
+        test=test,
+    )
+
+
+def _build(request: Request, *, quiet: bool, verbose: bool) -> Report:
+    from transpiler.console import progress_for
+    from transpiler.pipeline import build
+
+    with progress_for(quiet=quiet, verbose=verbose) as progress:
+        return build(request, progress)
+
+
+# --- errors -------------------------------------------------------------------------------------------------
+
+
+def _fail(
+    context: click.Context, error: BaseException, model: Path, *, trace: bool, verbose: bool
+) -> NoReturn:
+    """Show the error, and leave with its exit code."""
+    from transpiler.pipeline import TestsFailed
+
+    if trace:
+        click.echo("".join(traceback.format_exception(error)), err=True)
+    match error:
+        case KeyboardInterrupt():
+            click.echo("Interrupted; nothing half-written was left.", err=True)
+            context.exit(INTERRUPTED)
+        case TestsFailed():
+            _show_failed_tests(error, verbose)
+            context.exit(TESTS_FAILED)
+        case UsageError():
+            _show(error.problems)
+            click.echo("\nTry 'transpile --help'.", err=True)
+            context.exit(USAGE)
+        case TranspileErrors():
+            _show(error.problems)
+            count = len(error.problems)
+            reasons = "" if count == 1 else f", for {count} reasons"
+            click.echo(f"\n{model} was not transpiled{reasons}; nothing was written.", err=True)
+        case OSError() if error.filename is not None:
+            _show([Problem("os-error", f"{error.strerror}: {error.filename}")])
+            click.echo(f"\n{model} was not transpiled; nothing was written.", err=True)
+        case _:
+            described = traceback.format_exception_only(error)[-1].strip()
+            report = (
+                "report it with the text above and, if you can, the model"
+                if trace
+                else "run the command again with --traceback and report what it prints"
+            )
+            _show(
+                [
+                    Problem(
+                        "internal-error",
+                        f"Internal error: {described}",
+                        notes=("this is a bug in the transpiler, not in your model; nothing was written",),
+                        hints=(f"please {report}",),
+                    )
+                ]
+            )
+    context.exit(FAILED)
+
+
+def _show(problems: Sequence[Problem]) -> None:
+    label = click.style("Error: ", fg="red", bold=True)
+    click.echo("\n\n".join(label + render([problem]) for problem in problems), err=True)
+
+
+def _show_failed_tests(error: TestsFailed, verbose: bool) -> None:
+    failures = error.report.failures
+    shown = [f"failed: {name}" for name in failures[:MAX_FAILURES]]
+    if len(failures) > MAX_FAILURES:
+        shown.append(f"... and {len(failures) - MAX_FAILURES} more")
+    if verbose:
+        click.echo(error.report.output, err=True)
+    (problem,) = error.problems
+    _show([Problem(problem.code, problem.message, notes=(*shown, *problem.notes), hints=problem.hints)])
+
+
+# --- the result ---------------------------------------------------------------------------------------------
+
+
+def summary(report: Report, seconds: float) -> list[str]:
+    """What the user reads at the end: where, how good, how to use it."""
+    manifest = json.loads((report.path / "src" / report.name / "manifest.json").read_text(encoding="utf-8"))
+    built_for = f"{manifest['target']} ({', '.join(manifest['isas'])})"
+    lines = [f"{report.path}: {report.kernels} kernels for {built_for}, made in {seconds:.1f} s"]
+    if report.tests is None:
+        lines.append("  tests  not run (--no-test); the package says that it is not verified")
+    else:
+        skipped = f", {report.tests.skipped} skipped" if report.tests.skipped else ""
+        lines.append(f"  tests  {report.tests.passed} passed{skipped}")
+    for output, error in report.errors.items():
+        lines.append(
+            f"  error  {output}: {error.max_abs_error:.2g} from PyTorch in float64, tolerance {error.tolerance:.2g}"
+        )
+    lines.append(f"  use    pip install {shlex.quote(_installable(report.path))}")
+    lines.append(f"         {example(manifest)}")
+    return lines
+
+
+def _installable(path: Path) -> str:
+    """A path that pip does not take for the name of a project."""
+    text = str(path)
+    return text if path.is_absolute() or text.startswith(".") else f"./{text}"
+
+
+def example(manifest: Mapping[str, Any]) -> str:
+    """A command that runs the installed package."""
+    name, inputs = manifest["name"], manifest["inputs"]
+    if not all("leaf" in structure for structure in manifest["arguments"].values()):
+        return f"python -m {name} verify"
+    arguments = []
+    for argument, structure in sorted(manifest["arguments"].items(), key=lambda item: item[1]["leaf"]):
+        entry = inputs[structure["leaf"]]
+        dtype = "float32" if entry["dtype"] == "bfloat16" else entry["dtype"]
+        arguments.append(f"{argument}=np.zeros({tuple(entry['shape'])}, '{dtype}')")
+    call = f"Model()({', '.join(arguments)})"
+    return f'python -c "import numpy as np; from {name} import Model; print({call})"'
