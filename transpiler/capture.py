@@ -90,6 +90,8 @@ def load_model_file(
         raise TranspileError(
             "not-a-module", f"{chosen.name}() returned {type(module).__name__}, expected an nn.Module"
         )
+    if chosen.kind == "class":
+        module.eval()  # a factory may have chosen training mode, which is worth a warning; a class never does
     if inputs:
         args, kwargs = bind_inputs(module, inputs)
     else:

@@ -35,7 +35,9 @@ MAX_FAILURES = 20
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="What to build for.  [default: cpu]")
 @click.option("--entry", metavar="NAME", help="Class or function of model.py that gives the model.")
-@click.option("--init", "inits", multiple=True, metavar="KEY=VALUE", help="Argument of the class or function.")
+@click.option(
+    "--init", "inits", multiple=True, metavar="KEY=VALUE", help="Argument of the class or function."
+)
 @click.option(
     "--input", "inputs", multiple=True, metavar="SPEC",
     help="Shape and type of an input: 1x3x224x224:float32, or ids=1x128:int64[0..30521].",
@@ -58,7 +60,9 @@ MAX_FAILURES = 20
     "--tune", type=click.Choice(["none", "fast", "full"]), default="none",
     help="Time kernel variants on this machine; only none is supported yet.",
 )  # fmt: skip
-@click.option("--isa", "isas", multiple=True, metavar="NAME", help="Instruction set.  [default: this machine's]")
+@click.option(
+    "--isa", "isas", multiple=True, metavar="NAME", help="Instruction set.  [default: this machine's]"
+)
 @click.option("--test/--no-test", default=True, help="Run the generated tests.  [default: test]")
 @click.option("--traceback", "trace", is_flag=True, help="Show where in the transpiler an error arose.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors.")
@@ -231,8 +235,11 @@ def _fail(
 
 
 def _show(problems: Sequence[Problem]) -> None:
+    """One-line problems stand close together, longer ones apart."""
     label = click.style("Error: ", fg="red", bold=True)
-    click.echo("\n\n".join(label + render([problem]) for problem in problems), err=True)
+    texts = [label + render([problem]) for problem in problems]
+    gap = "\n\n" if any("\n" in text for text in texts) else "\n"
+    click.echo(gap.join(texts), err=True)
 
 
 def _show_failed_tests(error: TestsFailed, verbose: bool) -> None:
@@ -253,16 +260,16 @@ def summary(report: Report, seconds: float) -> list[str]:
     """What the user reads at the end: where, how good, how to use it."""
     manifest = json.loads((report.path / "src" / report.name / "manifest.json").read_text(encoding="utf-8"))
     built_for = f"{manifest['target']} ({', '.join(manifest['isas'])})"
-    lines = [f"{report.path}: {report.kernels} kernels for {built_for}, made in {seconds:.1f} s"]
+    kernels = "1 kernel" if report.kernels == 1 else f"{report.kernels} kernels"
+    lines = [f"{report.path}: {kernels} for {built_for}, made in {seconds:.1f} s"]
     if report.tests is None:
         lines.append("  tests  not run (--no-test); the package says that it is not verified")
     else:
         skipped = f", {report.tests.skipped} skipped" if report.tests.skipped else ""
         lines.append(f"  tests  {report.tests.passed} passed{skipped}")
     for output, error in report.errors.items():
-        lines.append(
-            f"  error  {output}: {error.max_abs_error:.2g} from PyTorch in float64, tolerance {error.tolerance:.2g}"
-        )
+        measured = f"{error.max_abs_error:.2g} from PyTorch in float64, tolerance {error.tolerance:.2g}"
+        lines.append(f"  error  {output}: {measured} (closest call: case {error.case})")
     lines.append(f"  use    pip install {shlex.quote(_installable(report.path))}")
     lines.append(f"         {example(manifest)}")
     return lines

@@ -158,8 +158,8 @@ def _bounds(request: Request, imported: Imported) -> dict[str, tuple[int, int]]:
         key = spec.name or (
             imported.argument_names[position] if position < len(imported.argument_names) else ""
         )
-        if spec.bounds is not None and key:
-            found[key] = spec.bounds
+        if spec.low is not None and spec.high is not None and key:
+            found[key] = spec.low, spec.high
     return found
 
 

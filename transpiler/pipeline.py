@@ -86,11 +86,13 @@ def build(request: Request, progress: Progress | None = None) -> Report:
         TranspileErrors: the model, its weights or the output folder cannot be used; every reason is listed.
         TestsFailed: the package was built and its tests do not pass.
     """
+    from transpiler.link import c_compiler
     from transpiler.output import check_output
 
     progress = progress or Silent()
     targets = _targets(request)
     _check_options(request)
+    c_compiler()
     with tempfile.TemporaryDirectory(prefix="transpile-") as scratch, ThreadPoolExecutor(2) as background:
         # The fixed part of the library compiles while the model is traced.
         runtime = background.submit(_compile_runtime)
@@ -145,7 +147,7 @@ def _targets(request: Request) -> list[Target]:
 
 def _check_options(request: Request) -> None:
     if request.dynamic or request.dynamic_shapes is not None:
-        raise TranspileError(
+        raise UsageError(
             "dynamic-shapes",
             "Dynamic shapes are not supported yet: every package is built for fixed sizes.",
             hints=["transpile one package per size, or pad inputs to the largest size"],

@@ -1,0 +1,527 @@
+"""What a newcomer sees when something is wrong: messages, exit codes, and that nothing half-written is left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.numpy import save_file
+
+from transpiler.cli import main
+from transpiler.testing import TestReport
+
+ROOT = Path(__file__).parents[2]
+HEAD = "import torch\nfrom torch import nn\n"
+NET = """
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+def example_inputs():
+    return (torch.ones(2, 3),)
+"""
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`command(source, *options)`: transpile net.py in an empty folder, quietly."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(source: str | None = NET, *options: str, model: str = "net.py") -> Result:
+        if source is not None:
+            Path("net.py").write_text(HEAD + dedent(source))
+        return CliRunner().invoke(main, [model, "--quiet", *options], prog_name="transpile")
+
+    return run
+
+
+def pinned(text: str) -> str:
+    return dedent(text).lstrip("\n")
+
+
+def assert_fails(result: Result, code: int, text: str) -> None:
+    """The exit code, exactly this text, nothing on standard output, and no output folder."""
+    assert (result.exit_code, result.stderr, result.stdout) == (code, pinned(text), "")
+    assert not Path("generated").exists()
+
+
+def folder_state(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- 1: the model -------------------------------------------------------------------------------------------
+
+
+def test_every_unsupported_operator_at_once(command: Command) -> None:
+    source = """
+        class Spectral(nn.Module):
+            def forward(self, x):
+                return torch.special.airy_ai(torch.special.airy_ai(x))
+
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.block = Spectral()
+
+            def forward(self, x):
+                return self.block(x), torch.geqrf(x)[0]
+
+        def example_inputs():
+            return (torch.ones(2, 3),)
+    """
+    assert_fails(
+        command(source),
+        1,
+        """
+        Error: Unsupported operator 'aten.special_airy_ai.default' (2 uses)
+          net.py:6, in Spectral.forward  (block)
+            6 | return torch.special.airy_ai(torch.special.airy_ai(x))
+          Hint: write it with other operators, or add the operator in transpiler/ops (see docs)
+
+        Error: Unsupported operator 'aten.geqrf.default' (1 use)
+          net.py:14, in Net.forward
+            14 | return self.block(x), torch.geqrf(x)[0]
+          Hint: write it with other operators, or add the operator in transpiler/ops (see docs)
+
+        net.py was not transpiled, for 2 reasons; nothing was written.
+        """,
+    )
+
+
+def test_no_example_inputs(command: Command) -> None:
+    assert_fails(
+        command(NET.partition("\n\n\ndef")[0]),
+        1,
+        """
+        Error: No example inputs for Net (forward takes: x)
+          Hint: give shape and dtype of each: --input x=1x3x224x224:float32
+          Hint: or add example_inputs() to net.py, that returns a tuple of tensors or (args, kwargs)
+
+        net.py was not transpiled; nothing was written.
+        """,
+    )
+
+
+def test_several_classes(command: Command) -> None:
+    assert_fails(
+        command(NET + "class Other(nn.Module):\n    pass\n"),
+        1,
+        """
+        Error: net.py defines several models: Net, Other
+          Hint: choose one: --entry Net
+          Hint: or add a build_model() that returns the model
+
+        net.py was not transpiled; nothing was written.
+        """,
+    )
+
+
+def test_constructor_needs_arguments(command: Command) -> None:
+    assert_fails(
+        command(NET.replace("__init__(self)", "__init__(self, width, depth)")),
+        1,
+        """
+        Error: Net() needs arguments without a default: width, depth
+          Hint: give them: --init width=VALUE --init depth=VALUE
+          Hint: or add a build_model() without parameters to the file, that returns the model
+
+        net.py was not transpiled; nothing was written.
+        """,
+    )
+
+
+def test_data_dependent_control_flow(command: Command) -> None:
+    assert_fails(
+        command(NET.replace("return self.fc(x)", "return self.fc(x) if x.sum() > 0 else x")),
+        1,
+        """
+        Error: Control flow or a shape depends on the values of a tensor
+          net.py:10, in Net.forward
+            10 | return self.fc(x) if x.sum() > 0 else x
+          Note: the model is traced once: a Python `if`, `while`, int() or .item() cannot look at values
+          Hint: choose between tensors with torch.where(condition, a, b), between functions with torch.cond
+          Hint: or compute the decision from shapes and constructor arguments, which are fixed
+
+        net.py was not transpiled; nothing was written.
+        """,
+    )
+
+
+def test_user_code_raises(command: Command) -> None:
+    source = NET.replace("super().__init__()", "super().__init__()\n        raise ValueError('no licence')")
+    assert_fails(
+        command(source),
+        1,
+        """
+        Error: Net() failed: ValueError: no licence
+          net.py:7, in Net.__init__
+            7 | raise ValueError('no licence')
+
+        net.py was not transpiled; nothing was written.
+        """,
+    )
+
+
+def test_forward_raises(command: Command) -> None:
+    result = command(NET.replace("torch.ones(2, 3)", "torch.ones(2, 5)"))
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith("Error: torch.export cannot trace the model: ")
+    assert "net.py:10, in Net.forward" in lines[1]
+
+
+def test_syntax_error(command: Command) -> None:
+    assert_fails(
+        command(NET.replace("def forward(self, x):", "def forward(self, x)")),
+        1,
+        """
+        Error: Syntax error: expected ':'
+          net.py:9
+            9 | def forward(self, x)
+
+        net.py was not transpiled; nothing was written.
+        """,
+    )
+
+
+def test_pickled_model(command: Command) -> None:
+    torch.save(torch.nn.Linear(2, 2), "model.pt")
+    assert_fails(
+        command(model="model.pt"),
+        1,
+        """
+        Error: model.pt is refused: a pickled model can run any code when it is opened
+          Hint: save the traced model: torch.export.save(torch.export.export(model.eval(), args), 'model.pt2')
+          Hint: or give the model.py that defines the class, and the weights with --weights
+
+        model.pt was not transpiled; nothing was written.
+        """,
+    )
+
+
+# --- 1: weights ---------------------------------------------------------------------------------------------
+
+
+def test_every_wrong_weight_at_once(command: Command) -> None:
+    save_file({"fc.weight": np.ones((4, 5), "f4"), "fc.scale": np.ones(4, "f4")}, "w.safetensors")
+    assert_fails(
+        command(NET, "--weights", "w.safetensors"),
+        1,
+        """
+        Error: Unexpected weight 'fc.scale' (float32[4])
+        Error: Weight 'fc.weight' is float32[4, 5], the model has float32[4, 3]
+        Error: Missing weight 'fc.bias': float32[4]
+
+        net.py was not transpiled, for 3 reasons; nothing was written.
+        """,
+    )
+
+
+def test_unreadable_weights(command: Command) -> None:
+    Path("w.safetensors").write_bytes(b"\xff" * 64)
+    result = command(NET, "--weights", "w.safetensors")
+    assert result.exit_code == 1
+    assert "w.safetensors" in result.stderr.splitlines()[0]
+
+
+def test_weights_that_need_unsafe_unpickling(command: Command) -> None:
+    torch.save({"model": torch.nn.Linear(3, 4)}, "w.pt")
+    result = command(NET, "--weights", "w.pt")
+    assert result.exit_code == 1
+    assert "w.pt is refused" in result.stderr
+    assert "safetensors.torch.save_file" in result.stderr
+
+
+def test_no_weights_file(command: Command) -> None:
+    result = command(NET, "--weights", "nowhere.pt")
+    assert_fails(result, 2, "Error: nowhere.pt does not exist.\n\nTry 'transpile --help'.\n")
+
+
+# --- 1: the machine -----------------------------------------------------------------------------------------
+
+
+def test_no_c_compiler(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    assert_fails(
+        command(),
+        1,
+        """
+        Error: A C compiler is needed to link the kernels; none of cc, gcc and clang was found.
+          Hint: Install one (`apt-get install gcc`), or name yours: `CC=/path/to/cc transpile ...`.
+
+        net.py was not transpiled; nothing was written.
+        """,
+    )
+
+
+def test_output_folder_is_not_ours(command: Command) -> None:
+    Path("out/net").mkdir(parents=True)
+    Path("out/net/thesis.tex").write_text("years of work")
+    assert_fails(
+        command(NET, "--out", "out"),
+        1,
+        """
+        Error: The output folder out/net holds files that were not made by transpile; nothing was written.
+          Hint: Give another folder with --out, or move that one away.
+
+        net.py was not transpiled; nothing was written.
+        """,
+    )
+    assert folder_state(Path("out")) == {"net/thesis.tex": b"years of work"}
+
+
+def test_output_folder_cannot_be_made(command: Command) -> None:
+    Path("file").write_text("")
+    result = command(NET, "--out", "file/out")
+    assert result.exit_code == 1
+    assert "Not a directory: " in result.stderr
+    assert "bug" not in result.stderr
+
+
+# --- 2: usage -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target", "cudaa"], "Unknown target 'cudaa'; known: cpu."),
+        (["--target", "cuda"], "The target cuda is not supported yet; known: cpu."),
+        (["--target", "vulkan"], "The target vulkan is not supported yet; known: cpu."),
+        (["--isa", "sse9"], "Unknown ISA 'sse9'; known: avx2, avx512, baseline."),
+        (["--entry", "Nett"], "Unknown entry 'Nett'; net.py defines: Net."),
+        (["--init", "width=3"], "Net() takes no argument width; it takes none."),
+        (
+            ["--precision", "float16"],
+            "--precision float16 is not supported yet; every package computes in the model's own float32.",
+        ),
+        (
+            ["--tune", "fast"],
+            "--tune fast is not supported yet; the default --tune none takes the tiles of the target's file.",
+        ),
+        (
+            ["--taps", "layer*"],
+            "--taps 'layer*' is not supported yet; --taps all keeps every module's output.",
+        ),
+        (
+            ["--dynamic", "x.0=batch"],
+            "--dynamic is not supported yet; every package is built for fixed sizes: transpile once per size.",
+        ),
+        (["-v"], "-q and -v contradict each other."),
+        (["--init", "a=1", "--init", "a=2"], "--init a is given twice."),
+    ],
+)
+def test_wrong_usage(command: Command, options: list[str], message: str) -> None:
+    assert_fails(command(NET, *options), 2, f"Error: {message}\n\nTry 'transpile --help'.\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "why"),
+    [
+        ("input", "3,224,224", "expected [NAME=]SHAPE[:DTYPE[LO..HI]]"),
+        ("input", "x=2x3:float31", "unknown dtype 'float31'; known: "),
+        ("input", "x=2x3:int64[5..1]", "the bounds 5..1 are empty"),
+        ("init", "width", "expected KEY=VALUE"),
+        ("dynamic", "batch", "expected NAME.DIM=SYMBOL[:LO..HI]"),
+    ],
+)
+def test_a_specification_that_cannot_be_read(command: Command, option: str, text: str, why: str) -> None:
+    result = command(NET, f"--{option}", text)
+    assert result.exit_code == 2
+    first, hint = result.stderr.splitlines()[:2]
+    assert first.startswith(f"Error: Cannot read --{option} {text!r}: {why}")
+    assert hint.startswith(f"  Hint: for example: --{option} ")
+
+
+def test_no_model_file(command: Command) -> None:
+    assert_fails(command(None), 2, "Error: net.py does not exist.\n\nTry 'transpile --help'.\n")
+
+
+def test_a_bad_name(command: Command) -> None:
+    result = command(NET, "--name", "my-net")
+    assert result.exit_code == 2
+    assert "--name my_net" in result.stderr
+
+
+# --- 3: the generated tests fail ----------------------------------------------------------------------------
+
+
+def test_failing_tests_leave_the_previous_package(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong weight, planted while the package is built: its tests notice."""
+    from transpiler import emit
+
+    assert command(NET, "--no-test").exit_code == 0
+    before = folder_state(Path("generated/net"))
+    prepare = emit.run_prepare
+
+    def planted(*arguments: Any) -> Any:
+        return {name: array * np.float32(1.01) for name, array in prepare(*arguments).items()}
+
+    monkeypatch.setattr(emit, "run_prepare", planted)
+    result = command(NET)
+    assert result.exit_code == 3
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith("Error: The generated tests failed: ")
+    assert any(line.startswith("  Note: failed: test_equivalence::") for line in lines)
+    assert lines[-2:] == [
+        "  Note: the failed package is in generated/net.failed",
+        "  Hint: read it with: python -m pytest generated/net.failed/tests",
+    ]
+    assert folder_state(Path("generated/net")) == before
+    assert sorted(path.name for path in Path("generated").iterdir()) == ["net", "net.failed"]
+
+
+def test_many_failures_are_not_all_listed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transpiler import testing
+
+    report = TestReport(1, 30, 0, "pytest's own output", 0.1, tuple(f"test_x::test_{i}" for i in range(30)))
+    monkeypatch.setattr(testing, "run_generated_tests", lambda folder: report)
+    result = command()
+    assert result.exit_code == 3
+    assert result.stderr.count("failed: test_x") == 20
+    assert "... and 10 more" in result.stderr
+
+
+# --- interrupted, and our own bugs --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["_front_end", "_lower", "_compile", "_measure", "_run_tests"])
+def test_ctrl_c_leaves_nothing(command: Command, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    from transpiler import pipeline
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, stage, interrupted)
+    assert_fails(command(), 130, "Interrupted; nothing half-written was left.\n")
+
+
+def test_ctrl_c_while_the_package_is_moved(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transpiler import output
+
+    assert command(NET, "--no-test").exit_code == 0
+    before = folder_state(Path("generated"))
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(output, "replace_folder", interrupted)
+    assert command(NET.replace("4)", "5)"), "--no-test").exit_code == 130
+    assert folder_state(Path("generated")) == before
+
+
+def test_a_real_signal(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        HEAD + NET + "\nimport time\nprint('here', flush=True)\ntime.sleep(60)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-m", "transpiler", "net.py"], cwd=tmp_path, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert child.stdout is not None
+    assert child.stdout.readline() == "here\n"
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert errors.splitlines() == ["tracing the model", "Interrupted; nothing half-written was left."]
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["net.py"]
+
+
+def test_a_bug_of_ours_says_so(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transpiler import pipeline
+
+    def broken(*_: object) -> None:
+        raise KeyError("conv1")
+
+    monkeypatch.setattr(pipeline, "_lower", broken)
+    assert_fails(
+        command(),
+        1,
+        """
+        Error: Internal error: KeyError: 'conv1'
+          Note: this is a bug in the transpiler, not in your model; nothing was written
+          Hint: please run the command again with --traceback and report what it prints
+        """,
+    )
+    shown = command(NET, "--traceback").stderr
+    assert "Traceback (most recent call last)" in shown
+    assert "in broken" in shown
+    assert "please report it with the text above" in shown
+
+
+def test_user_errors_have_a_traceback_on_demand(command: Command) -> None:
+    assert "Traceback" not in command("x = 1\n").stderr
+    assert "Traceback (most recent call last)" in command("x = 1\n", "--traceback").stderr
+
+
+# --- 0 ------------------------------------------------------------------------------------------------------
+
+
+def test_help_is_quick() -> None:
+    """A cold process, without torch, TVM and numpy."""
+    code = (
+        "import sys; from transpiler.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: assert not {'torch', 'tvm', 'numpy', 'rich'} & set(sys.modules)\n"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        seconds.append(time.perf_counter() - start)
+    assert done.stdout.startswith("Usage: ")
+    assert min(seconds) < 0.5
+
+
+def test_success_says_what_to_do_next(command: Command) -> None:
+    Path("net.py").write_text(HEAD + NET)
+    result = CliRunner().invoke(main, ["net.py"])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("generated/net: 1 kernel for cpu (")
+    assert lines[1].startswith("  tests  ")
+    assert " passed" in lines[1]
+    assert lines[2].startswith("  error  output0: ")
+    assert lines[3:] == [
+        "  use    pip install ./generated/net",
+        '         python -c "import numpy as np; from net import Model; '
+        "print(Model()(x=np.zeros((2, 3), 'float32')))\"",
+    ]
+    assert result.stderr.splitlines()[0] == "tracing the model"
+
+
+def test_quiet_is_silent(command: Command) -> None:
+    result = command(NET, "--no-test")
+    assert (result.exit_code, result.output) == (0, "")
+    manifest = json.loads(Path("generated/net/src/net/manifest.json").read_text())
+    assert manifest["verified"] is False
+
+
+def test_verbose_shows_the_time_of_every_stage(command: Command) -> None:
+    Path("net.py").write_text(HEAD + NET)
+    result = CliRunner().invoke(main, ["net.py", "-v", "--no-test"])
+    assert result.exit_code == 0, result.output
+    assert [line.split(maxsplit=2)[2] for line in result.stderr.splitlines()][:2] == [
+        "tracing the model",
+        "scheduling kernels",
+    ]
+    assert "tests  not run" in result.stdout
