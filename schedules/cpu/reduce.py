@@ -179,7 +179,10 @@ class _Loops:
             self._step(self.reducer(self._tir(), [*leading, base + lane]), states, inner, lane)
         self.epilogue.store(
             lambda lane: [*leading, base + lane],
-            lambda lane: reduction.finish(tuple(state[lane] for state in states)),
+            # What `finish` reads (a bias, the size of a window) may depend on the lane.
+            lambda lane: self.reducer(self._tir(), [*leading, base + lane]).finish(
+                tuple(state[lane] for state in states)
+            ),
             lanes,
         )
 

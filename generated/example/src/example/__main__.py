@@ -1,0 +1,170 @@
+"""The package's command line: info, verify, bench, profile."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .model import Model
+from .runtime.errors import PackageError, WeightsError
+from .runtime.package import check_files, read_manifest
+from .runtime.safetensors import File, storage_dtype
+
+Array = npt.NDArray[Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code: 0 done, 1 the package is not what it should be, 2 wrong usage."""
+    name = Model.folder.name
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=f"The transpiled model {name}.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="info | verify | bench | profile")
+    commands.add_parser("info", help="signature, kernels, weights, how it was made")
+    commands.add_parser("verify", help="hashes of all files, and the embedded sample")
+    for command, text in (("bench", "time of a call"), ("profile", "time of every kernel")):
+        child = commands.add_parser(command, help=text)
+        child.add_argument("--threads", type=int, default=None, help="default: all processors")
+        child.add_argument("-n", "--runs", type=int, default=50, help="calls to measure (default: 50)")
+    options = parser.parse_args(arguments)
+    try:
+        match options.command:
+            case "info":
+                return info()
+            case "verify":
+                return verify()
+        if options.runs < 1:
+            parser.error("--runs must be at least 1")
+        if options.threads is not None and options.threads < 1:
+            parser.error("--threads must be at least 1")
+        return (bench if options.command == "bench" else profile)(options.threads, options.runs)
+    except (PackageError, WeightsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def info() -> int:
+    manifest = read_manifest(Model.folder)
+    print(f"{manifest['name']} {manifest['version']}: {manifest['target']} ({', '.join(manifest['isas'])})")
+    for kind in ("inputs", "outputs"):
+        print(f"{kind}:")
+        for item in manifest[kind]:
+            bounds = f"  in {item['bounds'][0]}..{item['bounds'][1]}" if item.get("bounds") else ""
+            print(f"  {item['name']}: {item['dtype']}{item['shape']}{bounds}")
+    weights = manifest["weights"]
+    calls = sum(kernel["calls"] for kernel in manifest["kernels"].values())
+    print(f"weights: {len(weights['keys'])} state_dict tensors, {weights['bytes']:,} bytes prepared")
+    print(f"kernels: {len(manifest['kernels'])}, called {calls} times")
+    print(f"taps: {len(manifest['taps'])}")
+    for item in manifest["error"]:
+        print(f"error of {item['output']}: {item['max_abs_error']:.3g} (tolerance {item['tolerance']:.3g})")
+    print("verified against PyTorch" if manifest["verified"] else "not verified against PyTorch")
+    for kind in ("source", "tools"):
+        for key, value in sorted(manifest[kind].items()):
+            print(f"{kind} {key}: {value}")
+    return 0
+
+
+def verify() -> int:
+    manifest = read_manifest(Model.folder)
+    count = check_files(Model.folder, manifest, lambda file: True)
+    print(f"{count} files have the hashes of the manifest")
+    path = Model.folder / "sample.safetensors"
+    if not path.is_file():
+        print("no sample is embedded: outputs were not compared")
+        return 0
+    sample = File(path)
+    inputs = [np.array(sample[f"input.{index}"]) for index in range(len(manifest["inputs"]))]
+    outputs = Model().infer(*inputs)
+    stepwise = Model(native=False).infer(*inputs)
+    failed = 0
+    for index, (item, output) in enumerate(zip(manifest["outputs"], outputs, strict=True)):
+        if output.tobytes() != stepwise[index].tobytes():
+            failed += 1
+            print(f"{item['name']}: FAILED: the native plan and model.py differ")
+        expected = sample.get(f"output.{index}")
+        if expected is None:
+            continue
+        tolerance = next(
+            (e["sample_tolerance"] for e in manifest["error"] if e["output"] == item["name"]), 0.0
+        )
+        distance = difference(output, expected)
+        good = distance <= tolerance
+        failed += not good
+        print(
+            f"{item['name']}: {'ok' if good else 'FAILED'}: off by {distance:.3g}, tolerance {tolerance:.3g}"
+        )
+    print("the sample failed" if failed else "the sample passed")
+    return 1 if failed else 0
+
+
+def difference(output: Array, expected: Array) -> float:
+    """The largest absolute difference; inf where only one is NaN or where infinities differ."""
+    a, b = output.astype(np.float64), expected.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        distance = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
+    return float(np.max(np.where(np.isnan(distance), np.inf, distance), initial=0.0))
+
+
+def drawn_inputs(manifest: dict[str, Any]) -> list[Array]:
+    """Inputs of the right types: normal floats, integers within their bounds."""
+    rng = np.random.default_rng(0)
+    inputs: list[Array] = []
+    for item in manifest["inputs"]:
+        if "float" in item["dtype"]:
+            values: Array = rng.standard_normal(item["shape"])
+            dtype = np.dtype(np.float32) if item["dtype"] == "bfloat16" else storage_dtype(item["dtype"])
+        else:
+            low, high = item.get("bounds") or (0, 1)
+            values, dtype = rng.integers(low, high + 1, item["shape"]), storage_dtype(item["dtype"])
+        inputs.append(values.astype(dtype))
+    return inputs
+
+
+def bench(threads: int | None, runs: int) -> int:
+    model = Model(threads=threads)
+    inputs = drawn_inputs(model.manifest)
+    for _ in range(max(3, runs // 10)):
+        model.infer(*inputs)
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        model.infer(*inputs)
+        seconds.append(time.perf_counter() - start)
+    median, least = statistics.median(seconds), min(seconds)
+    print(f"{model.isa}, {model.threads} threads: median {_time(median)}, least {_time(least)}, {runs} calls")
+    return 0
+
+
+def profile(threads: int | None, runs: int) -> int:
+    model = Model(threads=threads)
+    inputs = drawn_inputs(model.manifest)
+    for _ in range(max(3, runs // 10)):
+        model.profile(*inputs)
+    rows = [model.profile(*inputs) for _ in range(runs)]
+    kernels = model.manifest["kernels"]
+    calls = [
+        (name, statistics.median(row[index][1] for row in rows)) for index, (name, _) in enumerate(rows[0])
+    ]
+    total = sum(seconds for _, seconds in calls) or 1.0
+    width = max([len(name) for name, _ in calls] + [6])
+    print(f"{'kernel':{width}}  {'time':>10}  {'share':>6}  {'GFLOP/s':>8}  {'GB/s':>7}")
+    for name, seconds in calls:
+        rate = 1e-9 / seconds if seconds else 0.0
+        work, moved = kernels[name]["flops"] * rate, kernels[name]["bytes"] * rate
+        print(f"{name:{width}}  {_time(seconds):>10}  {seconds / total:6.1%}  {work:8.1f}  {moved:7.1f}")
+    print(f"{'total':{width}}  {_time(total):>10}  {model.isa}, {model.threads} threads, median of {runs}")
+    return 0
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.3f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The compiled kernels, one folder per target."""

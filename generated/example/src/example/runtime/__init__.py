@@ -1,0 +1,1 @@
+"""What every transpiled package is run by: loading, checking of arguments, weights. Needs numpy only."""

@@ -1,0 +1,169 @@
+"""What callers pass, checked: errors name the argument, what came and what was expected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .safetensors import bfloat16_array, storage_dtype
+
+Array = npt.NDArray[Any]
+
+
+class ArrayLike(Protocol):
+    """What a model takes: numpy arrays and tensors in CPU memory that speak DLPack, such as PyTorch's."""
+
+    def __dlpack__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+# Outputs from this size on are allocated aligned, so that kernels write them without a copy.
+ALIGNED_FROM_BYTES = 16384
+
+
+def as_array(value: Any, name: str) -> Array:
+    """`value` as a numpy array, without a copy: arrays, and anything with __dlpack__ or __array_interface__.
+
+    Raises:
+        TypeError: anything else, or a tensor that is not in CPU memory.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "__dlpack__"):
+        device = getattr(value, "__dlpack_device__", lambda: (1, 0))()
+        if device[0] not in (1, 3):  # kDLCPU, kDLCUDAHost
+            raise TypeError(
+                f"{name}: expected an array in CPU memory, got one on {getattr(value, 'device', device)}"
+            )
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, RuntimeError, TypeError) as error:
+            raise TypeError(f"{name}: this {type(value).__name__} cannot be read: {error}") from error
+    if hasattr(value, "__array_interface__"):
+        return np.asarray(value)
+    raise TypeError(f"{name}: expected an array, got {type(value).__name__}")
+
+
+class TensorSpec:
+    """Name, dtype and shape of one flat input or output."""
+
+    def __init__(self, name: str, dtype: str, shape: Sequence[int]) -> None:
+        self.name = name
+        self.dtype = dtype
+        self.shape = tuple(shape)
+        self.storage = storage_dtype(dtype)
+        self.nbytes = int(np.prod(self.shape, dtype=np.int64)) * self.storage.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+    def take(self, value: Any) -> Array:
+        """`value` as the C-contiguous array that the kernels read.
+
+        Raises:
+            TypeError: not an array, or of another dtype.
+            ValueError: of another shape.
+        """
+        array = value if type(value) is np.ndarray else as_array(value, self.name)
+        if self.dtype == "bfloat16":
+            array = _bfloat16_bits(array, self)
+        elif array.dtype != self.storage:
+            raise TypeError(f"{self.name}: expected dtype {self.dtype}, got {array.dtype}")
+        if array.shape != self.shape:
+            raise ValueError(f"{self.name}: expected shape {self.shape}, got {array.shape}")
+        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+    def allocate(self) -> Array:
+        """An uninitialised array for the kernels to write; large ones are aligned to 64 bytes."""
+        if self.nbytes < ALIGNED_FROM_BYTES:
+            return np.empty(self.shape, self.storage)
+        memory = np.empty(self.nbytes + 64, np.uint8)
+        start = -memory.ctypes.data % 64
+        return memory[start : start + self.nbytes].view(self.storage).reshape(self.shape)
+
+    def give(self, array: Array) -> Array:
+        """What the caller sees of an array that the kernels wrote."""
+        return bfloat16_array(array) if self.dtype == "bfloat16" else array
+
+
+def _bfloat16_bits(array: Array, spec: TensorSpec) -> Array:
+    """bfloat16 as uint16 bits; float32 is rounded to nearest even."""
+    if array.dtype.name == "bfloat16":
+        return np.ascontiguousarray(array).view(np.uint16).reshape(array.shape)
+    if array.dtype != np.float32:
+        raise TypeError(f"{spec.name}: expected dtype bfloat16 (or float32), got {array.dtype}")
+    bits = np.ascontiguousarray(array).view(np.uint32).reshape(array.shape)
+    rounded = (bits + (((bits >> 16) & 1) + 0x7FFF).astype(np.uint32)) >> 16
+    quiet = (bits >> 16) | 0x40
+    return np.where(np.isnan(array), quiet, rounded).astype(np.uint16)
+
+
+def flatten(structure: Mapping[str, Any], value: Any, name: str, put: Callable[[int, Any], None]) -> None:
+    """Call `put(index, tensor)` for every tensor of `value`, which must nest as the manifest's `structure`.
+
+    Raises:
+        TypeError: another kind of container, or other keys.
+        ValueError: another length, or another value where one was fixed when the model was captured.
+    """
+    if "leaf" in structure:
+        put(structure["leaf"], value)
+    elif "literal" in structure:
+        fixed = structure["literal"]
+        if type(value) is not type(fixed) or value != fixed:
+            raise ValueError(
+                f"{name}: was fixed to {fixed!r} when the model was captured, got {_brief(value)}"
+            )
+    elif "tuple" in structure or "list" in structure:
+        items = structure["tuple"] if "tuple" in structure else structure["list"]
+        if not isinstance(value, tuple | list):
+            raise TypeError(f"{name}: expected a tuple or list of {len(items)}, got {_brief(value)}")
+        if len(value) != len(items):
+            raise ValueError(f"{name}: expected {len(items)} items, got {len(value)}")
+        for index, (item, part) in enumerate(zip(items, value, strict=True)):
+            flatten(item, part, f"{name}[{index}]", put)
+    else:
+        fields = dict(structure["dict"] if "dict" in structure else structure["record"])
+        if not isinstance(value, Mapping):
+            value = {key: getattr(value, key) for key in fields if hasattr(value, key)}
+        check_names(name, fields, value)
+        for key, item in fields.items():
+            flatten(item, value[key], f"{name}[{key!r}]", put)
+
+
+def check_names(what: str, expected: Iterable[str], got: Iterable[str]) -> None:
+    """Raises TypeError naming every missing and unexpected key."""
+    wanted, given = list(expected), list(got)
+    missing = [repr(key) for key in wanted if key not in given]
+    extra = [repr(key) for key in given if key not in wanted]
+    faults = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unexpected {', '.join(extra)}"] * bool(
+        extra
+    )
+    if faults:
+        raise TypeError(f"{what}: {'; '.join(faults)}")
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, bool | int | float | str | None):
+        return repr(value)[:60]
+    return type(value).__name__
+
+
+class Record(Mapping[str, Any]):
+    """Base of result records: fields as attributes, by name and by position."""
+
+    _fields: tuple[str, ...] = ()
+
+    def __getitem__(self, key: str | int) -> Any:
+        if isinstance(key, int):
+            return getattr(self, self._fields[key])
+        if key not in self._fields:
+            raise KeyError(f"{key!r}; known: {', '.join(self._fields)}")
+        return getattr(self, key)
+
+    def __iter__(self) -> Any:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)

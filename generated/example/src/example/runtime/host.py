@@ -1,0 +1,51 @@
+"""Numpy functions that bring PyTorch's weights into the layout of the kernels, for `prepare.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def pad_to(x: Array, axis: int, multiple: int) -> Array:
+    """`x` with zeros appended along `axis` up to the next multiple of `multiple`."""
+    missing = -x.shape[axis] % multiple
+    if not missing:
+        return x
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, missing)
+    return np.pad(x, widths)
+
+
+def pack_matmul(w: Array) -> Array:
+    """[N, K] -> [ceil(N/16), K, 16]: the 16 outputs of a vector side by side."""
+    w = pad_to(w, 0, 16)
+    return np.ascontiguousarray(w.reshape(-1, 16, w.shape[1]).transpose(0, 2, 1))
+
+
+def pack_conv(w: Array) -> Array:
+    """[O, I, *k] -> [ceil(O/16), ceil(I/16), *k, 16 (i), 16 (o)]: for blocked input and output channels."""
+    w = pad_to(pad_to(w, 0, 16), 1, 16)
+    split = w.reshape(w.shape[0] // 16, 16, w.shape[1] // 16, 16, *w.shape[2:])
+    return np.ascontiguousarray(np.moveaxis(split, (3, 1), (-2, -1)))
+
+
+def pack_depthwise(w: Array) -> Array:
+    """[C, 1, *k] -> [ceil(C/16), *k, 16]: one filter per blocked channel."""
+    w = pad_to(w[:, 0], 0, 16)
+    return np.ascontiguousarray(np.moveaxis(w.reshape(-1, 16, *w.shape[1:]), 1, -1))
+
+
+def pack_conv_stem(w: Array) -> Array:
+    """[O, I, *k] -> [ceil(O/16), I, *k, 16]: for plain input and blocked output channels."""
+    w = pad_to(w, 0, 16)
+    return np.ascontiguousarray(np.moveaxis(w.reshape(-1, 16, *w.shape[1:]), 1, -1))
+
+
+def unblock(x: Array, channels: int) -> Array:
+    """[N, ceil(C/16), *spatial, 16] -> [N, C, *spatial]: the inverse of blocking an activation's channels."""
+    wide = np.moveaxis(x, -1, 2)
+    return np.ascontiguousarray(wide.reshape(x.shape[0], -1, *x.shape[2:-1])[:, :channels])

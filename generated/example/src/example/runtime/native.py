@@ -1,0 +1,199 @@
+"""The compiled library behind its C ABI, through ctypes (which releases the GIL during a call)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import PackageError
+
+Array = npt.NDArray[Any]
+
+ABI_VERSION = 1
+INDEX_OUT_OF_BOUNDS = 2
+# What /proc/cpuinfo must list for an instruction set, best set first. It lists only what the OS enabled.
+ISA_FLAGS: dict[str, frozenset[str]] = {
+    "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"}),
+    "avx2": frozenset({"avx2", "fma"}),
+    "baseline": frozenset(),
+}
+
+
+def cpu_flags() -> frozenset[str]:
+    """The processor's features as Linux names them."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith(("flags", "Features")):
+                    return frozenset(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def choose_isa(available: Sequence[str], machine: str) -> str:
+    """The best instruction set that the package has and this processor runs; $TRANSPILE_ISA forces one.
+
+    Raises:
+        PackageError: another platform, or no kernels for this processor.
+    """
+    if sys.platform != "linux":
+        raise PackageError(f"This package runs on Linux only, not on {sys.platform}.")
+    if platform.machine() != machine:
+        raise PackageError(
+            f"This package was built for {machine} processors; this one is {platform.machine()}."
+        )
+    flags = cpu_flags()
+    runnable = [isa for isa, needed in ISA_FLAGS.items() if isa in available and needed <= flags]
+    forced = os.environ.get("TRANSPILE_ISA")
+    if forced and forced not in available:
+        raise PackageError(f"TRANSPILE_ISA={forced}: this package has {', '.join(sorted(available))}.")
+    if forced and forced not in runnable:
+        raise PackageError(f"TRANSPILE_ISA={forced}: this processor does not have it.")
+    if forced:
+        return forced
+    if not runnable:
+        raise PackageError(
+            f"This package has kernels for {', '.join(sorted(available))} only; this processor has none."
+        )
+    return runnable[0]
+
+
+class Library:
+    """The kernels of one instruction set."""
+
+    def __init__(self, path: Path, prefix: str) -> None:
+        try:
+            dll = ctypes.CDLL(str(path))
+            pointer, size, int32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int32
+
+            def bind(name: str, result: Any, *arguments: Any) -> Any:
+                function = getattr(dll, prefix + name)
+                function.restype, function.argtypes = result, arguments
+                return function
+
+            version = bind("abi_version", int32)()
+            if version != ABI_VERSION:
+                raise PackageError(
+                    f"{path} has ABI version {version}; this runtime knows version {ABI_VERSION}."
+                )
+            self.last_error = bind("last_error", ctypes.c_char_p)
+            self.create = bind("create", int32, pointer, size, int32, ctypes.POINTER(pointer))
+            self.destroy = bind("destroy", None, pointer)
+            self.set_threads = bind("set_threads", None, pointer, int32)
+            self.run = bind("run", int32, pointer, pointer, pointer)
+            self.run_timed = bind("run_timed", int32, pointer, pointer, pointer, pointer)
+            self.call = bind("call", int32, pointer, int32, pointer)
+            self.arena_bytes = int(bind("arena_bytes", size)())
+            call_name = bind("call_name", ctypes.c_char_p, int32)
+            self.calls = tuple(call_name(index).decode() for index in range(bind("call_count", int32)()))
+        except (OSError, AttributeError) as error:
+            raise PackageError(f"{path} cannot be loaded: {error}") from error
+
+    def raise_error(self, code: int) -> None:
+        """Turn a result that is not 0 into an exception."""
+        text = self.last_error().decode("utf-8", "replace")
+        raise IndexError(text) if code == INDEX_OUT_OF_BOUNDS else RuntimeError(text)
+
+
+class Session:
+    """One native model over one set of weights. Whoever runs it holds a reference; the last one frees it."""
+
+    def __init__(self, library: Library, data: Array, weights: Mapping[str, Array], threads: int) -> None:
+        self.library = library
+        self.weights = weights
+        self._data = data  # keeps the memory that the native model points into
+        self._handle = ctypes.c_void_p()
+        code = library.create(data.ctypes.data, data.nbytes, threads, ctypes.byref(self._handle))
+        if code:
+            library.raise_error(code)
+        self._run = library.run
+
+    def __del__(self) -> None:
+        if self._handle.value is not None:
+            self.library.destroy(self._handle)
+
+    def set_threads(self, threads: int) -> None:
+        self.library.set_threads(self._handle, threads)
+
+    def run(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        """The whole plan: fills `outputs`. Raises IndexError or RuntimeError."""
+        code = self._run(self._handle, _pointers(inputs), _pointers(outputs))
+        if code:
+            self.library.raise_error(code)
+
+    def run_timed(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Array:
+        """As `run`; the seconds that every call took."""
+        seconds = np.zeros(len(self.library.calls) + 1, np.float64)
+        code = self.library.run_timed(
+            self._handle, _pointers(inputs), _pointers(outputs), seconds.ctypes.data
+        )
+        if code:
+            self.library.raise_error(code)
+        return seconds[:-1]
+
+    def call(self, index: int, buffers: Sequence[Array]) -> None:
+        """One call of the plan on arrays of the caller's. Raises IndexError or RuntimeError."""
+        code = self.library.call(self._handle, index, _pointers(buffers))
+        if code:
+            self.library.raise_error(code)
+
+
+def _pointers(arrays: Sequence[Array]) -> bytes:
+    """A C array of the addresses of `arrays`; ctypes passes bytes as a pointer to them."""
+    return struct.pack(f"{len(arrays)}P", *[_address(array) for array in arrays])
+
+
+def _address(array: Array) -> int:
+    try:
+        return ctypes.addressof(
+            ctypes.c_char.from_buffer(array.data)
+        )  # a third of the time of array.ctypes.data
+    except (TypeError, ValueError):  # read-only or empty
+        return int(array.ctypes.data)
+
+
+class KernelLibrary:
+    """Base of `Kernels`: runs kernels one by one, in the plan's order, for one pass of `forward`.
+
+    `plan` names the kernel of every call. `tape`, if given, collects the outputs of every call.
+    """
+
+    plan: tuple[str, ...] = ()
+
+    def __init__(self, session: Session, tape: list[tuple[Array, ...]] | None = None) -> None:
+        self._session = session
+        self._tape = tape
+        self._position = 0
+
+    def launch(self, kernel: str, inputs: tuple[Array, ...], outputs: tuple[Array, ...]) -> None:
+        """Run `kernel` on arrays of exactly its types; error texts are those of the plan's next call."""
+        index = self._position
+        if index >= len(self.plan) or self.plan[index] != kernel:
+            index = self.plan.index(kernel)
+        self._position += 1
+        self._session.call(index, [np.ascontiguousarray(array) for array in inputs] + list(outputs))
+        if self._tape is not None:
+            self._tape.append(outputs)
+
+
+def default_threads() -> int:
+    """Processors this process may use: affinity, cgroup quota, and $TRANSPILE_THREADS as an upper bound."""
+    count = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        if quota != "max":
+            count = min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    limit = os.environ.get("TRANSPILE_THREADS", "")
+    return max(1, min(count, int(limit))) if limit.isdecimal() else count

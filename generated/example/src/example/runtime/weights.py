@@ -1,0 +1,192 @@
+"""The model's weights: PyTorch's names in, the layout of the kernels out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .arguments import as_array
+from .errors import WeightsError
+from .safetensors import ALIGNMENT, File, FormatError, storage_dtype
+
+Array = npt.NDArray[Any]
+Prepare = Callable[[Mapping[str, Array], Mapping[str, Array]], dict[str, Array]]
+
+# Written into the metadata of the file that holds weights in their final layout.
+PREPARED = "transpile.prepared"
+
+
+class Weights(Mapping[str, Array]):
+    """The prepared tensors by name: `w.conv1_weight` or `w["conv1_weight"]`."""
+
+    def __init__(self, tensors: Mapping[str, Array]) -> None:
+        self._tensors = dict(tensors)
+
+    def __getattr__(self, name: str) -> Array:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise AttributeError(f"there are no weights called {name!r}") from None
+
+    def __getitem__(self, name: str) -> Array:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _views(data: Array, layout: Mapping[str, Any]) -> Weights:
+    tensors = {}
+    for name, item in layout["prepared"].items():
+        dtype, start = storage_dtype(item["dtype"]), item["offset"]
+        size = int(np.prod(item["shape"], dtype=np.int64)) * dtype.itemsize
+        tensors[name] = data[start : start + size].view(dtype).reshape(item["shape"])
+    return Weights(tensors)
+
+
+def map_prepared(path: Path, layout: Mapping[str, Any]) -> tuple[Array, Weights]:
+    """The data section of a prepared file, mapped, and its tensors; only header and size are checked.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or was prepared for another model.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing; give the weights: Model(weights='weights.safetensors')")
+    try:
+        file = File(path)
+    except (FormatError, OSError) as error:
+        raise WeightsError(str(error)) from error
+    expected = {
+        name: (item["dtype"], tuple(item["shape"]), item["offset"])
+        for name, item in layout["prepared"].items()
+    }
+    found = {name: (entry.dtype, entry.shape, entry.start) for name, entry in file.entries.items()}
+    if found != expected or file.data.nbytes != layout["bytes"] or file.data.ctypes.data % ALIGNMENT:
+        raise WeightsError(f"{path} does not hold the tensors that this model's kernels read")
+    return file.data, _views(file.data, layout)
+
+
+def read_state(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state_dict: a mapping as it is, or a safetensors file, mapped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        WeightsError: it cannot be read.
+    """
+    if isinstance(source, Mapping):
+        return source
+    path = Path(source)
+    if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
+        raise WeightsError(
+            f"{path}: pickled weights are not read here; in PyTorch, save them with "
+            "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+        )
+    try:
+        return File(path)
+    except FileNotFoundError:
+        raise
+    except (FormatError, OSError) as error:
+        raise WeightsError(str(error)) from error
+
+
+def prepare_state(
+    state: Mapping[str, Any],
+    layout: Mapping[str, Any],
+    prepare: Prepare,
+    constants: Mapping[str, Array],
+    current: Mapping[str, Array] | None,
+) -> tuple[Array, Weights]:
+    """A new buffer in the kernels' layout from a state_dict; with `current`, missing keys keep its values.
+
+    Raises:
+        WeightsError: lists every missing, unexpected and mismatched key.
+    """
+    keys: Mapping[str, Any] = layout["keys"]
+    aliases: Mapping[str, str] = layout["aliases"]
+    given: dict[str, Any] = {aliases.get(key, key): state[key] for key in state if key in aliases}
+    given |= {key: state[key] for key in state if key in keys}
+    ignored = set(layout["unused"])
+    unexpected = [
+        key
+        for key in state
+        if key not in keys
+        and key not in aliases
+        and key not in ignored
+        and not key.endswith("num_batches_tracked")
+    ]
+    missing = [key for key in keys if key not in given]
+    faults = []
+    arrays: dict[str, Array] = {}
+    for key, value in given.items():
+        try:
+            arrays[key] = _matching(key, value, keys[key])
+        except (TypeError, ValueError) as error:
+            faults.append(f"  mismatched: {error}")
+    if current is None:
+        faults = [f"  missing: {key} {_type(keys[key])}" for key in missing] + faults
+        faults += [f"  unexpected: {key}" for key in sorted(unexpected)]
+    else:
+        faults += _half_given(layout, set(missing))
+        for key in missing:
+            arrays[key] = np.zeros(keys[key]["shape"], storage_dtype(keys[key]["dtype"]))
+    if faults:
+        raise WeightsError("\n".join(["the weights do not fit the model:", *faults]))
+    tensors = prepare(arrays, constants)
+    if current is not None:
+        for name, item in layout["prepared"].items():
+            if item["keys"] and set(item["keys"]) <= set(missing):
+                tensors[name] = current[name]
+    return _pack(tensors, layout)
+
+
+def _half_given(layout: Mapping[str, Any], missing: set[str]) -> list[str]:
+    """A tensor made of several keys can only be replaced if all of them are given."""
+    faults = []
+    for item in layout["prepared"].values():
+        absent = [key for key in item["keys"] if key in missing]
+        if absent and len(absent) < len(item["keys"]):
+            faults.append(f"  missing: {', '.join(absent)} (merged with {_others(item['keys'], absent)})")
+    return list(dict.fromkeys(faults))
+
+
+def _others(keys: list[str], absent: list[str]) -> str:
+    return ", ".join(key for key in keys if key not in absent)
+
+
+def _type(item: Mapping[str, Any]) -> str:
+    return f"{item['dtype']}{list(item['shape'])}"
+
+
+def _matching(key: str, value: Any, item: Mapping[str, Any]) -> Array:
+    array = as_array(value, key)
+    if list(array.shape) != list(item["shape"]):
+        raise ValueError(f"{key}: expected shape {tuple(item['shape'])}, got {array.shape}")
+    if array.dtype.name == item["dtype"]:
+        return array
+    if array.dtype.name in ("float16", "bfloat16", "float32", "float64") and item["dtype"] in (
+        "float32",
+        "float64",
+    ):
+        return array.astype(item["dtype"])  # as PyTorch's load_state_dict does
+    raise TypeError(f"{key}: expected dtype {item['dtype']}, got {array.dtype}")
+
+
+def _pack(tensors: Mapping[str, Array], layout: Mapping[str, Any]) -> tuple[Array, Weights]:
+    memory = np.zeros(layout["bytes"] + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    data = memory[start : start + layout["bytes"]]
+    weights = _views(data, layout)
+    for name in layout["prepared"]:
+        weights[name][...] = tensors[name]
+    data.flags.writeable = False
+    for name in weights:
+        weights[name].flags.writeable = False
+    return data, weights

@@ -1,0 +1,31 @@
+"""The outputs equal PyTorch's, within a tolerance derived from PyTorch in float64 (see _checks.py)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from _cases import CASES, Case
+from _checks import compare
+
+if TYPE_CHECKING:
+    from example import Model
+
+
+@pytest.mark.parametrize("case", CASES.all, ids=str)
+def test_outputs_equal_pytorch(model: Model, case: Case) -> None:
+    got = CASES.run(model, case.inputs())
+    expected = case.outputs()
+    assert len(got) == len(expected), f"expected {len(expected)} outputs, got {len(got)}"
+    comparisons = [compare(*pair, f"case {case.name!r}") for pair in zip(expected, got, strict=True)]
+    wrong = [comparison.message for comparison in comparisons if comparison.message]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_tolerance_is_tight_enough_to_mean_something() -> None:
+    """At least one case has an output whose values are far above its tolerance (or that is compared exactly)."""
+    outputs = [item for case in CASES.all for item in case.outputs() if item.torch.size]
+    meaningful = [
+        item for item in outputs if item.tolerance == 0 or (abs(item.float64) > 100 * item.tolerance).any()
+    ]
+    assert meaningful or not outputs, "every output is smaller than 100 times its tolerance"

@@ -1,0 +1,108 @@
+"""Compares with live PyTorch: `pytest tests/test_live_torch.py --live MODEL.py` (or LIVE_MODEL=MODEL.py).
+
+MODEL.py (its code is run) builds the model: `MODEL.py:NAME` calls NAME(); else `build_model()`, else the only
+nn.Module class in it. Its weights are loaded into the package through `load_weights` before comparing.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from _blocker import unblocked
+from _cases import CASES, Array, Case, nest
+from _checks import FACTOR_EPS, FACTOR_TORCH, Expected, check, comparable, same_kind, tolerance_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from example import Model
+
+DRAWN = [case for case in CASES.all if case.name == "example" or case.name.startswith("drawn")]
+
+
+@pytest.fixture(scope="module")
+def live(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The PyTorch module, in eval mode."""
+    given = request.config.getoption("--live")
+    if not given:
+        pytest.skip("no PyTorch source given: use --live MODEL.py or LIVE_MODEL")
+    with unblocked():
+        if importlib.util.find_spec("torch") is None:
+            pytest.skip("torch is not installed")
+        torch = importlib.import_module("torch")
+        file, _, name = str(given).partition(":")
+        with torch.no_grad():
+            yield _build(torch, Path(file), name).eval()
+
+
+def _build(torch: Any, path: Path, name: str) -> Any:
+    spec = importlib.util.spec_from_file_location("live_model", path.resolve())
+    assert spec is not None and spec.loader is not None, f"{path} is not a Python file"
+    source = importlib.util.module_from_spec(spec)
+    sys.modules["live_model"] = source
+    sys.path.insert(0, str(path.resolve().parent))
+    spec.loader.exec_module(source)
+    if name or hasattr(source, "build_model"):
+        return getattr(source, name or "build_model")()
+    classes = [
+        item
+        for item in vars(source).values()
+        if isinstance(item, type) and issubclass(item, torch.nn.Module) and item.__module__ == "live_model"
+    ]
+    names = ", ".join(item.__name__ for item in classes)
+    assert len(classes) == 1, f"{path} has the models {names or 'none'}; choose one with --live {path}:NAME"
+    return classes[0]()
+
+
+def _run(torch: Any, module: Any, inputs: list[Array], double: bool) -> list[Array]:
+    tensors = [torch.from_numpy(array) for array in inputs]
+    if double:
+        tensors = [item.double() if item.is_floating_point() else item for item in tensors]
+    args, kwargs = nest(CASES.index["in_structure"], tensors)
+    result = module(*args, **kwargs)
+    return [item.numpy() for item in _flatten(CASES.index["out_structure"], result)]
+
+
+def _flatten(structure: Any, value: Any) -> list[Any]:
+    match structure:
+        case {"leaf": _}:
+            return [value]
+        case {"tuple": items} | {"list": items}:
+            return [leaf for item, part in zip(items, value, strict=True) for leaf in _flatten(item, part)]
+        case {"dict": items}:
+            return [leaf for key, item in items for leaf in _flatten(item, value[key])]
+        case {"record": items}:
+            return [leaf for key, item in items for leaf in _flatten(item, getattr(value, key))]
+    return []
+
+
+@pytest.fixture(scope="module")
+def loaded(live: Any) -> Model:
+    """The package with the live model's weights."""
+    from example import Model
+
+    state = {key: value.detach().cpu().numpy() for key, value in live.state_dict().items()}
+    known = CASES.index["reload"]["weights"] if CASES.index["reload"] else {}
+    return Model(weights={key: value for key, value in state.items() if key in known} or None)
+
+
+@pytest.mark.parametrize("case", DRAWN, ids=str)
+def test_outputs_equal_live_pytorch(live: Any, loaded: Model, case: Case) -> None:
+    torch = sys.modules["torch"]
+    single = _run(torch, live, case.inputs(), double=False)
+    double = _run(torch, copy.deepcopy(live).double(), case.inputs(), double=True)
+    got = CASES.run(loaded, case.inputs())
+    for recorded, one, two, array in zip(case.outputs(), single, double, got, strict=True):
+        excluded = int(np.count_nonzero(~comparable(one, two) & ~same_kind(one, two)))
+        tolerance = tolerance_of(one, two, recorded.dtype)
+        live_value = Expected(
+            recorded.name, recorded.dtype, one.shape, one.reshape(-1), two.reshape(-1), tolerance, excluded
+        )
+        check(live_value, array, f"live case {case.name!r} (factors {FACTOR_TORCH} and {FACTOR_EPS})")

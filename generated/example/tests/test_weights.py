@@ -1,0 +1,100 @@
+"""Weights reloaded from a state_dict: the new outputs, the same as PyTorch's; wrong state_dicts are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from _cases import CASES, expected, same_bits, write_safetensors
+from _checks import check
+
+if TYPE_CHECKING:
+    from example import Model
+
+RELOAD = CASES.index["reload"]
+pytestmark = pytest.mark.skipif(RELOAD is None, reason="the model has no weights")
+
+
+@pytest.fixture
+def fresh() -> Model:
+    """A model of its own for every test, since loading changes it."""
+    from example import Model
+
+    return Model()
+
+
+def _check_outputs(model: Model) -> None:
+    got = CASES.run(model, CASES.case(RELOAD["case"]).inputs())
+    for entry, array in zip(RELOAD["outputs"], got, strict=True):
+        check(expected(entry, CASES.weight_arrays), array, "the reloaded weights")
+
+
+def test_new_weights_give_the_new_outputs(fresh: Model) -> None:
+    fresh.load_weights(CASES.new_state())
+    _check_outputs(fresh)
+
+
+def test_new_weights_from_a_file(fresh: Model, tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "new.safetensors", CASES.new_state())
+    fresh.load_weights(tmp_path / "new.safetensors")
+    _check_outputs(fresh)
+
+
+def test_weights_given_to_the_constructor() -> None:
+    from example import Model
+
+    _check_outputs(Model(weights=CASES.new_state()))
+    _check_outputs(Model(weights=CASES.new_state(), native=False))
+
+
+def test_tied_weights_may_be_given_once(fresh: Model) -> None:
+    state = CASES.new_state()
+    for alias in RELOAD["aliases"]:
+        state.pop(alias, None)
+    fresh.load_weights(state)
+    _check_outputs(fresh)
+
+
+def test_other_models_keep_their_weights(model: Model, fresh: Model) -> None:
+    inputs = CASES.case(RELOAD["case"]).inputs()
+    before = [array.copy() for array in CASES.run(model, inputs)]
+    fresh.load_weights(CASES.new_state())
+    after = CASES.run(fresh, inputs)
+    assert same_bits(CASES.run(model, inputs), before)
+    if RELOAD["changes_outputs"]:
+        assert not same_bits(after, before), "the new weights changed nothing"
+
+
+def test_every_wrong_key_is_named(fresh: Model) -> None:
+    """One missing, one unexpected and one misshapen key: the error names all three, and nothing is loaded."""
+    state = CASES.new_state()
+    tied = {*RELOAD["aliases"], *RELOAD["aliases"].values()}
+    keys = sorted(set(fresh.manifest["weights"]["keys"]) & set(state) - tied)
+    if len(keys) < 2:
+        pytest.skip("needs two keys that are not tied")
+    missing, mismatched = keys[0], keys[1]
+    del state[missing]
+    state[mismatched] = np.zeros((*state[mismatched].shape, 2), np.float32)
+    state["no.such.key"] = np.zeros((1,), np.float32)
+    inputs = CASES.case(RELOAD["case"]).inputs()
+    before = [array.copy() for array in CASES.run(fresh, inputs)]
+    with pytest.raises(ValueError, match=r"no\.such\.key") as caught:
+        fresh.load_weights(state)
+    for key in (missing, mismatched):
+        assert key in str(caught.value), f"the error must name {key}"
+    assert same_bits(CASES.run(fresh, inputs), before), "a refused state_dict must change nothing"
+
+
+def test_a_missing_file_is_refused(fresh: Model, tmp_path: Path) -> None:
+    with pytest.raises((OSError, ValueError), match=r"none\.safetensors"):
+        fresh.load_weights(tmp_path / "none.safetensors")
+
+
+def test_a_damaged_file_is_refused(fresh: Model, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.safetensors"
+    write_safetensors(path, CASES.new_state())
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="damaged"):
+        fresh.load_weights(path)
