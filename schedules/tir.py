@@ -319,9 +319,7 @@ class Tir:
         return tirx.Or(a, b)
 
     def logical_not(self, a: Expr) -> Expr:
-        if isinstance(a, tirx.LT | tirx.LE | tirx.GT | tirx.GE | tirx.EQ) and self.dtype(a.a).startswith(
-            "float"
-        ):
+        if isinstance(a, tirx.LT | tirx.LE | tirx.GT | tirx.GE | tirx.EQ) and self.dtype(a.a).startswith("float"):
             # TVM turns not(a < b) into a >= b, which is wrong for NaN.
             return tirx.EQ(T.Cast("int8", a), tirx.const(0, "int8"))
         return tirx.Not(a)

@@ -148,20 +148,14 @@ class Vectors:
         """
         distance = 1
         while distance < self.lanes:
-            low = [
-                lane if not lane & distance else lane - distance + self.lanes for lane in range(self.lanes)
-            ]
-            high = [
-                lane + distance if not lane & distance else lane + self.lanes for lane in range(self.lanes)
-            ]
+            low = [lane if not lane & distance else lane - distance + self.lanes for lane in range(self.lanes)]
+            high = [lane + distance if not lane & distance else lane + self.lanes for lane in range(self.lanes)]
             swapped = list(vectors)
             for number in range(self.lanes):
                 if not number & distance:
                     pair = [vectors[number], vectors[number + distance]]
                     swapped[number] = held(tirx.Shuffle(pair, [tirx.const(lane, "int32") for lane in low]))
-                    swapped[number + distance] = held(
-                        tirx.Shuffle(pair, [tirx.const(lane, "int32") for lane in high])
-                    )
+                    swapped[number + distance] = held(tirx.Shuffle(pair, [tirx.const(lane, "int32") for lane in high]))
             vectors = swapped
             distance *= 2
         return vectors
@@ -178,9 +172,7 @@ class Vectors:
 
     def exp_nonpositive(self, x: Expr) -> Expr:
         """exp of values <= 0; results below 2^-125 may come out as 0."""
-        return (
-            vector_math.exp_nonpositive(self.s, held(x)) if self.dtype == "float32" else self.s.call("exp", x)
-        )
+        return vector_math.exp_nonpositive(self.s, held(x)) if self.dtype == "float32" else self.s.call("exp", x)
 
     def log(self, x: Expr) -> Expr:
         """Natural logarithm: libm's, lane by lane."""
@@ -197,8 +189,7 @@ class Vectors:
             width //= 2
             vector = held(vector)
             halves = [
-                tirx.call_intrin(f"{self.dtype}x{width}", f"tirx.vector{half}", vector)
-                for half in ("low", "high")
+                tirx.call_intrin(f"{self.dtype}x{width}", f"tirx.vector{half}", vector) for half in ("low", "high")
             ]
             vector = combine(*halves)
         if width == 1:
@@ -253,9 +244,7 @@ class Registers:
         return values[0]
 
 
-def sweep(
-    vectors: Vectors, extent: int, body: Callable[[Expr, int, int | None], None], *, unroll: int = 4
-) -> None:
+def sweep(vectors: Vectors, extent: int, body: Callable[[Expr, int, int | None], None], *, unroll: int = 4) -> None:
     """Run `body(offset, register, count)` for every vector of 0..extent.
 
     The main loop is unrolled `unroll` times, with `register` = 0..unroll-1 naming an accumulator of its own

@@ -35,12 +35,7 @@ def check_identifier(name: object, what: str) -> str:
 
 def check_text(text: object, what: str, *, empty: bool = True) -> str:
     """A string of printable characters on one line."""
-    if (
-        not isinstance(text, str)
-        or len(text) > MAX_TEXT
-        or not (text or empty)
-        or not all(map(_harmless, text))
-    ):
+    if not isinstance(text, str) or len(text) > MAX_TEXT or not (text or empty) or not all(map(_harmless, text)):
         raise bad_graph(f"{what} {_short(text)} is not a short line of text")
     return text
 
@@ -66,16 +61,12 @@ def make_op(name: object, attributes: Mapping[str, Any]) -> Op:
     cls = REGISTRY[name]
     fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if extra := sorted(set(attributes) - set(fields)):
-        raise bad_graph(
-            f"{name} has no attribute {', '.join(map(_short, extra))}; it has: {', '.join(fields)}"
-        )
+        raise bad_graph(f"{name} has no attribute {', '.join(map(_short, extra))}; it has: {', '.join(fields)}")
     hints = _hints(cls)
     for key, item in fields.items():
         if key in attributes:
             if not _matches(attributes[key], hints.get(key, Any), 0):
-                raise bad_graph(
-                    f"attribute {key} of {name} is {_short(attributes[key])}, expected {item.type}"
-                )
+                raise bad_graph(f"attribute {key} of {name} is {_short(attributes[key])}, expected {item.type}")
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             raise bad_graph(f"{name} needs the attribute {key}")
     try:
@@ -109,9 +100,7 @@ def _matches(value: Any, hint: Any, depth: int) -> bool:
             return False
         if len(parts) == 2 and parts[1] is Ellipsis:
             return all(_matches(item, parts[0], depth + 1) for item in value)
-        return len(value) == len(parts) and all(
-            _matches(v, p, depth + 1) for v, p in zip(value, parts, strict=True)
-        )
+        return len(value) == len(parts) and all(_matches(v, p, depth + 1) for v, p in zip(value, parts, strict=True))
     if hint is None or hint is type(None):
         return value is None
     if hint is float:

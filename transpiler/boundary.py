@@ -86,9 +86,7 @@ class Boundary:
         )
         return Literal(None)
 
-    def _weight_input(
-        self, node: FxNode, spec: Any, aliases: Mapping[str, str], stored: dict[str, Value]
-    ) -> None:
+    def _weight_input(self, node: FxNode, spec: Any, aliases: Mapping[str, str], stored: dict[str, Value]) -> None:
         target = str(spec.target)
         state, constants = self.exported.state_dict, self.exported.constants
         if spec.kind is InputKind.PARAMETER or (spec.kind is InputKind.BUFFER and target in state):
@@ -174,9 +172,7 @@ class Boundary:
             elif spec.kind in (OutputKind.USER_OUTPUT, OutputKind.TOKEN):
                 continue
             elif buffers.get(str(spec.target)) not in used:
-                self.warnings.append(
-                    f"forward updates {spec.target!r}, on which no output depends; it is left alone."
-                )
+                self.warnings.append(f"forward updates {spec.target!r}, on which no output depends; it is left alone.")
             else:
                 origin = self.origins.get(item.name) if isinstance(item, FxNode) else None
                 self.problems.add(
@@ -193,9 +189,7 @@ class Boundary:
     def type_of(self, value: torch.Tensor, what: str, location: Location | None) -> TensorType | None:
         """The tensor's type, or None after noting why it has none here."""
         if dtype_name(value.dtype) not in DTYPES:
-            self.problems.add(
-                "unsupported-dtype", f"Unsupported dtype {dtype_name(value.dtype)} of {what}", location
-            )
+            self.problems.add("unsupported-dtype", f"Unsupported dtype {dtype_name(value.dtype)} of {what}", location)
             return None
         if value.layout is not torch.strided:
             self.problems.add("unsupported-layout", f"Unsupported layout {value.layout} of {what}", location)

@@ -87,9 +87,7 @@ def load_model_file(
     with _user_code(files, f"{chosen.name}() failed"):
         module = build(**init)
     if not isinstance(module, torch.nn.Module):
-        raise TranspileError(
-            "not-a-module", f"{chosen.name}() returned {type(module).__name__}, expected an nn.Module"
-        )
+        raise TranspileError("not-a-module", f"{chosen.name}() returned {type(module).__name__}, expected an nn.Module")
     if chosen.kind == "class":
         module.eval()  # a factory may have chosen training mode, which is worth a warning; a class never does
     if inputs:
@@ -256,9 +254,7 @@ def load_exported(path: str | Path) -> Captured:
                 f"{path.name} is not a readable .pt2 file: {first_line(error)}",
                 hints=["write it with torch.export.save(torch.export.export(model.eval(), args), path)"],
             ) from error
-    return capture_exported(
-        exported, _identifier(path.stem) if _identifier(path.stem).isidentifier() else "model"
-    )
+    return capture_exported(exported, _identifier(path.stem) if _identifier(path.stem).isidentifier() else "model")
 
 
 def whole_module_error(path: Path) -> TranspileError:

@@ -54,9 +54,7 @@ def draw_inputs(arguments: Sequence[Argument], examples: Sequence[Array], draws:
     are true at least where the example is. Edge cases: zeros, 1e4, 1e-40, one NaN, +Inf or -Inf in an
     otherwise unchanged example, and the lowest and highest integers.
     """
-    stored = {
-        f"example/{item.name}": np.array(array) for item, array in zip(arguments, examples, strict=True)
-    }
+    stored = {f"example/{item.name}": np.array(array) for item, array in zip(arguments, examples, strict=True)}
     keep: list[Recipe] = [{"kind": "stored", "key": f"example/{item.name}"} for item in arguments]
     cases: list[tuple[str, list[Recipe]]] = [("example", keep)]
 
@@ -81,9 +79,7 @@ def draw_inputs(arguments: Sequence[Argument], examples: Sequence[Array], draws:
             cases.append(
                 (
                     name,
-                    _with(
-                        keep, {i: _normal(seed_of(f"{name}/{arguments[i].name}"), 0.0, scale) for i in plain}
-                    ),
+                    _with(keep, {i: _normal(seed_of(f"{name}/{arguments[i].name}"), 0.0, scale) for i in plain}),
                 )
             )
     for i in floats[:EDGE_INPUTS]:
@@ -93,12 +89,8 @@ def draw_inputs(arguments: Sequence[Argument], examples: Sequence[Array], draws:
             cases.append((f"{label}_in_{arguments[i].name}", _with(keep, {i: poke})))
     bounded = {i: item.bounds for i, item in enumerate(arguments) if item.bounds and not is_float(item.dtype)}
     if bounded:
-        cases.append(
-            ("lowest", _with(keep, {i: {"kind": "fill", "value": b[0]} for i, b in bounded.items()}))
-        )
-        cases.append(
-            ("highest", _with(keep, {i: {"kind": "fill", "value": b[1]} for i, b in bounded.items()}))
-        )
+        cases.append(("lowest", _with(keep, {i: {"kind": "fill", "value": b[0]} for i, b in bounded.items()})))
+        cases.append(("highest", _with(keep, {i: {"kind": "fill", "value": b[1]} for i, b in bounded.items()})))
 
     drawn = tuple(
         Drawn(
@@ -134,11 +126,7 @@ def _random_recipe(item: Argument, example: Array, seed: int) -> Recipe:
     if item.bounds is not None and not is_bool:
         return {"kind": "integer", "seed": seed, "low": item.bounds[0], "high": item.bounds[1]}
     if example.ndim >= 1 and example.shape[-1] > 1:
-        if (
-            np.isin(example, (0, 1)).all()
-            and (example[..., 0] == 1).all()
-            and not (is_bool and _mixed(example))
-        ):
+        if np.isin(example, (0, 1)).all() and (example[..., 0] == 1).all() and not (is_bool and _mixed(example)):
             return {"kind": "mask", "seed": seed, "keep": 1}
         if is_bool and not example.any():
             return {"kind": "mask", "seed": seed, "keep": 0}

@@ -170,9 +170,7 @@ def _compare_norms(expected: Expected, got: Array, label: str) -> str:
     )
 
 
-def expected_from_json(
-    data: Mapping[str, Any], arrays: Mapping[str, Array], positions: Array | None
-) -> Expected:
+def expected_from_json(data: Mapping[str, Any], arrays: Mapping[str, Array], positions: Array | None) -> Expected:
     """An `Expected` from its entry in cases.json and its arrays `<key>/torch`, `/float64` and `/norms`."""
     key = data["key"]
     return Expected(

@@ -35,17 +35,13 @@ MAX_FAILURES = 20
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="What to build for.  [default: cpu]")
 @click.option("--entry", metavar="NAME", help="Class or function of model.py that gives the model.")
-@click.option(
-    "--init", "inits", multiple=True, metavar="KEY=VALUE", help="Argument of the class or function."
-)
+@click.option("--init", "inits", multiple=True, metavar="KEY=VALUE", help="Argument of the class or function.")
 @click.option(
     "--input", "inputs", multiple=True, metavar="SPEC",
     help="Shape and type of an input: 1x3x224x224:float32, or ids=1x128:int64[0..30521].",
 )  # fmt: skip
 @click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors or state_dict file to use.")
-@click.option(
-    "--dynamic", multiple=True, metavar="NAME.DIM=SYMBOL", help="Let a dimension vary.  (not supported yet)"
-)
+@click.option("--dynamic", multiple=True, metavar="NAME.DIM=SYMBOL", help="Let a dimension vary.  (not supported yet)")
 @click.option(
     "--precision", type=click.Choice(["float32", "tf32", "float16", "bfloat16"]), default="float32",
     help="What the kernels compute in; only float32 is supported yet.",
@@ -60,9 +56,7 @@ MAX_FAILURES = 20
     "--tune", type=click.Choice(["none", "fast", "full"]), default="none",
     help="Time kernel variants on this machine; only none is supported yet.",
 )  # fmt: skip
-@click.option(
-    "--isa", "isas", multiple=True, metavar="NAME", help="Instruction set.  [default: this machine's]"
-)
+@click.option("--isa", "isas", multiple=True, metavar="NAME", help="Instruction set.  [default: this machine's]")
 @click.option("--test/--no-test", default=True, help="Run the generated tests.  [default: test]")
 @click.option("--traceback", "trace", is_flag=True, help="Show where in the transpiler an error arose.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors.")
@@ -187,9 +181,7 @@ def _build(request: Request, *, quiet: bool, verbose: bool) -> Report:
 # --- errors -------------------------------------------------------------------------------------------------
 
 
-def _fail(
-    context: click.Context, error: BaseException, model: Path, *, trace: bool, verbose: bool
-) -> NoReturn:
+def _fail(context: click.Context, error: BaseException, model: Path, *, trace: bool, verbose: bool) -> NoReturn:
     """Show the error, and leave with its exit code."""
     from transpiler.pipeline import TestsFailed
 

@@ -192,7 +192,7 @@ def is_static(value: Dim) -> bool:
 
 def product(shape: Iterable[Dim]) -> Dim:
     """The number of elements of a shape."""
-    return prod(shape, start=1)  # type: ignore[arg-type]
+    return prod(shape, start=1)
 
 
 def free_symbols(value: Dim) -> frozenset[str]:
@@ -213,8 +213,7 @@ def evaluate(value: Dim, symbols: Mapping[str, int]) -> int:
     if isinstance(value, int):
         return value
     return sum(
-        coefficient * prod(_evaluate_atom(atom, symbols) for atom in monomial)
-        for monomial, coefficient in value.terms
+        coefficient * prod(_evaluate_atom(atom, symbols) for atom in monomial) for monomial, coefficient in value.terms
     )
 
 

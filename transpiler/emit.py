@@ -170,14 +170,10 @@ def emit_package(view: PackageView, extra: Mapping[str, bytes] | None = None) ->
     hashes = {path: hashlib.sha256(content).hexdigest() for path, content in sorted(files.items())}
     manifest = {
         **view.manifest,
-        "files": {
-            path.removeprefix(inside): digest for path, digest in hashes.items() if path.startswith(inside)
-        },
+        "files": {path.removeprefix(inside): digest for path, digest in hashes.items() if path.startswith(inside)},
         "project_files": {path: digest for path, digest in hashes.items() if not path.startswith(inside)},
     }
-    files[f"{inside}manifest.json"] = (
-        json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    ).encode()
+    files[f"{inside}manifest.json"] = (json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
     return dict(sorted(files.items()))
 
 
@@ -209,9 +205,7 @@ def _binaries(
     if sample and sum(array.nbytes for array in sample.values()) <= MAX_SAMPLE_BYTES - 4096:
         types = {f"input.{i}": item.value.dtype for i, item in enumerate(plan.inputs)}
         types |= {f"output.{i}": value.dtype for i, value in enumerate(plan.outputs)}
-        raw = {
-            key: types[key] for key, array in sample.items() if array.dtype.itemsize == ITEM_BYTES[types[key]]
-        }
+        raw = {key: types[key] for key, array in sample.items() if array.dtype.itemsize == ITEM_BYTES[types[key]]}
         files[f"{folder}/sample.safetensors"] = encode(sample, dtypes=raw)
     return files
 
@@ -226,9 +220,7 @@ def _module_doc(what: str, source: SourceFacts, call: CallView, arguments: Seque
     signature = f"model({', '.join(argument.name for argument in arguments)}) -> {call.returns}"
     parts = [f"{what}: {signature}"]
     if source.file:
-        parts.append(
-            f"Generated from {source.file}. Comments show the lines that the kernels below them compute."
-        )
+        parts.append(f"Generated from {source.file}. Comments show the lines that the kernels below them compute.")
     if source.docstring:
         parts.append(source.docstring)
     return "\n\n".join(docstring(part) for part in parts) + ("\n" if len(parts) > 1 else "")

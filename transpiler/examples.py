@@ -54,9 +54,7 @@ def bind_inputs(
         takes = ", ".join(parameters)
         raise UsageError("bad-input", f"forward takes no argument {', '.join(unknown)}; it takes: {takes}.")
     if len(args) > len(positional) and not any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
-        raise UsageError(
-            "bad-input", f"{len(args)} inputs without a name, but forward takes {len(positional)}."
-        )
+        raise UsageError("bad-input", f"{len(args)} inputs without a name, but forward takes {len(positional)}.")
     free = [p.name for p in positional[len(args) :]]
     if clash := [p.name for p in positional[: len(args)] if p.name in named]:
         raise UsageError("bad-input", f"{', '.join(clash)} is given by position and by name.")
@@ -64,13 +62,9 @@ def bind_inputs(
     leading = []
     while free and free[0] in named and parameters[free[0]].default is inspect.Parameter.empty:
         leading.append(named.pop(free.pop(0)))
-    missing = [
-        name for name in free if parameters[name].default is inspect.Parameter.empty and name not in named
-    ]
+    missing = [name for name in free if parameters[name].default is inspect.Parameter.empty and name not in named]
     missing += [
-        p.name
-        for p in parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in named
+        p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in named
     ]
     if missing:
         flags = " ".join(f"--input {name}=SHAPE:DTYPE" for name in missing)
@@ -107,9 +101,7 @@ def dynamic_shapes(
                 f"--dynamic {spec.name}.{spec.dim}: no such input; known: {', '.join(tensors)}.",
             )
         if spec.dim >= value.dim():
-            raise UsageError(
-                "bad-dynamic", f"--dynamic {spec.name}.{spec.dim}: {spec.name} has {value.dim()} dims."
-            )
+            raise UsageError("bad-dynamic", f"--dynamic {spec.name}.{spec.dim}: {spec.name} has {value.dim()} dims.")
         shapes[spec.name] = {**(shapes[spec.name] or {}), spec.dim: dims[spec.symbol]}
     return shapes
 
@@ -123,9 +115,7 @@ def _nothing(value: Any) -> Any:
     return None
 
 
-def dims_by_input(
-    example: tuple[tuple[Any, ...], Mapping[str, Any]], shapes: Any
-) -> Iterator[dict[int, Any]]:
+def dims_by_input(example: tuple[tuple[Any, ...], Mapping[str, Any]], shapes: Any) -> Iterator[dict[int, Any]]:
     """The dims of each flat input, in order, from any form of `dynamic_shapes`."""
     args, kwargs = example
     values = [*args, *kwargs.values()]

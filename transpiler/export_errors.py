@@ -35,18 +35,14 @@ def export_error(error: Exception, files: Files) -> TranspileError:
             "data-dependent-control-flow",
             "Control flow or a shape depends on the values of a tensor",
             locations=locations,
-            notes=[
-                "the model is traced once: a Python `if`, `while`, int() or .item() cannot look at values"
-            ],
+            notes=["the model is traced once: a Python `if`, `while`, int() or .item() cannot look at values"],
             hints=[
                 "choose between tensors with torch.where(condition, a, b), between functions with torch.cond",
                 "or compute the decision from shapes and constructor arguments, which are fixed",
             ],
         )
     if "Constraints violated" in text or "ConstraintViolation" in type(error).__name__:
-        fixes = (
-            text.split("Suggested fixes:")[-1].split("\n\n")[0].strip() if "Suggested fixes:" in text else ""
-        )
+        fixes = text.split("Suggested fixes:")[-1].split("\n\n")[0].strip() if "Suggested fixes:" in text else ""
         reasons = [line.strip(" -") for line in text.splitlines() if line.lstrip().startswith("- ")]
         return TranspileError(
             "dynamic-shape",

@@ -26,9 +26,7 @@ def format_python(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """
     result = dict(files)
     suffixes = {name: name.rpartition(".")[2] for name in sorted(files)}
-    python = {
-        name: f"{i}.{suffix}" for i, (name, suffix) in enumerate(suffixes.items()) if suffix in ("py", "md")
-    }
+    python = {name: f"{i}.{suffix}" for i, (name, suffix) in enumerate(suffixes.items()) if suffix in ("py", "md")}
     if not python:
         return result
     with tempfile.TemporaryDirectory(prefix="transpile-format-") as folder:

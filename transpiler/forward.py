@@ -50,9 +50,7 @@ class ForwardView:
     results: tuple[str, ...]
 
 
-def forward_view(
-    plan: KernelPlan, methods: Mapping[str, str], extra_reserved: Iterable[str] = ()
-) -> ForwardView:
+def forward_view(plan: KernelPlan, methods: Mapping[str, str], extra_reserved: Iterable[str] = ()) -> ForwardView:
     """The body of `forward`. `methods` maps a kernel's symbol to its method of `Kernels`."""
     names = _Names(plan, {*_MODULE_NAMES, *extra_reserved})
     parameters = tuple(names.define(item.value, item.key, -1) for item in plan.inputs)
@@ -201,11 +199,7 @@ def _kernel_view(
         method=method,
         symbol=repr(kernel.name),
         parameters=parameters,
-        returns="Array"
-        if single
-        else f"tuple[{', '.join(['Array'] * len(names))}]"
-        if names
-        else "tuple[()]",
+        returns="Array" if single else f"tuple[{', '.join(['Array'] * len(names))}]" if names else "tuple[()]",
         summary=docstring(kernel.summary or kernel.name),
         signature=docstring(f"{inputs or 'nothing'} -> {', '.join(map(str, kernel.outputs))}"),
         outputs=outputs,

@@ -155,9 +155,7 @@ def _bounds(request: Request, imported: Imported) -> dict[str, tuple[int, int]]:
         if bounds is not None:
             found[item.key] = bounds
     for position, spec in enumerate(request.inputs):
-        key = spec.name or (
-            imported.argument_names[position] if position < len(imported.argument_names) else ""
-        )
+        key = spec.name or (imported.argument_names[position] if position < len(imported.argument_names) else "")
         if spec.low is not None and spec.high is not None and key:
             found[key] = spec.low, spec.high
     return found

@@ -141,9 +141,7 @@ class _Importer(Boundary):
             expected = self.out_types()
             result = ATEN[target](self, *args, **kwargs)
         except (OpError, _UnsupportedError) as error:
-            self.problems.add(
-                "unsupported-use", f"Unsupported use of '{node.target}': {error}", self.location_of(node)
-            )
+            self.problems.add("unsupported-use", f"Unsupported use of '{node.target}': {error}", self.location_of(node))
             self.env[node] = Unknown()
             return
         except TranspileErrors as error:
@@ -152,9 +150,7 @@ class _Importer(Boundary):
             return
         except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
             where = self.location_of(node)
-            raise IRError(
-                f"importer of '{node.target}' failed at {where}: {type(error).__name__}: {error}"
-            ) from error
+            raise IRError(f"importer of '{node.target}' failed at {where}: {type(error).__name__}: {error}") from error
         self.env[node] = self._finish(node, result, expected)
 
     def _check_known(self, node: FxNode, target: str) -> bool:
@@ -196,15 +192,11 @@ class _Importer(Boundary):
         wishes: dict[str, tuple[Origin | None, str | None, FxNode]] = {}
         for index, value in enumerate(results):
             if isinstance(value, Value):
-                owner = _owner(
-                    node, index, len(results) > 1 or isinstance(node.meta.get("val"), tuple | list)
-                )
+                owner = _owner(node, index, len(results) > 1 or isinstance(node.meta.get("val"), tuple | list))
                 wishes.setdefault(value.name, (self.origins.get(owner.name), self.paths.get(owner), owner))
         renamed: dict[str, Value] = {}
         for item in self.pending:
-            outputs = tuple(
-                self._named(value, item.op, wishes.get(value.name), node) for value in item.outputs
-            )
+            outputs = tuple(self._named(value, item.op, wishes.get(value.name), node) for value in item.outputs)
             renamed.update({old.name: new for old, new in zip(item.outputs, outputs, strict=True)})
             inputs = tuple(renamed.get(value.name, value) for value in item.inputs)
             self.nodes.append(Node(item.op, inputs, outputs))
@@ -212,9 +204,7 @@ class _Importer(Boundary):
         final = [renamed.get(value.name, value) if isinstance(value, Value) else value for value in results]
         for index, (value, type_) in enumerate(zip(final, expected, strict=False)):
             if isinstance(value, Value) and not same_type(value.type, type_, self.ranges):
-                raise IRError(
-                    f"'{node.target}' ({node.name}) #{index}: imported as {value.type}, expected {type_}"
-                )
+                raise IRError(f"'{node.target}' ({node.name}) #{index}: imported as {value.type}, expected {type_}")
         return tuple(final) if isinstance(result, tuple | list) else final[0]
 
     def _named(
@@ -253,9 +243,7 @@ class _Importer(Boundary):
 
     def emit(self, op: Op, *inputs: Value) -> Any:
         types = op.infer_types([value.type for value in inputs])
-        outputs = tuple(
-            Value(f"{len(self.nodes)}.{len(self.pending)}.{i}", type_) for i, type_ in enumerate(types)
-        )
+        outputs = tuple(Value(f"{len(self.nodes)}.{len(self.pending)}.{i}", type_) for i, type_ in enumerate(types))
         self.pending.append(Node(op, inputs, outputs))
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -287,9 +275,7 @@ class _Importer(Boundary):
         assert self.current is not None
         values = self.current.meta.get("val")
         values = values if isinstance(values, tuple | list) else (values,)
-        return tuple(
-            tensor_type(value, self.symbol_names) for value in values if isinstance(value, torch.Tensor)
-        )
+        return tuple(tensor_type(value, self.symbol_names) for value in values if isinstance(value, torch.Tensor))
 
     def unsupported(self, reason: str) -> Exception:
         return _UnsupportedError(reason)

@@ -141,9 +141,7 @@ def interface(
         flat_names = [by_index[index] for index in range(len(inputs))]
         passed, bound = ", ".join(flat_names), f"[{', '.join(flat_names)}]"
     else:
-        bound = (
-            f"self.flatten({{{', '.join(f'{argument.name!r}: {argument.name}' for argument in arguments)}}})"
-        )
+        bound = f"self.flatten({{{', '.join(f'{argument.name!r}: {argument.name}' for argument in arguments)}}})"
         passed = f"*{bound}"
     call = CallView(
         parameters=_parameters(arguments),
@@ -161,9 +159,7 @@ def _parameters(arguments: Sequence[Argument]) -> str:
     parts = ["self"]
     positional = [argument for argument in arguments if not argument.keyword_only]
     # A literal may be left out only if everything after it may be as well.
-    last_tensor = max(
-        (i for i, item in enumerate(positional) if not isinstance(item.structure, Literal)), default=-1
-    )
+    last_tensor = max((i for i, item in enumerate(positional) if not isinstance(item.structure, Literal)), default=-1)
     for index, argument in enumerate(positional):
         parts.append(_parameter(argument, index > last_tensor))
     keywords = [argument for argument in arguments if argument.keyword_only]
@@ -224,8 +220,7 @@ class _Records:
             case Mapping_(_, fields, type_name):
                 if structure not in self._names:
                     body = tuple(
-                        FieldView(_field(key), repr(_field(key)), self.annotation(item))
-                        for key, item in fields
+                        FieldView(_field(key), repr(_field(key)), self.annotation(item)) for key, item in fields
                     )
                     self._names[structure] = self._namer.take(type_name, "Result")
                     self.views.append(RecordView(self._names[structure], body))
@@ -247,13 +242,9 @@ class _Records:
                     return f"[{inside}]"
                 return f"({inside},)" if len(items) == 1 else f"({inside})"
             case Mapping_("dict", fields):
-                return (
-                    f"{{{', '.join(f'{key!r}: {self.expression(item, variables)}' for key, item in fields)}}}"
-                )
+                return f"{{{', '.join(f'{key!r}: {self.expression(item, variables)}' for key, item in fields)}}}"
             case Mapping_(_, fields, _):
-                inside = ", ".join(
-                    f"{_field(key)}={self.expression(item, variables)}" for key, item in fields
-                )
+                inside = ", ".join(f"{_field(key)}={self.expression(item, variables)}" for key, item in fields)
                 return f"{self._names[structure]}({inside})"
 
 

@@ -47,9 +47,7 @@ def run_graph(
             case Role.PARAMETER | Role.BUFFER | Role.STATE:
                 array = weights[program.aliases.get(item.key, item.key)]
             case role:
-                raise IRError(
-                    f"input %{item.value.name} has role {role}, which the interpreter does not know"
-                )
+                raise IRError(f"input %{item.value.name} has role {role}, which the interpreter does not know")
         problem = _mismatch(array, item.value.type, symbols)
         if problem:
             raise ValueError(f"input {item.key!r} is {problem}")
@@ -67,9 +65,7 @@ def _run_nodes(graph: Graph, env: dict[str, Array], symbols: Mapping[str, int]) 
             result = op.reference(*(env[value.name] for value in node.inputs))
         results = result if isinstance(result, tuple) else (result,)
         if len(results) != len(node.outputs):
-            raise IRError(
-                f"reference of {op.name} returns {len(results)} arrays, {len(node.outputs)} declared"
-            )
+            raise IRError(f"reference of {op.name} returns {len(results)} arrays, {len(node.outputs)} declared")
         for value, array in zip(node.outputs, results, strict=True):
             problem = _mismatch(np.asarray(array), value.type, symbols)
             if problem:

@@ -164,9 +164,7 @@ def _plan_view(plan: KernelPlan, title: str) -> PlanView:
         calls=tuple(_call_view(plan, call, index_of) for call in plan.calls()),
         copies=tuple(copies),
         inputs=tuple(_tensor_view(item.key, item.value) for item in plan.inputs),
-        outputs=tuple(
-            _tensor_view(name, value) for name, value in zip(output_names(plan), plan.outputs, strict=True)
-        ),
+        outputs=tuple(_tensor_view(name, value) for name, value in zip(output_names(plan), plan.outputs, strict=True)),
         max_arguments=max((len(kernel.inputs) + len(kernel.outputs) for kernel in plan.kernels), default=0),
         arena_bytes=static(plan.arena_bytes, "the arena"),
         weight_bytes=plan.weight_bytes,

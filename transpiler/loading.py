@@ -15,9 +15,7 @@ def load_package(folder: Path, name: str) -> Any:
     """The package's module, imported under a private name, so that rebuilt packages do not meet each other."""
     root = folder / "src" / name
     private = f"_transpiled_{next(_counter)}_{name}"
-    spec = importlib.util.spec_from_file_location(
-        private, root / "__init__.py", submodule_search_locations=[str(root)]
-    )
+    spec = importlib.util.spec_from_file_location(private, root / "__init__.py", submodule_search_locations=[str(root)])
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

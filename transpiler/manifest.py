@@ -74,9 +74,7 @@ def _type(type: TensorType) -> dict[str, Any]:
 
 def _weights(program: Program, plan: KernelPlan) -> dict[str, Any]:
     needed = {
-        item.key: _type(item.value.type)
-        for item in plan.prepare.inputs
-        if item.role in (Role.PARAMETER, Role.BUFFER)
+        item.key: _type(item.value.type) for item in plan.prepare.inputs if item.role in (Role.PARAMETER, Role.BUFFER)
     }
     known = {item.key for item in program.main.inputs if item.role in (Role.PARAMETER, Role.BUFFER)}
     keys = prepared_keys(plan)

@@ -95,9 +95,7 @@ def plan_arena(steps: Sequence[FusedStep], workspaces: Mapping[int, int], outsid
     for name in shared:
         if home(name) in offsets:
             offsets[name] = offsets[home(name)]
-    places = {
-        position: blocks[f"workspace of step {position}"].offset for position, size in workspaces.items() if size
-    }
+    places = {position: blocks[f"workspace of step {position}"].offset for position, size in workspaces.items() if size}
     return Arena(offsets, places, total)
 
 

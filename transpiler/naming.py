@@ -24,12 +24,7 @@ def package_name(name: str) -> str:
     Raises:
         UsageError: "bad-name", with the name that would do.
     """
-    if (
-        _C_IDENTIFIER.fullmatch(name)
-        and name not in RESERVED
-        and not name.startswith("_")
-        and len(name) <= 64
-    ):
+    if _C_IDENTIFIER.fullmatch(name) and name not in RESERVED and not name.startswith("_") and len(name) <= 64:
         return name
     raise UsageError(
         "bad-name",
@@ -130,6 +125,4 @@ def c_string(text: str) -> str:
 def source_line(location: Location, width: int = 100) -> str:
     """`mnist.py:24  x = self.pool(x)`: the file's last component, the line, its text; for a comment."""
     where = f"{location.file.replace(chr(92), '/').rsplit('/', 1)[-1]}:{location.line}"
-    return comment(f"{where}  {location.text}" if location.text else where, width).replace(
-        where, where + " ", 1
-    )
+    return comment(f"{where}  {location.text}" if location.text else where, width).replace(where, where + " ", 1)

@@ -20,11 +20,7 @@ def is_ours(folder: Path) -> bool:
         return False
     try:
         manifest = json.loads(manifests[0].read_text(encoding="utf-8"))
-        return (
-            isinstance(manifest, dict)
-            and "format" in manifest
-            and manifest.get("name") == manifests[0].parent.name
-        )
+        return isinstance(manifest, dict) and "format" in manifest and manifest.get("name") == manifests[0].parent.name
     except (OSError, ValueError):
         return False
 

@@ -203,9 +203,7 @@ def _record(model: Model, plan: Any) -> Recording:
         Argument(item.key, item.value.dtype, item.value.type.static_shape(), model.bounds.get(item.key))
         for item in plan.inputs
     ]
-    outputs = [
-        OutputSpec(name, value.dtype) for name, value in zip(output_names(plan), plan.outputs, strict=True)
-    ]
+    outputs = [OutputSpec(name, value.dtype) for name, value in zip(output_names(plan), plan.outputs, strict=True)]
     return record(
         arguments,
         model.examples,
@@ -233,9 +231,7 @@ def _view(
     example = recording.cases[0]
     sample = {f"input.{index}": array for index, array in enumerate(example.drawn.arrays)}
     if all(item.positions is None for item in example.outputs):
-        sample |= {
-            f"output.{index}": item.torch.reshape(item.shape) for index, item in enumerate(example.outputs)
-        }
+        sample |= {f"output.{index}": item.torch.reshape(item.shape) for index, item in enumerate(example.outputs)}
     else:
         sample = {}
     verification = {

@@ -67,9 +67,7 @@ def prepare_view(plan: KernelPlan) -> PrepareView:
             bug of the pass that split off `prepare`.
     """
     graph = plan.prepare
-    namer = Namer(
-        {"np", "npt", "Any", "Array", "Mapping", "prepare", "state", "constants", *host_functions()}
-    )
+    namer = Namer({"np", "npt", "Any", "Array", "Mapping", "prepare", "state", "constants", *host_functions()})
     names: dict[str, str] = {}
     lines: list[str] = []
     used = _used(graph)
@@ -92,9 +90,7 @@ def prepare_view(plan: KernelPlan) -> PrepareView:
         lines.append(f"{targets} = {expression}")
         imports |= _functions(expression)
     results = tuple(
-        ResultView(
-            repr(value.name), names[output.value.name], numpy_dtype(value.dtype), shape_text(value.type)
-        )
+        ResultView(repr(value.name), names[output.value.name], numpy_dtype(value.dtype), shape_text(value.type))
         for value, output in zip(plan.weights, _outputs(plan), strict=True)
     )
     return PrepareView(tuple(sorted(imports)), tuple(lines), results)
@@ -119,8 +115,7 @@ def _functions(expression: str) -> set[str]:
 def prepared_keys(plan: KernelPlan) -> dict[str, list[str]]:
     """Prepared tensor -> the state_dict keys that it is made of, sorted."""
     keys: dict[str, frozenset[str]] = {
-        item.value.name: frozenset([item.key] if item.role is not Role.CONSTANT else [])
-        for item in plan.prepare.inputs
+        item.value.name: frozenset([item.key] if item.role is not Role.CONSTANT else []) for item in plan.prepare.inputs
     }
     for node in plan.prepare.nodes:
         made_of = frozenset(key for value in node.inputs for key in keys[value.name])
@@ -129,9 +124,7 @@ def prepared_keys(plan: KernelPlan) -> dict[str, list[str]]:
     return {value.name: sorted(keys[value.name]) for value in plan.weights}
 
 
-def run_prepare(
-    plan: KernelPlan, constants: Mapping[str, Array], state: Mapping[str, Array]
-) -> dict[str, Array]:
+def run_prepare(plan: KernelPlan, constants: Mapping[str, Array], state: Mapping[str, Array]) -> dict[str, Array]:
     """The prepared tensors by name: runs the text of the emitted `prepare.py` with the emitted `host.py`.
 
     `state` holds arrays by state_dict key (aliases resolved), bfloat16 as uint16 bits.

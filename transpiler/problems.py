@@ -30,9 +30,7 @@ class ProblemList:
         self._hints: dict[tuple[str, str], tuple[str, ...]] = {}
         self._counts: dict[tuple[str, str], int] = {}
 
-    def add(
-        self, code: str, message: str, location: Location | None = None, *, hint: str | None = None
-    ) -> None:
+    def add(self, code: str, message: str, location: Location | None = None, *, hint: str | None = None) -> None:
         key = code, message
         places = self._problems.setdefault(key, [])
         self._counts[key] = self._counts.get(key, 0) + 1

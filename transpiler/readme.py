@@ -45,9 +45,7 @@ def readme_view(
     outputs = []
     for output, value in zip(output_names, plan.outputs, strict=True):
         entry = errors.get(output, {})
-        measured = tuple(
-            _number(entry.get(key)) for key in ("max_abs_error", "tolerance", "max_abs_reference")
-        )
+        measured = tuple(_number(entry.get(key)) for key in ("max_abs_error", "tolerance", "max_abs_reference"))
         outputs.append((f"`{output}`", str(value.type), *measured))
     factors = manifest["tolerance"]
     good = (
@@ -61,9 +59,7 @@ def readme_view(
         example=_example(arguments, plan.inputs),
         inputs=tuple(rows),
         outputs=tuple(outputs),
-        verified=good
-        if manifest["verified"]
-        else "The package was not verified against PyTorch when it was built.",
+        verified=good if manifest["verified"] else "The package was not verified against PyTorch when it was built.",
         keys=len(manifest["weights"]["keys"]),
         taps=len(manifest["taps"]),
     )

@@ -94,9 +94,7 @@ def _holding(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> Iter
                         continue
                     swapped.append((held, name, old))
                     is_parameter = isinstance(old, torch.nn.Parameter)
-                    held[name] = (
-                        torch.nn.Parameter(state[key], requires_grad=False) if is_parameter else state[key]
-                    )
+                    held[name] = torch.nn.Parameter(state[key], requires_grad=False) if is_parameter else state[key]
         _refresh(recurrent)
         yield
     finally:

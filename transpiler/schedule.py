@@ -19,7 +19,8 @@ def _schedules_package() -> None:
     spec = importlib.util.spec_from_file_location(
         "transpiler.schedules", folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["transpiler.schedules"] = module
     spec.loader.exec_module(module)

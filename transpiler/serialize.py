@@ -174,9 +174,7 @@ def _check_graph(graph: Graph, constants: Mapping[str, Array]) -> None:
                 raise bad_graph(f"constant {item.key!r} is missing")
             array = constants[item.key]
             if TensorType(str(array.dtype), array.shape) != item.value.type:
-                raise bad_graph(
-                    f"constant {item.key!r} is {array.dtype}{list(array.shape)}, not {item.value.type}"
-                )
+                raise bad_graph(f"constant {item.key!r} is {array.dtype}{list(array.shape)}, not {item.value.type}")
     for value in graph.values():
         for size in value.shape:
             if unknown := sorted(free_symbols(size) - set(graph.symbols)):
@@ -206,9 +204,7 @@ def _read_constants(entries: Mapping[str, Any], given: Mapping[str, Array]) -> I
             if key not in given:
                 raise bad_graph(f"constant {key!r} is missing in the safetensors file beside the graph")
             if TensorType(str(given[key].dtype), given[key].shape) != type_:
-                raise bad_graph(
-                    f"constant {key!r} is {given[key].dtype}{list(given[key].shape)}, not {type_}"
-                )
+                raise bad_graph(f"constant {key!r} is {given[key].dtype}{list(given[key].shape)}, not {type_}")
             yield key, given[key]
             continue
         items = [attribute_from_json(item) for item in _list(entry["data"], "data")]
@@ -256,10 +252,7 @@ def _read_graph(name: str, data: Mapping[str, Any], constants: Mapping[str, Arra
         tuple(outputs),
         _read_structure(data.get("in_structure")),
         _read_structure(data.get("out_structure")),
-        {
-            check_identifier(k, "symbol"): _read_range(v)
-            for k, v in _object(data.get("symbols"), "symbols").items()
-        },
+        {check_identifier(k, "symbol"): _read_range(v) for k, v in _object(data.get("symbols"), "symbols").items()},
     )
     _check_graph(graph, constants)
     return graph

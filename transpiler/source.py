@@ -150,9 +150,7 @@ def read_source(path: str | Path) -> ModelSource:
     reader = _Reader(module, index)
     for statement in _definitions(module.body):
         reader.read(statement)
-    return ModelSource(
-        path, text, index, reader.resolved(), reader.functions, frozenset(_bound_names(ast.parse(text)))
-    )
+    return ModelSource(path, text, index, reader.resolved(), reader.functions, frozenset(_bound_names(ast.parse(text))))
 
 
 def read_text(path: Path) -> str:
@@ -184,9 +182,7 @@ def index_lines(text: str, file: str) -> LineIndex:
 _SIMPLE = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.Return, ast.Assert)
 
 
-def _index(
-    node: ast.AST, scope: str, statements: dict[int, Statement], functions: list[tuple[int, int, str]]
-) -> None:
+def _index(node: ast.AST, scope: str, statements: dict[int, Statement], functions: list[tuple[int, int, str]]) -> None:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             name = f"{scope}.{child.name}" if scope else child.name
@@ -338,9 +334,7 @@ def choose_entry(source: ModelSource, entry: str | None = None) -> Entry:
     if "build_model" in source.functions:
         return Entry("build_model", "factory", source.functions["build_model"].parameters)
     modules = source.module_classes()
-    used = {name for item in modules for name in item.builds} | {
-        base for item in modules for base in item.bases
-    }
+    used = {name for item in modules for name in item.builds} | {base for item in modules for base in item.bases}
     candidates = [item.name for item in modules if item.name not in used]
     if len(candidates) == 1:
         return _named_entry(source, candidates[0])
@@ -389,7 +383,6 @@ def missing_inputs(source: ModelSource, entry: Entry) -> TranspileError:
         f"No example inputs for {entry.name}{takes}",
         hints=[
             f"give shape and dtype of each: {flags}",
-            f"or add example_inputs() to {source.path.name}, "
-            "that returns a tuple of tensors or (args, kwargs)",
+            f"or add example_inputs() to {source.path.name}, that returns a tuple of tensors or (args, kwargs)",
         ],
     )

@@ -132,9 +132,7 @@ def _identifier(flag: str, text: str, name: str, examples: tuple[str, ...]) -> s
 
 def _usage(flag: str, text: str, why: str, examples: tuple[str, ...]) -> UsageError:
     shown = " ".join(f"--{flag} {shell_quote(example)}" for example in examples)
-    return UsageError(
-        f"bad-{flag}", f"Cannot read --{flag} {text!r}: {why}.", hints=[f"for example: {shown}"]
-    )
+    return UsageError(f"bad-{flag}", f"Cannot read --{flag} {text!r}: {why}.", hints=[f"for example: {shown}"])
 
 
 def shell_quote(text: str) -> str:

@@ -18,7 +18,7 @@ class Leaf:
 class Literal:
     """A value that is not a tensor and was fixed at capture: None, bool, int, float or str."""
 
-    value: None | bool | int | float | str
+    value: bool | int | float | str | None
 
 
 @dataclass(frozen=True)

@@ -55,9 +55,7 @@ def module_outputs(nodes: Sequence[Node]) -> dict[str, Node]:
     outputs = {}
     for path, inside in members.items():
         known = set(inside)
-        leaving = [
-            node for node in inside if is_tensor(node) and any(user not in known for user in node.users)
-        ]
+        leaving = [node for node in inside if is_tensor(node) and any(user not in known for user in node.users)]
         if len(leaving) == 1:
             outputs[path] = leaving[0]
     return outputs
@@ -76,9 +74,7 @@ def origins(nodes: Sequence[Node], files: Files) -> dict[str, Origin]:
         count = _output_count(node)
         index = _getitem_index(node)
         paths = module_paths(node)
-        location = (
-            files.location(frames[position][-1], paths[-1] if paths else "") if frames[position] else None
-        )
+        location = files.location(frames[position][-1], paths[-1] if paths else "") if frames[position] else None
         hint = None
         if len(targets) == 1 and count == 1:
             hint = targets[0]
@@ -142,9 +138,7 @@ def _module_label(path: str) -> str:
     return "_".join(parts[named[-1] :]) if named else f"layer_{'_'.join(parts)}"
 
 
-_RESERVED = (
-    frozenset(keyword.kwlist) | frozenset(keyword.softkwlist) | frozenset(dir(builtins)) | {"np", "self"}
-)
+_RESERVED = frozenset(keyword.kwlist) | frozenset(keyword.softkwlist) | frozenset(dir(builtins)) | {"np", "self"}
 
 
 class Names:

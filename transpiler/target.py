@@ -61,8 +61,7 @@ def load_target(name: str, isa: str | None = None) -> Target:
         raise unknown("target", name, known_targets(), code="unknown-target")
     facts = tomllib.loads((tree("targets") / f"{name}.toml").read_text())
     isas = [
-        Isa(**{**item, "mattr": tuple(item["mattr"]), "features": tuple(item["features"])})
-        for item in facts["isa"]
+        Isa(**{**item, "mattr": tuple(item["mattr"]), "features": tuple(item["features"])}) for item in facts["isa"]
     ]
     if isa is None:
         have = cpu_features()

@@ -93,10 +93,7 @@ def _data(
         "factors": {"torch": checks.FACTOR_TORCH, "eps": checks.FACTOR_EPS},
         "in_structure": to_json(in_structure),
         "out_structure": to_json(out_structure),
-        "inputs": [
-            {"name": item.name, "dtype": item.dtype, "shape": list(item.shape)}
-            for item in recording.arguments
-        ],
+        "inputs": [{"name": item.name, "dtype": item.dtype, "shape": list(item.shape)} for item in recording.arguments],
         "cases": [
             {
                 "name": case.name,

@@ -354,9 +354,7 @@ class _Parser:
             line = self.integer()
             function = self.string() if self.accept("in") else ""
             module_path = self.string() if self.accept("of") else ""
-            location = Location(
-                file, line, function, self.string() if self.accept("text") else "", module_path
-            )
+            location = Location(file, line, function, self.string() if self.accept("text") else "", module_path)
         return Value(name, type_, path, location, hint)
 
     def attribute(self, depth: int) -> Any:
@@ -408,8 +406,6 @@ class _Parser:
                     self.expect(",")
                 key = self.string()
                 self.expect(":")
-                fields.append(
-                    (check_identifier(key, "field") if type_name else key, self.structure(depth + 1))
-                )
+                fields.append((check_identifier(key, "field") if type_name else key, self.structure(depth + 1)))
             return Mapping_("record" if type_name else "dict", tuple(fields), type_name)
         return Literal(self.literal())

@@ -31,9 +31,7 @@ TAP_SAMPLE = 64
 class Eager(Protocol):
     """The user's own module in its own precision; `weights` replaces its state_dict for this call."""
 
-    def __call__(
-        self, flat_inputs: Sequence[Array], *, weights: Mapping[str, Array] | None
-    ) -> Sequence[Array]: ...
+    def __call__(self, flat_inputs: Sequence[Array], *, weights: Mapping[str, Array] | None) -> Sequence[Array]: ...
 
 
 class Reference(Protocol):
@@ -100,9 +98,7 @@ class Recording:
     dropped: tuple[str, ...] = ()
 
 
-def expect(
-    name: str, dtype: str, torch: Array, float64: Array, *, whole: int, sample: int, parts: int
-) -> Expected:
+def expect(name: str, dtype: str, torch: Array, float64: Array, *, whole: int, sample: int, parts: int) -> Expected:
     """What to keep of a tensor: all of it up to `whole` elements, else `sample` of them and `parts` norms."""
     torch = np.asarray(torch, dtype=numpy_dtype(dtype))
     double = np.asarray(float64, dtype=np.float64 if is_float(dtype) else torch.dtype)
@@ -160,9 +156,7 @@ def record(
         except Exception as error:
             if drawn.name == "example":
                 raise
-            dropped.append(
-                f"{drawn.name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            )
+            dropped.append(f"{drawn.name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
 
     # A drawn case shows more than an example that may be all zeros.
     chosen = next((case for case in cases if case.name.startswith("drawn")), cases[0])
@@ -208,13 +202,9 @@ def _taps(drawn: Drawn, reference: Reference, taps: Mapping[str, str]) -> Taps:
     names = sorted(set(taps.values()))
     inputs = [array.copy() for array in drawn.arrays]
     _, single = reference(inputs, double=False, capture_values=names, weights=None)
-    _, double = reference(
-        [array.copy() for array in drawn.arrays], double=True, capture_values=names, weights=None
-    )
+    _, double = reference([array.copy() for array in drawn.arrays], double=True, capture_values=names, weights=None)
     values = {
-        path: expect(
-            path, single[fx].dtype.name, single[fx], double[fx], whole=TAP_SAMPLE, sample=TAP_SAMPLE, parts=1
-        )
+        path: expect(path, single[fx].dtype.name, single[fx], double[fx], whole=TAP_SAMPLE, sample=TAP_SAMPLE, parts=1)
         for path, fx in sorted(taps.items())
         if fx in single and fx in double
     }

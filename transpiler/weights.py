@@ -71,9 +71,7 @@ def _read_safetensors(path: Path) -> dict[str, Array]:
         except (TypeError, KeyError, ValueError) as error:
             raise damaged(f"the entry of {key!r} is malformed") from error
         if dtype not in _SAFETENSORS_DTYPES:
-            raise TranspileError(
-                "unsupported-dtype", f"{path.name}: {key!r} has the unsupported dtype {dtype}"
-            )
+            raise TranspileError("unsupported-dtype", f"{path.name}: {key!r} has the unsupported dtype {dtype}")
         kind = numpy_dtype(_SAFETENSORS_DTYPES[dtype])
         count = 1
         for size in shape:
@@ -95,9 +93,7 @@ def _read_state_dict(path: Path) -> dict[str, Array]:
         unsafe = "weights_only" in str(error) or "Unsupported" in str(error)
         if not unsafe:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise TranspileError(
-                "unreadable-weights", f"{path.name} is not a readable state_dict: {reason}"
-            ) from error
+            raise TranspileError("unreadable-weights", f"{path.name} is not a readable state_dict: {reason}") from error
         raise TranspileError(
             "unsafe-weights",
             f"{path.name} is refused: it holds more than tensors, and opening it could run any code",

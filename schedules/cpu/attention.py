@@ -206,9 +206,7 @@ class _Attention:
                     tile[position] = tile[position] + weight * rows[number]
         for key in range(keys):
             for number in range(self.vectors):
-                score = self._masked(
-                    tile[key * self.vectors + number], index, start + number * v.lanes, first + key
-                )
+                score = self._masked(tile[key * self.vectors + number], index, start + number * v.lanes, first + key)
                 score = held(score)
                 v.store(self.space, scores + (first + key) * self.rows + number * v.lanes, score)
                 # Leaves a NaN out, as PyTorch does: a row of nothing but NaN counts as masked.
@@ -245,13 +243,9 @@ class _Attention:
         if v.lanes == 1:
             return mask[offsets[0]]
         loaded = tirx.Shuffle([mask.handle[offset] for offset in offsets], _numbers(v.lanes))
-        return (
-            tirx.NE(loaded, T.broadcast(tirx.const(0, "int8"), v.lanes)) if mask.dtype == "bool" else loaded
-        )
+        return tirx.NE(loaded, T.broadcast(tirx.const(0, "int8"), v.lanes)) if mask.dtype == "bool" else loaded
 
-    def _output(
-        self, index: list[Expr], item: Expr, start: Expr, scores: Expr, inverse: Expr, columns: Expr
-    ) -> None:
+    def _output(self, index: list[Expr], item: Expr, start: Expr, scores: Expr, inverse: Expr, columns: Expr) -> None:
         base = held(self._base(index, 2, self.op.enable_gqa))
         target = held(tirx.floordiv(item, self.blocks) * (self.L * self.Ev))
         width = self.columns * self.v.lanes
@@ -262,13 +256,9 @@ class _Attention:
                 full = self.Ev // width
                 if full:
                     with T.serial(0, full) as part:
-                        self._output_tile(
-                            base, target, start, row, scores, inverse, columns, part * width, width
-                        )
+                        self._output_tile(base, target, start, row, scores, inverse, columns, part * width, width)
                 if self.Ev % width:
-                    self._output_tile(
-                        base, target, start, row, scores, inverse, columns, full * width, self.Ev % width
-                    )
+                    self._output_tile(base, target, start, row, scores, inverse, columns, full * width, self.Ev % width)
 
             if self.L % self.rows:
                 with T.If(start + row < self.L), T.Then():

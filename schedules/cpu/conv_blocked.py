@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -74,9 +75,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         (op.kernel[0], op.kernel[1]), (op.stride[0], op.stride[1]), (op.dilation[0], op.dilation[1]),
     )  # fmt: skip
     size = n * inner * padded[0] * padded[1] * lanes if ph or pw else 0
-    builder = KernelBuilder(
-        name, [value.type for value in group.inputs], [group.outputs[0].type], workspace=size
-    )
+    builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type], workspace=size)
     with builder:
         source = builder.inputs[group.input_index(x)]
         if size:
@@ -94,12 +93,20 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
 
 
 def _convolve(
-    target: Target, g: Geometry, source: Buffer, weight: Buffer, bias: Buffer | None, epilogue: Epilogue, pointwise: bool
+    target: Target,
+    g: Geometry,
+    source: Buffer,
+    weight: Buffer,
+    bias: Buffer | None,
+    epilogue: Epilogue,
+    pointwise: bool,
 ) -> None:
     rows_of_pixels, row_length = (1, g.out_height * g.out_width) if pointwise else (g.out_height, g.out_width)
     tile = choose_tile(target.isa, row_length, g.out_blocks)
     # A narrow map: several output rows per tile.
-    tall = max(1, min(max_rows(target.isa, tile.panels) // row_length, rows_of_pixels)) if row_length <= tile.rows else 1
+    tall = (
+        max(1, min(max_rows(target.isa, tile.panels) // row_length, rows_of_pixels)) if row_length <= tile.rows else 1
+    )
     work = g.batch * g.out_blocks * g.out_height * g.out_width * g.depth * LANES
     parallel = work >= PARALLEL_THRESHOLD
     groups, rest = divmod(g.out_blocks, tile.panels)
@@ -107,9 +114,7 @@ def _convolve(
     if groups:
         emit.panel_groups(tile, tall, rows_of_pixels, row_length, 0, groups, parallel)
     if rest:
-        emit.panel_groups(
-            Tile(tile.rows, rest), tall, rows_of_pixels, row_length, groups * tile.panels, 1, parallel
-        )
+        emit.panel_groups(Tile(tile.rows, rest), tall, rows_of_pixels, row_length, groups * tile.panels, 1, parallel)
 
 
 @dataclass(frozen=True)
@@ -166,9 +171,7 @@ class _Emitter:
                     with T.Else():
                         band_of(last)
 
-    def tile(
-        self, panels: int, image: Expr, panel: Expr, row: Expr, rows: int, column: Expr, columns: int
-    ) -> None:
+    def tile(self, panels: int, image: Expr, panel: Expr, row: Expr, rows: int, column: Expr, columns: int) -> None:
         """One register tile: `rows` x `columns` pixels, `panels` channel blocks, the whole reduction."""
         g = self.g
         accumulators = Accumulators(Tile(rows * columns, panels))
@@ -186,7 +189,7 @@ class _Emitter:
                     source_column = (column + c) * g.stride[1] + x * g.dilation[1]
                     place = ((image * g.inner + inner) * g.height + source_row) * g.width + source_column
                 offset = place * g.lanes + lane
-                scalars.append(lambda offset=offset: self.source[offset])
+                scalars.append(partial(self.source.__getitem__, offset))
             vectors = []
             for p in range(panels):
                 position = ((((panel + p) * g.inner + inner) * kh + y) * kw + x) * g.lanes + lane
@@ -194,9 +197,9 @@ class _Emitter:
             accumulators.multiply_add(scalars, vectors)
 
         def blocks_of(first: int, count: int, lanes: int) -> None:
-            with T.serial(0, count) as block, T.serial(0, kh) as y, T.serial(0, kw) as x:
-                with T.serial(0, lanes) as lane:
-                    step(first + block, y, x, lane)
+            block_loop, rows, columns = T.serial(0, count), T.serial(0, kh), T.serial(0, kw)
+            with block_loop as block, rows as y, columns as x, T.serial(0, lanes) as lane:
+                step(first + block, y, x, lane)
 
         whole, rest = divmod(g.in_channels, g.lanes)
         if whole:
@@ -204,20 +207,19 @@ class _Emitter:
         if rest:
             blocks_of(whole, 1, rest)
 
-        def index(r: Expr, c: Expr, p: int, lane: Expr) -> list[Expr]:
+        def index(p: int, r: Expr, c: Expr, lane: Expr) -> list[Expr]:
             if self.pointwise:
                 pixel = column + c
                 return [image, panel + p, tirx.floordiv(pixel, g.out_width), tirx.floormod(pixel, g.out_width), lane]
             return [image, panel + p, row + r, column + c, lane]
 
+        def element(p: int, number: int, lane: Expr) -> Expr:
+            value = accumulators.element(number, p, lane)
+            return value if self.bias is None else value + self.bias[(panel + p) * LANES + lane]
+
         for p in range(panels):
             for number, (r, c) in enumerate(pixels):
-                self.epilogue.write(
-                    lambda lane, r=r, c=c, p=p: index(r, c, p, lane),
-                    lambda lane, number=number, p=p: accumulators.element(number, p, lane)
-                    + (self.bias[(panel + p) * LANES + lane] if self.bias is not None else 0.0),
-                    LANES,
-                )
+                self.epilogue.write(partial(index, p, r, c), partial(element, p, number), LANES)
             if self.epilogue.in_place:
                 with T.serial(0, rows) as r, T.serial(0, columns) as c:
-                    self.epilogue.finish(lambda lane, p=p: index(r, c, p, lane), LANES)
+                    self.epilogue.finish(partial(index, p, r, c), LANES)

@@ -8,6 +8,7 @@ multiply-add.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
@@ -68,15 +69,18 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
                                 number * LANES, accumulators.vector(number * LANES) + value * factor
                             )
                 image = task // cb if n > 1 else 0
+
+                def place(number: Expr, lane: Expr) -> list[Expr]:
+                    return [image, block, row, column + number, lane]
+
+                def element(number: int, lane: Expr) -> Expr:
+                    return accumulators[number * LANES + lane]
+
                 for number in range(count):
-                    epilogue.write(
-                        lambda lane, number=number: [image, block, row, column + number, lane],
-                        lambda lane, number=number: accumulators[number * LANES + lane],
-                        LANES,
-                    )
+                    epilogue.write(partial(place, number), partial(element, number), LANES)
                 if epilogue.in_place:
                     with T.serial(0, count) as later:
-                        epilogue.finish(lambda lane: [image, block, row, column + later, lane], LANES)
+                        epilogue.finish(partial(place, later), LANES)
 
             with T.serial(0, oh) as row:
                 if ow // run:

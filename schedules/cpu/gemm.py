@@ -99,9 +99,7 @@ class Accumulators:
         return self._panels[panel][row * LANES + lane]
 
 
-def pack_columns(
-    source: Callable[[Expr, Expr], Expr], target: Buffer, base: Expr, rows: int, columns: int
-) -> None:
+def pack_columns(source: Callable[[Expr, Expr], Expr], target: Buffer, base: Expr, rows: int, columns: int) -> None:
     """Copy a [rows, columns] matrix, read as source(row, column), into panels [columns/16][rows][16] at `base`.
 
     Columns beyond the matrix are zero.

@@ -48,9 +48,7 @@ def _linear(s: Tir, x: Sequence[Load], types: Sequence[TensorType], index: Seque
     return _sum(s, types[0].dtype, [types[1].shape[1]], lambda r: x[0](*leading, r[0]) * x[1](column, r[0]), bias)
 
 
-def _matmul(
-    op: Matmul, s: Tir, x: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-) -> Reduction:
+def _matmul(op: Matmul, s: Tir, x: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Reduction:
     *batch, row, column = index
 
     def entry(type_: TensorType) -> list[Expr]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -21,6 +22,7 @@ from .epilogue import Epilogue
 from .gemm import Accumulators, Tile, choose_tile
 
 Expr = Any
+Placed = Callable[..., Any]
 
 # Tasks to aim for, so that a static split over a few threads is even.
 TASKS = 8
@@ -83,24 +85,26 @@ def _tile(product: Product, tile: Tile, first_row: Expr, first_panel: Expr) -> N
     accumulators.zero()
     with T.serial(0, product.k) as step:
         accumulators.multiply_add(
-            [lambda row=row: product.load_a(first_row + row, step) for row in range(tile.rows)],
+            [partial(product.load_a, first_row + row, step) for row in range(tile.rows)],
             [product.load_b(first_panel + panel, step) for panel in range(tile.panels)],
         )
     epilogue, bias = product.epilogue, product.bias
     for panel in range(tile.panels):
         column = (first_panel + panel) * LANES
 
-        def write(lanes: int, panel: int = panel, column: Expr = column) -> None:
+        def place(row: Expr, lane: Expr, column: Expr = column) -> Sequence[Expr]:
+            return product.place(first_row + row, column + lane)
+
+        def element(row: int, lane: Expr, panel: int = panel, column: Expr = column) -> Expr:
+            value = accumulators.element(row, panel, lane)
+            return value if bias is None else value + bias[column + lane]
+
+        def write(lanes: int, place: Placed = place, element: Placed = element) -> None:
             for row in range(tile.rows):
-                epilogue.write(
-                    lambda lane, row=row: product.place(first_row + row, column + lane),
-                    lambda lane, row=row: accumulators.element(row, panel, lane)
-                    + (bias[column + lane] if bias is not None else 0.0),
-                    lanes,
-                )
+                epilogue.write(partial(place, row), partial(element, row), lanes)
             if epilogue.in_place:
                 with T.serial(0, tile.rows) as later:
-                    epilogue.finish(lambda lane: product.place(first_row + later, column + lane), lanes)
+                    epilogue.finish(partial(place, later), lanes)
 
         _by_width(first_panel + panel, product.n, write)
 

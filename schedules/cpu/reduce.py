@@ -20,6 +20,7 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group, Lowered
+from transpiler.ir import TensorType
 from transpiler.ops.base import Elementwise, Injective, Reduce, Reduction
 from transpiler.target import Target
 
@@ -67,7 +68,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         index = probe_index(len(shape))
         across_outputs = Probe(index[-1] if index else None)
         reduction = _evaluate(reducer, across_outputs, index)
-        extents = [int(extent) for extent in reduction.extents]
+        extents = list(TensorType("int64", reduction.extents).static_shape())
         inner = probe_index(len(extents))
         across_reduction = Probe(inner[-1] if inner else None)
         _evaluate(reducer, across_reduction, index, inner)
@@ -89,9 +90,7 @@ def _reduces_last(op: object, rank: int) -> bool:
     return rank - 1 in (getattr(op, "axes", None) or (getattr(op, "axis", -2),))
 
 
-def _evaluate(
-    reducer: Reducer, probed: Probe, index: Sequence[Expr], inner: Sequence[Expr] | None = None
-) -> Reduction:
+def _evaluate(reducer: Reducer, probed: Probe, index: Sequence[Expr], inner: Sequence[Expr] | None = None) -> Reduction:
     """The reduction, with all of its expressions passed through the probe."""
     reduction = reducer(probed, index)
     element = reduction.body(inner or probe_index(len(reduction.extents)))
@@ -211,5 +210,3 @@ class _Loops:
                 element = (s.bind(partial[0][lane]),)
                 total[0].store(0, reduction.combine((total[0][0],), element)[0])
             self.epilogue.store(lambda _lane: index, lambda _lane: reduction.finish((total[0][0],)), 1)
-
-

@@ -73,10 +73,7 @@ class _Scan:
         limit = accumulators(target, self.v)
         self.tile = max(1, min(self.rows, limit // self.gates))
         self.split = 1
-        while (
-            self.gates * self.tile * self.split < IN_FLIGHT
-            and self.gates * self.tile * self.split * 2 <= limit
-        ):
+        while self.gates * self.tile * self.split < IN_FLIGHT and self.gates * self.tile * self.split * 2 <= limit:
             self.split *= 2
         self._weight_size = 0 if self.packed else self.gates * self.padded * self.units
         self._state_size = self.rows * self.padded
@@ -111,9 +108,7 @@ class _Scan:
         if self.op.name == "lstm_scan":
             self._copy(self.c, 0, self.padded, builder.outputs[2], 0, self.units)
 
-    def _copy(
-        self, source: Buffer, start: int, pitch: int, target: Buffer, offset: int, target_pitch: int
-    ) -> None:
+    def _copy(self, source: Buffer, start: int, pitch: int, target: Buffer, offset: int, target_pitch: int) -> None:
         """A state of [rows][units] between buffers of different row pitch."""
         with T.serial(0, self.rows) as row:
             lane_loop(
@@ -182,9 +177,7 @@ class _Scan:
                 recurrent.append(held(parts[0]))
             self._finish(step, old, panel, valid, first + row, recurrent)
 
-    def _finish(
-        self, step: Expr, old: Expr, panel: Expr, valid: int | None, row: Expr, recurrent: list[Expr]
-    ) -> None:
+    def _finish(self, step: Expr, old: Expr, panel: Expr, valid: int | None, row: Expr, recurrent: list[Expr]) -> None:
         """The gate functions of one row and panel."""
         v, s = self.v, self.v.s
         unit = panel * v.lanes

@@ -37,9 +37,7 @@ class RowGroup:
         self.shape = self.result.type.static_shape()
         self.size = math.prod(self.shape)
         self.dtype = self.result.dtype
-        self.has_prologue = any(
-            value.name == self.x.name for node in group.prologue for value in node.outputs
-        )
+        self.has_prologue = any(value.name == self.x.name for node in group.prologue for value in node.outputs)
         self.workspace = self.size if self.output.dtype != self.dtype else 0
 
     @property
@@ -82,9 +80,7 @@ class RowGroup:
             return None
         return self.kernel.inputs[self.group.input_index(self.anchor.inputs[position])]
 
-    def fill(
-        self, extent: int, index: Callable[[Expr], Sequence[Expr]], offset: Callable[[Expr], Expr]
-    ) -> None:
+    def fill(self, extent: int, index: Callable[[Expr], Sequence[Expr]], offset: Callable[[Expr], Expr]) -> None:
         """Write the prologue's values of a row to `rows`; nothing to do without a prologue."""
         if not self.has_prologue:
             return

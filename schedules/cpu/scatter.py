@@ -19,7 +19,7 @@ from transpiler.ops.base import broadcast_shapes
 from transpiler.target import Target
 
 from ..fuse import lowered
-from ..tir import LANES, KernelBuilder, Tir, flat_offset
+from ..tir import KernelBuilder, Tir, flat_offset
 from ..vectors import held
 from .rows import lane_loop
 
@@ -38,9 +38,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     else:
         positions = list(range(len(types)))
     op: Any = group.nodes[0].op
-    builder = KernelBuilder(
-        name, [value.type for value in group.inputs], [group.outputs[0].type], checks_index=True
-    )
+    builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type], checks_index=True)
     size = math.prod(types[0].static_shape())
     with builder:
         if size:
@@ -71,9 +69,7 @@ def _nest(shape: Sequence[int], body: Any) -> None:
         level([])
 
 
-def _scatter(
-    builder: KernelBuilder, positions: list[int], types: list[TensorType], axis: int, *, add: bool
-) -> int:
+def _scatter(builder: KernelBuilder, positions: list[int], types: list[TensorType], axis: int, *, add: bool) -> int:
     x, indices, source = (item.static_shape() for item in types)
     output = builder.outputs[0]
     s = Tir(status=builder.status)
@@ -88,9 +84,7 @@ def _scatter(
     return math.prod(indices)
 
 
-def _index_put(
-    builder: KernelBuilder, positions: list[int], types: list[TensorType], axes: tuple[int, ...]
-) -> int:
+def _index_put(builder: KernelBuilder, positions: list[int], types: list[TensorType], axes: tuple[int, ...]) -> int:
     """The box of the index tensors outside, the untouched axes inside, in the order of the indexed shape."""
     x, values, *picks = (item.static_shape() for item in types)
     box = list(TensorType("int64", broadcast_shapes(*picks)).static_shape())
@@ -109,9 +103,7 @@ def _index_put(
             chosen[axis] = s.index(builder.inputs[position][flat_offset(own, pick)], x[axis])
         target = [chosen[axis] if axis in chosen else next(free) for axis in range(len(x))]
         own = [0 if dim == 1 else i for dim, i in zip(values, index[len(shape) - len(values) :], strict=True)]
-        builder.outputs[0].store(
-            flat_offset(target, x), builder.inputs[positions[1]][flat_offset(own, values)]
-        )
+        builder.outputs[0].store(flat_offset(target, x), builder.inputs[positions[1]][flat_offset(own, values)])
 
     _nest(shape, update)
     return math.prod(shape)

@@ -103,9 +103,7 @@ def _last_axis(rows: RowGroup, count: int, extent: int) -> None:
             )
         else:
             scale = held(v.one / total)
-            rows.finish(
-                extent, index, lambda column: base + column, lambda column: row[base + column] * scale
-            )
+            rows.finish(extent, index, lambda column: base + column, lambda column: row[base + column] * scale)
 
 
 def _other_axis(rows: RowGroup, outer: int, extent: int, inner: int) -> None:
@@ -164,9 +162,7 @@ def _columns(rows: RowGroup, v: Vectors, base: Expr, extent: int, inner: int, wi
 
             def element(column: Expr, number: int = number, first: Expr = first) -> Expr:
                 if log:
-                    return (
-                        source[first + column] - largest.scalar(number, column) - sums.scalar(number, column)
-                    )
+                    return source[first + column] - largest.scalar(number, column) - sums.scalar(number, column)
                 return row[first + column] * sums.scalar(number, column)
 
             rows.finish(

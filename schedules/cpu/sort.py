@@ -139,9 +139,7 @@ def _merge_sort(key: _Keys, space: Buffer, start: Expr, extent: int) -> Expr:
                         "int32",
                         tirx.And(
                             cursor[1][0] < high,
-                            tirx.Or(
-                                cursor[0][0] >= middle, key.before(held(key.at(right)), held(key.at(left)))
-                            ),
+                            tirx.Or(cursor[0][0] >= middle, key.before(held(key.at(right)), held(key.at(left)))),
                         ),
                     )
                 )

@@ -47,9 +47,7 @@ class Activation(Elementwise):
             label = "_".join(map(str, op.attributes().values())) or "plain"
             yield Sample(f"{label}_corners", op, (_corners("float32"),))
             yield Sample(f"{label}_float64", op, (_corners("float64"),))
-            yield Sample(
-                f"{label}_map", op, (3 * rng(cls.name + label).standard_normal((2, 5, 7, 9), np.float32),)
-            )
+            yield Sample(f"{label}_map", op, (3 * rng(cls.name + label).standard_normal((2, 5, 7, 9), np.float32),))
             yield Sample(f"{label}_empty", op, (np.empty((3, 0), np.float32),))
 
 
@@ -407,9 +405,7 @@ def _glu(context: ImportContext, x: Value, dim: int = -1) -> Any:
 
 
 @aten("rrelu.default")
-def _rrelu(
-    context: ImportContext, x: Value, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False
-) -> Any:
+def _rrelu(context: ImportContext, x: Value, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Any:
     if training:
         raise context.unsupported("draws random slopes in training mode; call model.eval() first")
     return context.emit(LeakyRelu((lower + upper) / 2), x)

@@ -37,9 +37,7 @@ class _Adaptive(Reduce):
     def infer(self, *types: TensorType) -> TensorType:
         (x,) = types
         if x.rank != len(self.size) + 2:
-            raise OpError(
-                f"{self.name}: an output size of {x.rank - 2} spatial dims expected, got {self.size}"
-            )
+            raise OpError(f"{self.name}: an output size of {x.rank - 2} spatial dims expected, got {self.size}")
         return x.with_shape((*x.shape[:2], *self.size))
 
     def extents(self, x: TensorType) -> tuple[Dim, ...]:
@@ -151,9 +149,7 @@ class AdaptiveMaxPool(_Adaptive, name="adaptive_max_pool"):
             element = inputs[0](*index[:2], *places)
             return (element if inside is None else s.guarded(inside, element, least),)
 
-        return Reduction(
-            self.extents(x), (least,), body, lambda a, b: (s.maximum(a[0], b[0]),), lambda state: state[0]
-        )
+        return Reduction(self.extents(x), (least,), body, lambda a, b: (s.maximum(a[0], b[0]),), lambda state: state[0])
 
     @classmethod
     def samples(cls) -> Iterator[Sample]:

@@ -103,15 +103,11 @@ class Attention(Opaque, name="attention"):
         keep = g.random((2, 1, 5, 7)) < 0.6
         keep[0, 0, 1] = False
         yield Sample("bool_mask", plain, (q, k, v, keep))
-        yield Sample(
-            "bool_row_mask", plain, (q, k, v, np.array([True, False, True, True, False, True, True]))
-        )
+        yield Sample("bool_row_mask", plain, (q, k, v, np.array([True, False, True, True, False, True, True])))
         yield Sample("added_mask", plain, (q, k, v, g.standard_normal((5, 7), np.float32)))
         yield Sample("added_infinities", plain, (q, k, v, np.where(keep, 0, -math.inf).astype(np.float32)))
         yield Sample("added_per_head", cls(scale=1.0), (q, k, v, g.standard_normal((1, 3, 5, 7), np.float32)))
-        yield Sample(
-            "lowest_mask", plain, (q, k, v, np.where(keep, 0, np.finfo(np.float32).min).astype(np.float32))
-        )
+        yield Sample("lowest_mask", plain, (q, k, v, np.where(keep, 0, np.finfo(np.float32).min).astype(np.float32)))
         grouped = _draw("masked_gqa", (2, 4), (2, 2), 5, 7, 8, 8)
         yield Sample("bool_mask_gqa", cls(enable_gqa=True), (*grouped, keep))
 
@@ -136,8 +132,6 @@ def _attention(
         raise context.unsupported("attention with dropout draws random numbers; call model.eval() first")
     grouped = enable_gqa and query.shape[-3] != key.shape[-3]
     masks = (
-        []
-        if attn_mask is None
-        else [attn_mask if attn_mask.dtype == "bool" else context.cast(attn_mask, query.dtype)]
+        [] if attn_mask is None else [attn_mask if attn_mask.dtype == "bool" else context.cast(attn_mask, query.dtype)]
     )
     return context.emit(Attention(scale, is_causal, grouped), query, key, value, *masks)

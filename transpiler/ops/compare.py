@@ -168,9 +168,7 @@ class Where(Elementwise, name="where"):
     def samples(cls) -> Iterator[Sample]:
         condition = draw("where condition", "bool", 3, 1, 7)
         for dtype in ("float32", "int64", "bool"):
-            yield Sample(
-                dtype, cls(), (condition, draw("where a", dtype, 5, 7), draw("where b", dtype, 1)), exact=True
-            )
+            yield Sample(dtype, cls(), (condition, draw("where a", dtype, 5, 7), draw("where b", dtype, 1)), exact=True)
         nan = np.array(np.nan, np.float32)
         yield Sample("nan_not_taken", cls(), (condition, draw("where a", "float32", 5, 7), nan), exact=True)
 

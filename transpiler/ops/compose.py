@@ -53,9 +53,7 @@ def slice_axis(context: ImportContext, x: Value, axis: int, start: Dim, stop: Di
 
 def select(context: ImportContext, x: Value, axis: int, index: int) -> Value:
     """x[index] along `axis`, which goes away."""
-    return reshape(
-        context, slice_axis(context, x, axis, index, index + 1), (*x.shape[:axis], *x.shape[axis + 1 :])
-    )
+    return reshape(context, slice_axis(context, x, axis, index, index + 1), (*x.shape[:axis], *x.shape[axis + 1 :]))
 
 
 def concat(context: ImportContext, parts: Sequence[Value], axis: int) -> Value:

@@ -33,9 +33,7 @@ class Conv(Opaque, name="conv"):
         if x.shape[1] != weight.shape[1] * self.groups or weight.static_shape()[0] % self.groups:
             raise OpError(f"conv: {x} and weight {weight} do not fit {self.groups} groups")
         _check_bias(self, types, weight.shape[0])
-        zipped = zip(
-            x.shape[2:], weight.static_shape()[2:], self.stride, self.padding, self.dilation, strict=True
-        )
+        zipped = zip(x.shape[2:], weight.static_shape()[2:], self.stride, self.padding, self.dilation, strict=True)
         spatial = [window_count(size, k, s, p, d) for size, k, s, p, d in zipped]
         return TensorType(same_dtype(self, types), (x.shape[0], weight.shape[0], *spatial))
 
@@ -164,15 +162,11 @@ def window_count(size: Dim, kernel: int, stride: int, padding: int, dilation: in
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def _check(
-    op: Opaque, types: Sequence[TensorType], dims: int, *attributes: Ints
-) -> tuple[TensorType, TensorType]:
+def _check(op: Opaque, types: Sequence[TensorType], dims: int, *attributes: Ints) -> tuple[TensorType, TensorType]:
     if len(types) not in (2, 3):
         raise OpError(f"{op.name}: 2 or 3 inputs expected, got {len(types)}")
     if any(len(values) != dims for values in attributes) or any(t.rank != dims + 2 for t in types[:2]):
-        raise OpError(
-            f"{op.name}: attributes and inputs of {dims} spatial dims expected, got {types[0]}, {types[1]}"
-        )
+        raise OpError(f"{op.name}: attributes and inputs of {dims} spatial dims expected, got {types[0]}, {types[1]}")
     return types[0], types[1]
 
 
@@ -208,9 +202,7 @@ def _run(context: ImportContext, op: Opaque, x: Value, weight: Value, bias: Valu
     return y if batched else compose.reshape(context, y, y.shape[1:])
 
 
-@aten(
-    "conv1d.default", "conv2d.default", "conv3d.default", "conv1d.padding", "conv2d.padding", "conv3d.padding"
-)
+@aten("conv1d.default", "conv2d.default", "conv3d.default", "conv1d.padding", "conv2d.padding", "conv3d.padding")
 def _conv(
     context: ImportContext, x: Value, weight: Value, bias: Value | None = None, stride: Sequence[int] = (1,),
     padding: Sequence[int] | str = (0,), dilation: Sequence[int] = (1,), groups: int = 1,

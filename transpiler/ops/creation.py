@@ -35,9 +35,7 @@ class Full(Injective, name="full"):
         value = repr(self.value) if np.isfinite(self.value) else f'float("{self.value}")'
         return f'np.full({tuple(self.shape)}, {value}, "{self.dtype}")'
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         if isinstance(self.value, SymExpr):
             return s.cast(s.size(self.value), self.dtype)
         return s.const(self.value, self.dtype)
@@ -70,9 +68,7 @@ class Arange(Injective, name="arange"):
         (size,) = static([self.size])
         return (start + step * np.arange(size)).astype(numpy_dtype(self.dtype))
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         def number(value: int | float | SymExpr) -> Expr:
             if isinstance(value, SymExpr):
                 return s.cast(s.size(value), work)

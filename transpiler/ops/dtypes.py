@@ -79,15 +79,11 @@ def draw(seed: str, dtype: str, *shape: int, low: float = -4, high: float = 5) -
         return generator.random(shape) < 0.5
     if category(dtype) == 2:
         return np.asarray(generator.uniform(low, high, shape)).astype(numpy_dtype(dtype))
-    return generator.integers(max(int(low), 0) if dtype == "uint8" else int(low), int(high), shape).astype(
-        dtype
-    )
+    return generator.integers(max(int(low), 0) if dtype == "uint8" else int(low), int(high), shape).astype(dtype)
 
 
 # Where float functions go wrong: zeros, NaN, infinities, a denormal, a large and a small number.
-CORNERS = np.array(
-    [0.0, -0.0, 1.0, -1.0, np.nan, np.inf, -np.inf, 1e-40, 3.5, -2.5, 0.5, 1e30, -1e-20], np.float32
-)
+CORNERS = np.array([0.0, -0.0, 1.0, -1.0, np.nan, np.inf, -np.inf, 1e-40, 3.5, -2.5, 0.5, 1e30, -1e-20], np.float32)
 
 
 def corner_pairs() -> tuple[Array, Array]:

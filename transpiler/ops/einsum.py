@@ -33,9 +33,7 @@ def _einsum(
     left, arrow, output = equation.replace(" ", "").partition("->")
     operands = left.split(",")
     if len(operands) != len(tensors):
-        raise context.unsupported(
-            f"equation {equation!r} has {len(operands)} operands, {len(tensors)} are given"
-        )
+        raise context.unsupported(f"equation {equation!r} has {len(operands)} operands, {len(tensors)} are given")
     # Labels that the equation does not use stand for the axes of an ellipsis, aligned at the right.
     free = [letter for letter in string.ascii_letters if letter not in equation]
     widths = [
@@ -44,8 +42,7 @@ def _einsum(
     ]
     ellipsis = "".join(free[: max(widths)])
     expanded = [
-        labels.replace("...", ellipsis[len(ellipsis) - width :])
-        for labels, width in zip(operands, widths, strict=True)
+        labels.replace("...", ellipsis[len(ellipsis) - width :]) for labels, width in zip(operands, widths, strict=True)
     ]
     if arrow:
         output = output.replace("...", ellipsis)
@@ -56,9 +53,7 @@ def _einsum(
         if len(set(labels)) != len(labels):
             raise context.unsupported(f"equation {equation!r} takes a diagonal (a repeated label)")
         if len(labels) != value.type.rank:
-            raise context.unsupported(
-                f"equation {equation!r} does not fit an operand of rank {value.type.rank}"
-            )
+            raise context.unsupported(f"equation {equation!r} does not fit an operand of rank {value.type.rank}")
     return contract(context, [_Term(v, labels) for v, labels in zip(tensors, expanded, strict=True)], output)
 
 
@@ -116,9 +111,7 @@ def _arrange(context: ImportContext, term: _Term, labels: str) -> _Term:
 
 
 @aten("tensordot.default")
-def _tensordot(
-    context: ImportContext, a: Value, b: Value, dims_self: Sequence[int], dims_other: Sequence[int]
-) -> Any:
+def _tensordot(context: ImportContext, a: Value, b: Value, dims_self: Sequence[int], dims_other: Sequence[int]) -> Any:
     letters = string.ascii_letters
     a_labels = list(letters[: a.type.rank])
     b_labels = list(letters[a.type.rank : a.type.rank + b.type.rank])

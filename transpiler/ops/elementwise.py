@@ -307,9 +307,7 @@ def _minimum(context: ImportContext, a: Value, b: Value) -> Any:
 
 
 @aten("clamp.Tensor", "clamp_min.Tensor")
-def _clamp_tensor(
-    context: ImportContext, x: Value, min: Value | None = None, max: Value | None = None
-) -> Any:
+def _clamp_tensor(context: ImportContext, x: Value, min: Value | None = None, max: Value | None = None) -> Any:
     dtype = out_type(context).dtype
     low = x if min is None else in_dtype(context, Maximum(), dtype, x, min)
     return low if max is None else in_dtype(context, Minimum(), dtype, low, max)

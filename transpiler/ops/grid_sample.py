@@ -51,11 +51,7 @@ class GridSample(Injective, name="grid_sample"):
         taps: list[list[tuple[Array, Array]]] = []
         for axis, size in enumerate(sizes):
             position = grid[..., len(sizes) - 1 - axis]
-            position = (
-                ((position + 1) / 2 * t(size - 1))
-                if self.align_corners
-                else ((position + 1) * t(size) - 1) / 2
-            )
+            position = ((position + 1) / 2 * t(size - 1)) if self.align_corners else ((position + 1) * t(size) - 1) / 2
             if self.mode != "bicubic":
                 position = self._inside(position, size)
             with np.errstate(invalid="ignore"):
@@ -65,9 +61,7 @@ class GridSample(Injective, name="grid_sample"):
                 pairs = [(base + n - 1, w) for n, w in enumerate(cubic_taps(fraction))]
                 taps.append([(self._inside(place, size), w) for place, w in pairs])
             else:
-                taps.append(
-                    [(base, 1 - fraction), (base + 1, fraction)][: 1 if self.mode == "nearest" else 2]
-                )
+                taps.append([(base, 1 - fraction), (base + 1, fraction)][: 1 if self.mode == "nearest" else 2])
         total = np.zeros((*x.shape[:2], *grid.shape[1:-1]), x.dtype)
         batch = np.arange(x.shape[0]).reshape(-1, *(1,) * len(sizes))
         for combination in itertools.product(*taps):
@@ -101,9 +95,7 @@ class GridSample(Injective, name="grid_sample"):
         """Where the first mirror stands and the distance to the second."""
         return (0.0, size - 1) if self.align_corners else (-0.5, size)
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         x, _ = types
         sizes = x.shape[2:]
         taps = [
@@ -199,9 +191,7 @@ def _grid_sampler(
     padding_mode: int,
     align_corners: bool,
 ) -> Any:
-    op = GridSample(
-        ("bilinear", "nearest", "bicubic")[interpolation_mode], _PADDING_MODES[padding_mode], align_corners
-    )
+    op = GridSample(("bilinear", "nearest", "bicubic")[interpolation_mode], _PADDING_MODES[padding_mode], align_corners)
     return context.emit(op, x, grid)
 
 

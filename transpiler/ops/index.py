@@ -58,9 +58,7 @@ class Take(Injective, name="take"):
     def host(self, x: str, indices: str) -> str:
         return f"np.take({x}, {indices}, {self.axis})"
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         stop = self.axis + types[1].rank
         at = _position(s, inputs[1](*index[self.axis : stop]), types[0].shape[self.axis])
         return inputs[0](*index[: self.axis], at, *index[stop:])
@@ -90,14 +88,10 @@ class Gather(Injective, name="gather"):
         return x.with_shape(indices.shape)
 
     def reference(self, x: Array, indices: Array) -> Array:
-        part = tuple(
-            slice(None) if axis == self.axis else slice(dim) for axis, dim in enumerate(indices.shape)
-        )
+        part = tuple(slice(None) if axis == self.axis else slice(dim) for axis, dim in enumerate(indices.shape))
         return np.take_along_axis(x[part], indices.astype(np.int64), self.axis)
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         at = _position(s, inputs[1](*index), types[0].shape[self.axis])
         return inputs[0](*index[: self.axis], at, *index[self.axis + 1 :])
 
@@ -125,9 +119,7 @@ class Index(Injective, name="index"):
 
     def infer(self, x: TensorType, *indices: TensorType) -> TensorType:
         _check_indices(self.name, *indices)
-        ascending = sorted(set(self.axes)) == list(self.axes) and all(
-            0 <= axis < x.rank for axis in self.axes
-        )
+        ascending = sorted(set(self.axes)) == list(self.axes) and all(0 <= axis < x.rank for axis in self.axes)
         if not indices or len(indices) != len(self.axes) or not ascending:
             raise OpError(f"index: {len(indices)} index tensors for axes {self.axes} of {x}")
         box = broadcast_shapes(*(item.shape for item in indices))
@@ -145,9 +137,7 @@ class Index(Injective, name="index"):
             key[axis] = picks
         return tuple(key)
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         x, *picks = types
         width = len(broadcast_shapes(*(item.shape for item in picks)))
         front = self.axes[0] if _adjacent(self.axes) else 0
@@ -196,12 +186,8 @@ class IndexPut(Opaque, name="index_put"):
         picks = np.array([3, 0, -2])
         rows = draw("index_put rows", "float32", 3, 5, 6)
         yield Sample("rows", cls((0,)), (x, rows, picks), exact=True)
-        yield Sample(
-            "columns", cls((1,)), (x, draw("index_put columns", "float32", 1, 3, 6), picks), exact=True
-        )
-        yield Sample(
-            "points", cls((0, 2)), (x, draw("index_put points", "float32"), picks, picks), exact=True
-        )
+        yield Sample("columns", cls((1,)), (x, draw("index_put columns", "float32", 1, 3, 6), picks), exact=True)
+        yield Sample("points", cls((0, 2)), (x, draw("index_put points", "float32"), picks, picks), exact=True)
 
 
 class _Scatter(Opaque):
@@ -318,9 +304,7 @@ def _index_fill(context: ImportContext, x: Value, dim: int, index: Value, value:
 
 
 @aten("index_add.default")
-def _index_add(
-    context: ImportContext, x: Value, dim: int, index: Value, source: Value, alpha: Any = 1
-) -> Any:
+def _index_add(context: ImportContext, x: Value, dim: int, index: Value, source: Value, alpha: Any = 1) -> Any:
     axis = normalize_axis(dim, len(x.shape))
     if alpha != 1:
         source = context.emit(Mul(), source, context.scalar(alpha, source.dtype))
@@ -340,9 +324,7 @@ def _scatter(context: ImportContext, op: type[_Scatter], x: Value, dim: int, ind
 
 
 @aten("scatter.src", "scatter.value")
-def _scatter_set(
-    context: ImportContext, x: Value, dim: int, index: Value, src: Any = None, value: Any = None
-) -> Any:
+def _scatter_set(context: ImportContext, x: Value, dim: int, index: Value, src: Any = None, value: Any = None) -> Any:
     return _scatter(context, Scatter, x, dim, index, value if src is None else src)
 
 

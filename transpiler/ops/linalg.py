@@ -168,34 +168,26 @@ def _blend(context: ImportContext, start: Value, product: Value, beta: float, al
 
 
 @aten("addmm.default")
-def _addmm(
-    context: ImportContext, start: Value, a: Value, b: Value, *, beta: float = 1, alpha: float = 1
-) -> Any:
+def _addmm(context: ImportContext, start: Value, a: Value, b: Value, *, beta: float = 1, alpha: float = 1) -> Any:
     if start.shape == b.shape[1:] and beta == 1 and alpha == 1:
         return context.emit(Linear(), a, compose.swap_last(context, b), start)
     return _blend(context, start, matmul(context, a, b), beta, alpha)
 
 
 @aten("baddbmm.default", "addmv.default")
-def _add_product(
-    context: ImportContext, start: Value, a: Value, b: Value, *, beta: float = 1, alpha: float = 1
-) -> Any:
+def _add_product(context: ImportContext, start: Value, a: Value, b: Value, *, beta: float = 1, alpha: float = 1) -> Any:
     return _blend(context, start, matmul(context, a, b), beta, alpha)
 
 
 @aten("addbmm.default")
-def _addbmm(
-    context: ImportContext, start: Value, a: Value, b: Value, *, beta: float = 1, alpha: float = 1
-) -> Any:
+def _addbmm(context: ImportContext, start: Value, a: Value, b: Value, *, beta: float = 1, alpha: float = 1) -> Any:
     """The batch is summed: [B, M, K], [B, K, N] -> [M, N]."""
     product = compose.reduce_sum(context, matmul(context, a, b), (0,))
     return _blend(context, start, product, beta, alpha)
 
 
 @aten("addr.default")
-def _addr(
-    context: ImportContext, start: Value, a: Value, b: Value, *, beta: float = 1, alpha: float = 1
-) -> Any:
+def _addr(context: ImportContext, start: Value, a: Value, b: Value, *, beta: float = 1, alpha: float = 1) -> Any:
     return _blend(context, start, outer(context, a, b), beta, alpha)
 
 

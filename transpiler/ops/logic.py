@@ -93,9 +93,7 @@ class Bitwise(Elementwise):
         low, high = cls.right
         for dtype in ("int64", "int32", "uint8"):
             a = draw(f"{cls.name} a", dtype, 3, 1, 17, low=-90, high=91)
-            yield Sample(
-                dtype, cls(), (a, draw(f"{cls.name} b", dtype, 5, 17, low=low, high=high)), exact=True
-            )
+            yield Sample(dtype, cls(), (a, draw(f"{cls.name} b", dtype, 5, 17, low=low, high=high)), exact=True)
 
 
 class BitwiseAnd(Bitwise, name="bitwise_and"):

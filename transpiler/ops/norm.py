@@ -32,14 +32,10 @@ class BatchNorm(Injective, name="batch_norm"):
     def infer(self, *types: TensorType) -> TensorType:
         x, *parameters = types
         if len(parameters) != 4 or x.rank < 2 or not x.is_float:
-            raise OpError(
-                f"batch_norm: x[N, C, ...] and 4 parameters expected, got {', '.join(map(str, types))}"
-            )
+            raise OpError(f"batch_norm: x[N, C, ...] and 4 parameters expected, got {', '.join(map(str, types))}")
         for parameter in parameters:
             if parameter.shape != (x.shape[1],) or parameter.dtype != x.dtype:
-                raise OpError(
-                    f"batch_norm: parameters of type {x.dtype}[{x.shape[1]}] expected, got {parameter}"
-                )
+                raise OpError(f"batch_norm: parameters of type {x.dtype}[{x.shape[1]}] expected, got {parameter}")
         return x
 
     def reference(self, *inputs: Array) -> Array:
@@ -48,9 +44,7 @@ class BatchNorm(Injective, name="batch_norm"):
         inverse = 1 / np.sqrt(var + x.dtype.type(self.eps))
         return narrow((x - mean) * inverse * weight + bias, inputs[0])
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         x = widen_expr(s, inputs[0](*index))
         mean, var, weight, bias = (widen_expr(s, load(index[1])) for load in inputs[1:])
         inverse = s.call("rsqrt", var + s.const(self.eps, s.dtype(var)))
@@ -197,9 +191,7 @@ def _standardized(x: Array, axes: tuple[int, ...], eps: float) -> Array:
     return np.asarray(centered / np.sqrt((centered * centered).mean(axes, keepdims=True) + x.dtype.type(eps)))
 
 
-def _check_parameters(
-    op: Opaque, x: TensorType, parameters: Sequence[TensorType], shape: Sequence[Any]
-) -> None:
+def _check_parameters(op: Opaque, x: TensorType, parameters: Sequence[TensorType], shape: Sequence[Any]) -> None:
     for parameter in parameters:
         if parameter != TensorType(x.dtype, tuple(shape)):
             raise OpError(
@@ -207,13 +199,9 @@ def _check_parameters(
             )
 
 
-def _draw(
-    op: Opaque, label: str, shape: tuple[int, ...], parameter: tuple[int, ...], arity: int
-) -> Iterator[Sample]:
+def _draw(op: Opaque, label: str, shape: tuple[int, ...], parameter: tuple[int, ...], arity: int) -> Iterator[Sample]:
     """Without and with parameters; the input's mean is away from 0."""
     g = rng(op.name + label)
     x = g.standard_normal(shape, np.float32) + np.float32(0.5)
     yield Sample(label, op, (x,))
-    yield Sample(
-        f"{label}_affine", op, (x, *(g.standard_normal(parameter, np.float32) for _ in range(arity)))
-    )
+    yield Sample(f"{label}_affine", op, (x, *(g.standard_normal(parameter, np.float32) for _ in range(arity))))

@@ -56,9 +56,7 @@ def _batch_norm_from_input(
     parameters = _affine(context, x.dtype, x.shape[1:2], weight, bias)
     groups = x.shape[1]
     if not isinstance(groups, int):
-        raise context.unsupported(
-            "batch norm over a symbolic number of channels with the batch's own statistics"
-        )
+        raise context.unsupported("batch norm over a symbolic number of channels with the batch's own statistics")
     y = context.emit(
         GroupNorm(groups, eps),
         compose.reshape(context, channels_first, (1, *channels_first.shape)),
@@ -67,9 +65,7 @@ def _batch_norm_from_input(
     return compose.transpose(context, compose.reshape(context, y, channels_first.shape), order)
 
 
-def _moments(
-    context: ImportContext, x: Value, axes: Sequence[int], eps: float, keepdims: bool
-) -> tuple[Value, Value]:
+def _moments(context: ImportContext, x: Value, axes: Sequence[int], eps: float, keepdims: bool) -> tuple[Value, Value]:
     """Mean and 1 / sqrt(variance + eps): the further outputs of ATen's native norms, dropped where unused."""
     mean = compose.reduce_mean(context, x, axes)
     centered = compose.sub(context, x, mean)
@@ -89,9 +85,7 @@ def _import_batch_norm(
     if mean is None or var is None:
         return _batch_norm_from_input(context, x, weight, bias, eps)
     if training:
-        raise context.unsupported(
-            "batch norm in training mode updates its statistics; call model.eval() first"
-        )
+        raise context.unsupported("batch norm in training mode updates its statistics; call model.eval() first")
     return _batch_norm(context, x, weight, bias, mean, var, eps)
 
 
@@ -113,9 +107,7 @@ def _native_batch_norm(
     if training and mean is None:
         return _native_batch_norm_no_stats(context, x, weight, bias, training, momentum, eps)
     if training or mean is None or var is None:
-        raise context.unsupported(
-            "batch norm in training mode updates its statistics; call model.eval() first"
-        )
+        raise context.unsupported("batch norm in training mode updates its statistics; call model.eval() first")
     return _native_batch_norm_eval(context, x, weight, bias, mean, var, momentum, eps)
 
 
@@ -176,9 +168,7 @@ def _instance_norm(
     var: Value | None, use_input_stats: bool, momentum: float, eps: float, _cudnn: bool = False,
 ) -> Any:  # fmt: skip
     if use_input_stats and mean is not None:
-        raise context.unsupported(
-            "instance norm in training mode updates its statistics; call model.eval() first"
-        )
+        raise context.unsupported("instance norm in training mode updates its statistics; call model.eval() first")
     if mean is not None and var is not None:
         return _batch_norm(context, x, weight, bias, mean, var, eps)
     groups = x.shape[1]

@@ -54,7 +54,9 @@ class PackMatmul(Injective, name="pack_matmul"):
         block, k, lane = index
         column = block * BLOCK + lane
         inside = column < n
-        return s.guarded(inside, inputs[0](column, k), s.const(0.0, types[0].dtype)) if n % BLOCK else inputs[0](column, k)
+        return (
+            s.guarded(inside, inputs[0](column, k), s.const(0.0, types[0].dtype)) if n % BLOCK else inputs[0](column, k)
+        )
 
     @classmethod
     def samples(cls) -> Iterator[Sample]:
@@ -186,13 +188,20 @@ class LinearPacked(Opaque, name="linear_packed"):
     def reference(self, *inputs: Array) -> Array:
         x, packed, *bias = inputs
         weight = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[: self.features]
-        y = np.matmul(x, weight.T)
+        y: Array = np.matmul(x, weight.T)
         return y + bias[0] if bias else y
 
     @classmethod
     def samples(cls) -> Iterator[Sample]:
         pack = PackMatmul()
-        for shape, n in (((1, 5), 7), ((3, 64), 48), ((1, 130), 100), ((67, 128), 96), ((2, 9, 48), 65), ((130, 33), 33)):
+        for shape, n in (
+            ((1, 5), 7),
+            ((3, 64), 48),
+            ((1, 130), 100),
+            ((67, 128), 96),
+            ((2, 9, 48), 65),
+            ((130, 33), 33),
+        ):
             label = f"{'x'.join(map(str, shape))}_{n}"
             g = rng(label)
             weight = pack.reference(g.standard_normal((n, shape[-1]), np.float32) / np.float32(shape[-1] ** 0.5))
@@ -214,13 +223,13 @@ class _BlockedConv(Opaque):
     def output_map(self, h: Dim, w: Dim) -> tuple[Dim, Dim]:
         sizes = [
             (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip(
-                (h, w), self.kernel, self.stride, self.padding, self.dilation, strict=True
-            )
+            for size, k, s, p, d in zip((h, w), self.kernel, self.stride, self.padding, self.dilation, strict=True)
         ]
         return sizes[0], sizes[1]
 
-    def _infer(self, x: TensorType, weight: TensorType, expected: tuple[int, ...], bias: Sequence[TensorType]) -> TensorType:
+    def _infer(
+        self, x: TensorType, weight: TensorType, expected: tuple[int, ...], bias: Sequence[TensorType]
+    ) -> TensorType:
         _float32(self, (x, weight, *bias))
         if weight.static_shape() != expected:
             raise OpError(f"{self.name}: weight {expected} expected, got {weight}")
@@ -255,8 +264,9 @@ class ConvBlocked(_BlockedConv, name="conv_blocked"):
     def samples(cls) -> Iterator[Sample]:
         # (channels in, channels out, H, W, kernel, stride, padding, dilation)
         cases: list[tuple[int, int, int, int, int, int, int, int]] = [
-            (16, 16, 5, 7, 3, 1, 1, 1), (32, 48, 14, 14, 3, 1, 1, 1), (64, 32, 7, 7, 1, 1, 0, 1), (16, 64, 9, 15, 3, 2, 1, 1),
-            (32, 32, 8, 8, 1, 2, 0, 1), (16, 33, 6, 29, 3, 1, 2, 2), (32, 16, 7, 7, 3, 1, 1, 1), (16, 16, 1, 1, 1, 1, 0, 1),
+            (16, 16, 5, 7, 3, 1, 1, 1), (32, 48, 14, 14, 3, 1, 1, 1), (64, 32, 7, 7, 1, 1, 0, 1),
+            (16, 64, 9, 15, 3, 2, 1, 1), (32, 32, 8, 8, 1, 2, 0, 1), (16, 33, 6, 29, 3, 1, 2, 2),
+            (32, 16, 7, 7, 3, 1, 1, 1), (16, 16, 1, 1, 1, 1, 0, 1),
             (48, 80, 15, 17, 5, 2, 2, 1), (17, 16, 6, 6, 3, 1, 1, 1), (40, 10, 7, 9, 1, 1, 0, 1),
         ]  # fmt: skip
         for c, o, h, w, k, s, p, d in cases:
@@ -287,7 +297,12 @@ class ConvStem(_BlockedConv, name="conv_stem"):
 
     @classmethod
     def samples(cls) -> Iterator[Sample]:
-        cases = [(3, 16, 12, 13, 7, 2, 3, 1), (1, 32, 9, 9, 3, 1, 1, 1), (3, 40, 16, 16, 8, 8, 0, 1), (4, 16, 5, 21, 3, 1, 0, 2)]
+        cases = [
+            (3, 16, 12, 13, 7, 2, 3, 1),
+            (1, 32, 9, 9, 3, 1, 1, 1),
+            (3, 40, 16, 16, 8, 8, 0, 1),
+            (4, 16, 5, 21, 3, 1, 0, 2),
+        ]
         for c, o, h, w, k, s, p, d in cases:
             label = f"stem{c}to{o}_{h}x{w}_k{k}s{s}p{p}d{d}"
             g = rng(label)
@@ -301,8 +316,8 @@ class ConvStem(_BlockedConv, name="conv_stem"):
 
 
 class ConvDepthwise(_BlockedConv, name="conv_depthwise"):
-    """(x[N, ceil(C/16), H, W, 16], weight[ceil(C/16), KH, KW, 16][, bias[16*ceil(C/16)]]) -> [N, ceil(C/16), H', W', 16]:
-    every channel has its own filter."""
+    """(x[N, ceil(C/16), H, W, 16], weight[ceil(C/16), KH, KW, 16][, bias[16*ceil(C/16)]])
+    -> [N, ceil(C/16), H', W', 16]: every channel has its own filter."""
 
     def infer(self, *types: TensorType) -> TensorType:
         x, weight, *bias = types
@@ -316,7 +331,13 @@ class ConvDepthwise(_BlockedConv, name="conv_depthwise"):
 
     @classmethod
     def samples(cls) -> Iterator[Sample]:
-        cases = [(16, 5, 7, 3, 1, 1, 1), (33, 14, 15, 3, 2, 1, 1), (32, 9, 30, 5, 1, 2, 1), (16, 12, 12, 3, 1, 2, 2), (48, 7, 7, 7, 1, 3, 1)]
+        cases = [
+            (16, 5, 7, 3, 1, 1, 1),
+            (33, 14, 15, 3, 2, 1, 1),
+            (32, 9, 30, 5, 1, 2, 1),
+            (16, 12, 12, 3, 1, 2, 2),
+            (48, 7, 7, 7, 1, 3, 1),
+        ]
         for c, h, w, k, s, p, d in cases:
             label = f"depthwise{c}_{h}x{w}_k{k}s{s}p{p}d{d}"
             g = rng(label)

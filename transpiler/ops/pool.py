@@ -84,9 +84,7 @@ class _Window(Reduce):
         padded = np.pad(x, widths, constant_values=fill)
         extent = [d * (k - 1) + 1 for k, d in zip(self.kernel, dilation, strict=True)]
         dims = len(out)
-        windows: Any = np.lib.stride_tricks.sliding_window_view(
-            padded, extent, axis=tuple(range(2, 2 + dims))
-        )
+        windows: Any = np.lib.stride_tricks.sliding_window_view(padded, extent, axis=tuple(range(2, 2 + dims)))
         windows = windows[(..., *(slice(None, None, d) for d in dilation))]
         windows = windows[(slice(None), slice(None), *(slice(None, None, step) for step in self.stride))]
         return np.asarray(windows[(slice(None), slice(None), *map(slice, out))])
@@ -127,9 +125,7 @@ class MaxPool(_Window, name="max_pool"):
             element = inputs[0](*index[:2], *places)
             return (element if inside is None else s.guarded(inside, element, least),)
 
-        return Reduction(
-            self.kernel, (least,), body, lambda a, b: (s.maximum(a[0], b[0]),), lambda state: state[0]
-        )
+        return Reduction(self.kernel, (least,), body, lambda a, b: (s.maximum(a[0], b[0]),), lambda state: state[0])
 
     @classmethod
     def samples(cls) -> Iterator[Sample]:
@@ -322,9 +318,7 @@ def _max_samples(op: type[MaxPool | MaxPoolIndices]) -> Iterator[Sample]:
     yield Sample("nan", op((3, 3), (2, 2), (1, 1), (1, 1)), (x,))
     negative = np.full((1, 2, 5, 5), -math.inf, np.float32)
     yield Sample("all_infinite", op((3, 3), (1, 1), (1, 1), (1, 1)), (negative,))
-    yield Sample(
-        "int64", op((2, 2), (2, 2), (1, 1), (1, 1)), (rng("max_pool_int").integers(-9, 9, (1, 2, 5, 5)),)
-    )
+    yield Sample("int64", op((2, 2), (2, 2), (1, 1), (1, 1)), (rng("max_pool_int").integers(-9, 9, (1, 2, 5, 5)),))
 
 
 # --- importing from ATen ---------------------------------------------------------------------------------
@@ -357,9 +351,7 @@ def _register(dims: int) -> None:
         def indices(
             kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
         ) -> MaxPoolIndices:
-            return MaxPoolIndices(
-                *_lists(dims, kernel_size, stride, padding), per_dim(dilation, dims), ceil_mode
-            )
+            return MaxPoolIndices(*_lists(dims, kernel_size, stride, padding), per_dim(dilation, dims), ceil_mode)
 
         places = context.emit(indices(*args, **kwargs), batched(context, x, dims))
         return max_pool(context, x, *args, **kwargs), unbatched(context, places, x)

@@ -40,9 +40,7 @@ def _square(context: ImportContext, x: Value) -> Any:
 def _pow(context: ImportContext, a: Value, b: Value) -> Any:
     dtype = out_type(context).dtype
     if category(dtype) != 2:
-        raise context.unsupported(
-            "an integer tensor to the power of an integer tensor; cast one of them to float"
-        )
+        raise context.unsupported("an integer tensor to the power of an integer tensor; cast one of them to float")
     return in_dtype(context, Pow(), dtype, a, b)
 
 

@@ -88,9 +88,7 @@ class AxisReduce(Reduce):
         for label, (axes, keepdims, shape) in shapes.items():
             yield Sample(label, cls(axes, keepdims), (draw(cls.name, dtype, *shape, low=-1.2, high=1.3),))
         if 2 in cls.categories:
-            yield Sample(
-                "corners", cls((1,)), (np.stack([np.full(2, 0.5, np.float32), CORNERS[3:5], CORNERS[5:7]]),)
-            )
+            yield Sample("corners", cls((1,)), (np.stack([np.full(2, 0.5, np.float32), CORNERS[3:5], CORNERS[5:7]]),))
         if 1 in cls.categories:
             yield Sample("int64", cls((0,), True), (draw(cls.name, "int64", 5, 7),), exact=True)
 

@@ -58,13 +58,9 @@ class Resize(Injective, name="resize"):
                 position = np.maximum(position, 0)
             base = np.floor(position)
             fraction = (position - base).astype(y.dtype).reshape(-1, *(1,) * (y.ndim - axis - 1))
-            weights, first = (
-                (cubic_taps(fraction), -1) if self.mode == "bicubic" else ([1 - fraction, fraction], 0)
-            )
+            weights, first = (cubic_taps(fraction), -1) if self.mode == "bicubic" else ([1 - fraction, fraction], 0)
             places = [np.clip(base.astype(np.int64) + first + n, 0, size - 1) for n in range(len(weights))]
-            y = sum(
-                (w * y.take(p, axis) for w, p in zip(weights, places, strict=True)), start=y.dtype.type(0)
-            )
+            y = sum((w * y.take(p, axis) for w, p in zip(weights, places, strict=True)), start=y.dtype.type(0))
         return narrow(y, inputs[0])
 
     @property
@@ -82,14 +78,10 @@ class Resize(Injective, name="resize"):
         position = np.floor((i + np.float32(0.5)) * step if self.mode == "nearest-exact" else i * step)
         return np.minimum(position.astype(np.int64), size - 1)
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         (x,) = types
         dtype = x.dtype if self._nearest else wide_dtype(x.dtype)
-        taps = [
-            self._taps(s, x.shape[2 + axis], axis, index[2 + axis], dtype) for axis in range(len(self.size))
-        ]
+        taps = [self._taps(s, x.shape[2 + axis], axis, index[2 + axis], dtype) for axis in range(len(self.size))]
         if self._nearest:
             return inputs[0](*index[:2], *(place for ((place, _),) in taps))
         total: Expr = None
@@ -119,10 +111,7 @@ class Resize(Injective, name="resize"):
             weights, offset = cubic_weights(s, fraction, dtype), -1
         else:
             weights, offset = [s.const(1, dtype) - fraction, fraction], 0
-        return [
-            (s.minimum(s.maximum(first + (offset + n), zero), last), weight)
-            for n, weight in enumerate(weights)
-        ]
+        return [(s.minimum(s.maximum(first + (offset + n), zero), last), weight) for n, weight in enumerate(weights)]
 
     def _step_expr(self, s: Scalar, size: Dim, axis: int, real: str) -> Expr:
         count, scale = self.size[axis], self.scales[axis]
@@ -157,9 +146,7 @@ class Resize(Injective, name="resize"):
         for label, shape, size, scales in maps:
             x = rng("resize" + label).standard_normal(shape, np.float32)
             for mode in ("nearest", "nearest-exact", "bilinear", "bicubic"):
-                yield Sample(
-                    f"{label}_{mode}", cls(size, mode, False, scales), (x,), exact=mode.startswith("nearest")
-                )
+                yield Sample(f"{label}_{mode}", cls(size, mode, False, scales), (x,), exact=mode.startswith("nearest"))
             for mode in ("bilinear", "bicubic"):
                 yield Sample(f"{label}_{mode}_corners", cls(size, mode, True, scales), (x,))
         g = rng("resize_other_ranks")
@@ -204,9 +191,7 @@ def cubic_weights(s: Scalar, t: Expr, dtype: str) -> list[Expr]:
 # --- importing from ATen ---------------------------------------------------------------------------------
 
 
-def _emit(
-    context: ImportContext, x: Value, mode: str, align_corners: bool, scales: Sequence[float | None]
-) -> Any:
+def _emit(context: ImportContext, x: Value, mode: str, align_corners: bool, scales: Sequence[float | None]) -> Any:
     """PyTorch's 2-d nearest kernel alone ignores a scale where the size stays or doubles exactly."""
     size = context.out_types()[0].shape[2:]
     if mode == "nearest" and len(size) == 2:
@@ -253,14 +238,10 @@ def _antialiased(overload: str, kernel: str) -> None:
             raise context.unsupported("antialiased resizing of a symbolic size")
         (height, width), (rows, columns) = static(x.shape[2:]), static(out.shape[2:])
         left = context.cast(context.array(antialias_matrix(height, rows, kernel, align, scales[0])), x.dtype)
-        right = context.cast(
-            context.array(antialias_matrix(width, columns, kernel, align, scales[1])), x.dtype
-        )
+        right = context.cast(context.array(antialias_matrix(width, columns, kernel, align, scales[1])), x.dtype)
         return context.emit(Matmul(), left, context.emit(Matmul(True), x, right))
 
-    def vec(
-        context: ImportContext, x: Value, output_size: Any, align_corners: bool, scale_factors: Any = None
-    ) -> Any:
+    def vec(context: ImportContext, x: Value, output_size: Any, align_corners: bool, scale_factors: Any = None) -> Any:
         return run(context, x, align_corners, scale_factors or (None, None))
 
     def default(
@@ -282,10 +263,8 @@ def antialias_matrix(size: int, count: int, kernel: str, align_corners: bool, sc
 
     Source: aten/src/ATen/native/cpu/UpSampleKernel.cpp, `compute_indices_weights_aa`.
     """
-    if align_corners:
-        step = (size - 1) / (count - 1) if count > 1 else 0.0
-    else:
-        step = 1 / scale if scale else size / count
+    aligned = (size - 1) / (count - 1) if count > 1 else 0.0
+    step = aligned if align_corners else 1 / scale if scale else size / count
     stretch = max(step, 1.0)
     support = (2 if kernel == "bicubic" else 1) * stretch
     matrix = np.zeros((count, size))

@@ -113,17 +113,13 @@ class RnnScan(Opaque, name="rnn_scan"):
                 yield Sample(f"{label}_{nonlinearity}", cls(reverse, nonlinearity), inputs)
 
 
-def _infer(
-    op: Opaque, types: tuple[TensorType, ...], gates: int, states: int
-) -> tuple[TensorType, TensorType]:
+def _infer(op: Opaque, types: tuple[TensorType, ...], gates: int, states: int) -> tuple[TensorType, TensorType]:
     """The types of y and of the last state."""
     if len(types) != states + 2:
         raise OpError(f"{op.name}: {states + 2} inputs expected, got {len(types)}")
     x, *initial, weight = types
     if x.rank != 3 or weight.rank != 2:
-        raise OpError(
-            f"{op.name}: gates[T, N, {gates}H] and weight_hh[{gates}H, H] expected, got {x} and {weight}"
-        )
+        raise OpError(f"{op.name}: gates[T, N, {gates}H] and weight_hh[{gates}H, H] expected, got {x} and {weight}")
     steps, rows, width = x.shape
     units = weight.shape[1]
     if width != weight.shape[0] or width != units * gates or any(t.shape != (rows, units) for t in initial):
@@ -158,9 +154,5 @@ def _draw(label: str, *shapes: tuple[int, ...]) -> tuple[Array, ...]:
     """Of order 1; weights (the input of shape [gates * H, H]) scaled by 1/sqrt(H)."""
     g = rng("rnn" + label)
     units = shapes[1][-1]
-    scales: list[Any] = [
-        1 / units**0.5 if shape[-1] == units and i >= 2 else 1 for i, shape in enumerate(shapes)
-    ]
-    return tuple(
-        (g.standard_normal(shape) * k).astype(np.float32) for shape, k in zip(shapes, scales, strict=True)
-    )
+    scales: list[Any] = [1 / units**0.5 if shape[-1] == units and i >= 2 else 1 for i, shape in enumerate(shapes)]
+    return tuple((g.standard_normal(shape) * k).astype(np.float32) for shape, k in zip(shapes, scales, strict=True))

@@ -82,9 +82,7 @@ def _scan_rnn(nonlinearity: str) -> Scan:
 
 
 @aten("lstm.input")
-def _lstm(
-    context: ImportContext, x: Value, hx: Sequence[Value], params: Sequence[Value], *options: Any
-) -> Any:
+def _lstm(context: ImportContext, x: Value, hx: Sequence[Value], params: Sequence[Value], *options: Any) -> Any:
     return _layers(_scan_lstm, _project_all, context, x, hx, params, *options)
 
 

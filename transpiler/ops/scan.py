@@ -175,9 +175,7 @@ def _argsort_stable(
 
 
 @aten("topk.default")
-def _topk(
-    context: ImportContext, x: Value, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True
-) -> Any:
+def _topk(context: ImportContext, x: Value, k: Any, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     if not isinstance(k, int):
         raise context.unsupported("topk with a k that is not fixed")
     if not x.shape:

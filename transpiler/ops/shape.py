@@ -57,9 +57,7 @@ class Reshape(Injective, name="reshape"):
     def host(self, x: str) -> str:
         return f"{x}.reshape({static(self.shape)})"
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         """Axes that lead or trail both shapes are passed through; only the middle is flattened."""
         before, after = types[0].shape, self.shape
         lead = _common(before, after)
@@ -105,17 +103,13 @@ class Transpose(Injective, name="transpose"):
     def host(self, x: str) -> str:
         return f"{x}.transpose({self.perm})"
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         return inputs[0](*(index[self.perm.index(axis)] for axis in range(len(self.perm))))
 
     @classmethod
     def samples(cls) -> Iterator[Sample]:
         yield Sample("matrix", cls((1, 0)), (draw("transpose", "float32", 17, 33),), exact=True)
-        yield Sample(
-            "nchw_to_nhwc", cls((0, 2, 3, 1)), (draw("transpose", "float32", 2, 3, 5, 7),), exact=True
-        )
+        yield Sample("nchw_to_nhwc", cls((0, 2, 3, 1)), (draw("transpose", "float32", 2, 3, 5, 7),), exact=True)
         yield Sample("cycle", cls((2, 0, 1)), (draw("transpose", "int64", 3, 4, 5),), exact=True)
         yield Sample("rank0", cls(()), (draw("transpose", "float32"),), exact=True)
 
@@ -136,9 +130,7 @@ class BroadcastTo(Injective, name="broadcast_to"):
     def host(self, x: str) -> str:
         return f"np.broadcast_to({x}, {static(self.shape)})"
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         lead = len(self.shape) - types[0].rank
         return inputs[0](*(0 if dim == 1 else i for dim, i in zip(types[0].shape, index[lead:], strict=True)))
 
@@ -168,9 +160,7 @@ class Slice(Injective, name="slice"):
         text = ", ".join(f"{start}:{stop}:{step}" for start, stop, step in parts)
         return f"{x}[{text}]" if text else x
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         return inputs[0](
             *(i * step + s.size(start) for i, start, step in zip(index, self.starts, self.steps, strict=True))
         )
@@ -184,9 +174,7 @@ class Slice(Injective, name="slice"):
         yield Sample("int64", cls((1,), (4,), (1,)), (draw("slice", "int64", 5),), exact=True)
 
 
-def slice_shape(
-    starts: Sequence[Dim], stops: Sequence[Dim], steps: Sequence[int], x: TensorType
-) -> tuple[Dim, ...]:
+def slice_shape(starts: Sequence[Dim], stops: Sequence[Dim], steps: Sequence[int], x: TensorType) -> tuple[Dim, ...]:
     """The shape of a slice of `x`. Raises OpError if the slice is not normalised for it."""
     if not len(starts) == len(stops) == len(steps) == x.rank:
         raise OpError(f"slice of {x}: one start, stop and step per axis expected")
@@ -194,9 +182,7 @@ def slice_shape(
         wrong = isinstance(start, int) and isinstance(stop, int) and not 0 <= start <= stop
         if wrong or step < 1 or (isinstance(stop, int) and isinstance(dim, int) and stop > dim):
             raise OpError(f"slice {start}:{stop}:{step} of a dim of {dim} is not normalised")
-    return tuple(
-        (stop - start + (step - 1)) // step for start, stop, step in zip(starts, stops, steps, strict=True)
-    )
+    return tuple((stop - start + (step - 1)) // step for start, stop, step in zip(starts, stops, steps, strict=True))
 
 
 def slices(starts: Sequence[Dim], stops: Sequence[Dim], steps: Sequence[int]) -> tuple[slice, ...]:
@@ -218,9 +204,7 @@ class Concat(Injective, name="concat"):
         for other in types:
             total = total + other.shape[self.axis] if other.rank == first.rank else total
             same = other.rank == first.rank and all(
-                a == b
-                for axis, (a, b) in enumerate(zip(first.shape, other.shape, strict=True))
-                if axis != self.axis
+                a == b for axis, (a, b) in enumerate(zip(first.shape, other.shape, strict=True)) if axis != self.axis
             )
             if not same or other.dtype != first.dtype:
                 raise OpError(f"concat: {other} does not join {first} along axis {self.axis}")
@@ -232,9 +216,7 @@ class Concat(Injective, name="concat"):
     def host(self, *names: str) -> str:
         return f"np.concatenate([{', '.join(names)}], {self.axis})"
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         return self._pick(s, list(zip(inputs, types, strict=True)), list(index))
 
     def _pick(self, s: Scalar, parts: list[tuple[Load, TensorType]], index: list[Expr]) -> Expr:

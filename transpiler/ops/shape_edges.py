@@ -35,14 +35,10 @@ class Pad(Injective, name="pad"):
         for pad, dim in zip((*self.low, *self.high), x.shape * 2, strict=True):
             if not isinstance(pad, int) or not isinstance(dim, int):
                 continue
-            limit = {"reflect": max(dim - 1, 0), "circular": dim, "replicate": pad if dim else 0}.get(
-                self.mode, pad
-            )
+            limit = {"reflect": max(dim - 1, 0), "circular": dim, "replicate": pad if dim else 0}.get(self.mode, pad)
             if not 0 <= pad <= limit:
                 raise OpError(f"pad: {pad} of a dim of {dim} is out of range for mode {self.mode!r}")
-        return x.with_shape(
-            low + dim + high for low, dim, high in zip(self.low, x.shape, self.high, strict=True)
-        )
+        return x.with_shape(low + dim + high for low, dim, high in zip(self.low, x.shape, self.high, strict=True))
 
     def reference(self, x: Array) -> Array:
         widths = list(zip(static(self.low), static(self.high), strict=True))
@@ -56,9 +52,7 @@ class Pad(Injective, name="pad"):
         widths = tuple(zip(static(self.low), static(self.high), strict=True))
         return f"np.pad({x}, {widths}, constant_values={self.value})" if widths else x
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         (x,) = types
         inside: Expr = None
         where: list[Expr] = []
@@ -82,9 +76,7 @@ class Pad(Injective, name="pad"):
                 mirrored = s.select(position < 0, 0 - position, position)
                 return s.select(mirrored > last, last + last - mirrored, mirrored)
             case "replicate":
-                return s.select(
-                    position < 0, position * 0, s.select(position > last, position * 0 + last, position)
-                )
+                return s.select(position < 0, position * 0, s.select(position > last, position * 0 + last, position))
             case "circular":
                 return s.floormod(position, size)
         return position
@@ -119,9 +111,7 @@ class Flip(Injective, name="flip"):
     def host(self, x: str) -> str:
         return f"np.flip({x}, {self.axes})"
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         return inputs[0](
             *(
                 s.size(dim) - 1 - i if axis in self.axes else i
@@ -153,9 +143,7 @@ class SliceUpdate(Injective, name="slice_update"):
         result[slices(self.starts, self.stops, self.steps)] = update
         return result
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         inside: Expr = None
         where: list[Expr] = []
         parts = zip(index, self.starts, self.stops, self.steps, types[0].shape, strict=True)
@@ -206,9 +194,7 @@ class Unfold(Injective, name="unfold"):
         windows = np.lib.stride_tricks.sliding_window_view(x, self.size, self.axis)
         return windows[(slice(None),) * self.axis + (slice(None, None, self.step),)]
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         *outer, inner = index
         position = outer[self.axis] * self.step + inner
         return inputs[0](*outer[: self.axis], position, *outer[self.axis + 1 :])
@@ -227,10 +213,7 @@ class Diagonal(Injective, name="diagonal"):
     axis2: int
 
     def infer(self, x: TensorType) -> TensorType:
-        if (
-            self.axis1 == self.axis2
-            or not 0 <= min(self.axis1, self.axis2) <= max(self.axis1, self.axis2) < x.rank
-        ):
+        if self.axis1 == self.axis2 or not 0 <= min(self.axis1, self.axis2) <= max(self.axis1, self.axis2) < x.rank:
             raise OpError(f"diagonal: axes {self.axis1}, {self.axis2} of rank {x.rank}")
         rows, columns = x.shape[self.axis1], x.shape[self.axis2]
         if not isinstance(rows, int) or not isinstance(columns, int):
@@ -242,9 +225,7 @@ class Diagonal(Injective, name="diagonal"):
     def reference(self, x: Array) -> Array:
         return np.diagonal(x, self.offset, self.axis1, self.axis2)
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         *outer, i = index
         rest = iter(outer)
         at = {self.axis1: i + max(-self.offset, 0), self.axis2: i + max(self.offset, 0)}
@@ -273,9 +254,7 @@ class _Triangle(Injective):
             raise OpError(f"{self.name} of {x}: two axes expected")
         return x
 
-    def element(
-        self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
-    ) -> Expr:
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         zero = s.const(False if types[0].dtype == "bool" else 0, types[0].dtype)
         return s.select(self.keeps(index[-2], index[-1]), inputs[0](*index), zero)
 

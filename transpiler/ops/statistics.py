@@ -56,9 +56,7 @@ def _sum(context: ImportContext, x: Value, dtype: Any = None) -> Any:
 
 
 @aten("sum.dim_IntList")
-def _sum_dim(
-    context: ImportContext, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None
-) -> Any:
+def _sum_dim(context: ImportContext, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
     return _accumulate(context, ReduceSum, x, dim, keepdim)
 
 
@@ -68,9 +66,7 @@ def _mean(context: ImportContext, x: Value, dtype: Any = None) -> Any:
 
 
 @aten("mean.dim")
-def _mean_dim(
-    context: ImportContext, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None
-) -> Any:
+def _mean_dim(context: ImportContext, x: Value, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
     return _accumulate(context, ReduceMean, x, dim, keepdim)
 
 
@@ -104,9 +100,7 @@ def _extreme(
     return context.emit(chosen(axes_of(x, dim), keepdim), x)
 
 
-def _arg(
-    context: ImportContext, op: type[Argmax] | type[Argmin], x: Value, dim: int | None, keepdim: bool
-) -> Any:
+def _arg(context: ImportContext, op: type[Argmax] | type[Argmin], x: Value, dim: int | None, keepdim: bool) -> Any:
     """A position; in the flattened tensor if no axis is given."""
     shape = (
         tuple([1] * len(x.shape) if keepdim else [])
@@ -122,9 +116,7 @@ def _arg(
     return reshape(context, found, shape)
 
 
-def _extremes(
-    name: str, op: type[AxisReduce], truth: type[AxisReduce], arg: type[Argmax] | type[Argmin]
-) -> None:
+def _extremes(name: str, op: type[AxisReduce], truth: type[AxisReduce], arg: type[Argmax] | type[Argmin]) -> None:
     """max / min: `amax.default`, `max.default`, `max.dim` (values, positions) and `argmax.default`."""
 
     def all_axes(context: ImportContext, x: Value) -> Any:
@@ -189,9 +181,7 @@ def _spread(name: str, root: bool, with_mean: bool) -> None:
     ) -> Any:
         return finish(context, x, dim, correction, keepdim)
 
-    def unbiased_dim(
-        context: ImportContext, x: Value, dim: Any, unbiased: bool = True, keepdim: bool = False
-    ) -> Any:
+    def unbiased_dim(context: ImportContext, x: Value, dim: Any, unbiased: bool = True, keepdim: bool = False) -> Any:
         return finish(context, x, dim, int(unbiased), keepdim)
 
     def unbiased_all(context: ImportContext, x: Value, unbiased: bool = True) -> Any:

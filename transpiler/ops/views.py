@@ -138,9 +138,7 @@ def _range(x: Value, axis: int, start: Dim | None, length: Dim, step: int) -> tu
 
 
 @aten("slice.Tensor", "slice_copy.Tensor")
-def _slice(
-    context: ImportContext, x: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
-) -> Any:
+def _slice(context: ImportContext, x: Value, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
     axis = normalize_axis(dim, len(x.shape))
     return cut(context, x, axis, *_range(x, axis, start, out_type(context).shape[axis], step), step)
 
@@ -300,9 +298,7 @@ def _diagonal(context: ImportContext, x: Value, offset: int = 0, dim1: int = 0, 
 
 
 @aten("constant_pad_nd.default", "pad.default")
-def _pad(
-    context: ImportContext, x: Value, pad: Sequence[Dim], mode: Any = "constant", value: Any = None
-) -> Any:
+def _pad(context: ImportContext, x: Value, pad: Sequence[Dim], mode: Any = "constant", value: Any = None) -> Any:
     """`pad` counts from the last axis: (low, high) of it, then of the one before; negative pads cut."""
     if not isinstance(mode, str):
         mode, value = "constant", mode

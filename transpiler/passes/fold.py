@@ -124,7 +124,9 @@ def _scale_and_shift(
     """scale = gamma / sqrt(var + eps), shift = beta - mean * scale."""
     assert isinstance(node.op, BatchNorm)
     eps = rewriter.emit(Full(node.op.eps, (), "float32"), like=None)
-    scale = rewriter.emit(Mul(), gamma, rewriter.emit(Rsqrt(), rewriter.emit(Add(), var, eps, like=var), like=var), like=gamma)
+    scale = rewriter.emit(
+        Mul(), gamma, rewriter.emit(Rsqrt(), rewriter.emit(Add(), var, eps, like=var), like=var), like=gamma
+    )
     shift = rewriter.emit(Sub(), beta, rewriter.emit(Mul(), mean, scale, like=mean), like=beta)
     return scale, shift
 
@@ -144,5 +146,3 @@ def _folded(rewriter: Rewriter, node: Node, conv: Node, scale: Value, shift: Val
     if bias:
         new_bias = rewriter.emit(Add(), rewriter.emit(Mul(), bias[0], scale, like=bias[0]), shift, like=bias[0])
     return rewriter.emit(conv.op, x, new_weight, new_bias, like=node.output)
-
-

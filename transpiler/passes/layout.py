@@ -185,7 +185,7 @@ class _Layout:
         return self._give(output, result, channels)
 
     def _broadcast_form(self, value: Value, output: TensorType) -> str | None:
-        """How an operand joins a blocked op: "packed" (a map), "scalar", "widen" (a channel vector), None (it cannot)."""
+        """How an operand joins a blocked op: "packed" (a map), "scalar", "widen" (a channel vector), None: not."""
         if value.type.rank == 4 and value.shape[1] == output.shape[1]:
             return "packed"
         if all(dim == 1 for dim in value.shape):

@@ -17,9 +17,7 @@ def weight_values(graph: Graph) -> frozenset[str]:
     names = {item.value.name for item in graph.inputs if item.role in WEIGHT_ROLES}
     for node in graph.nodes:
         placeholders = [f"x{number}" for number in range(len(node.inputs))]
-        if all(value.name in names for value in node.inputs) and (
-            node.op.host(*placeholders) is not None
-        ):
+        if all(value.name in names for value in node.inputs) and (node.op.host(*placeholders) is not None):
             names.update(value.name for value in node.outputs)
     return frozenset(names)
 
@@ -57,10 +55,7 @@ def split(graph: Graph) -> tuple[Graph, Graph]:
         else:
             stay.append(node)
     used = dict.fromkeys(
-        value.name
-        for node in stay
-        for value in node.inputs
-        if value.name in available
+        value.name for node in stay for value in node.inputs if value.name in available
     ) | dict.fromkeys(item.value.name for item in graph.outputs if item.value.name in available)
     by_name = {value.name: value for value in graph.values()}
     results = [by_name[name] for name in used]
