@@ -177,9 +177,9 @@ The objects, the plan and a [C runtime](adr/0002-standalone-cpu-runtime.md) of a
 ## 9. Proof
 
 The package runs on the user's example, on drawn inputs and on edge cases (zeros, large, denormal, NaN, infinity), and
-is compared with PyTorch in float64 under one [tolerance](adr/0005-tolerance.md). Then its own tests run in a process that
-cannot import torch, TVM or the transpiler. Of the largest errors, the one closest to its tolerance is written into the
-manifest:
+is compared with PyTorch in float64 under one [tolerance](adr/0005-tolerance.md). Then its own tests run in a process
+that cannot import torch, TVM or the transpiler. Of the largest errors, the one closest to its tolerance is written into
+the manifest:
 
 {
         code(

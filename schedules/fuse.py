@@ -16,11 +16,11 @@ from tvm.tirx import analysis
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group, Lowered
-from transpiler.ir import TensorType, Value
+from transpiler.ir import Node, TensorType, Value
 from transpiler.ops.base import Elementwise, Injective
 from transpiler.plan import Kernel
 
-from .tir import LANES, KernelBuilder, Tir, flat_offset, opaque_zero, vector_loop
+from .tir import LANES, KernelBuilder, Tir, flat_offset, opaque_comparison, opaque_zero, vector_loop
 
 Expr = Any
 Index = Sequence[Expr]
@@ -135,7 +135,7 @@ class Inline:
                 self._evaluate(item, index[len(index) - item.type.rank :] if item.type.rank else (), s)
                 for item in node.inputs
             ]
-            result = node.op.scalar(s, *elements)
+            result = _apply(node, s, elements)
         elif isinstance(node.op, Injective):
             loads = [self.load(item, s=None if s.statements else s) for item in node.inputs]
             result = node.op.element(s, loads, [item.type for item in node.inputs], index)
@@ -148,6 +148,20 @@ class Inline:
             # `index` is kept alive so that its ids stay unique.
             self._memo[key] = (result, index)
         return result
+
+
+def _apply(node: Node, s: Tir, elements: list[Expr]) -> Expr:
+    """One element of an element-wise node, in a form that TVM's simplifier takes no liberties with.
+
+    It assumes that floats are no NaN: it turns `x == x` into true and `x - x` into 0. So the same float does not come
+    twice, and nothing is concluded from comparisons.
+    """
+    names = [value.name for value in node.inputs]
+    for position, value in enumerate(node.inputs):
+        if value.name in names[:position] and value.type.is_float:
+            bits = f"uint{value.dtype.removeprefix('float')}"
+            elements[position] = s.reinterpret(s.reinterpret(elements[position], bits), value.dtype)
+    return opaque_comparison(node.op.scalar(s, *elements))
 
 
 def probe(group: Group, builder: KernelBuilder, value: Value, anchor: Value | None = None) -> Probe:

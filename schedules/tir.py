@@ -282,7 +282,7 @@ class Tir:
 
     # --- choices
     def select(self, condition: Expr, then: Expr, otherwise: Expr) -> Expr:
-        return tirx.Select(condition, then, otherwise)
+        return tirx.Select(opaque_comparison(condition), then, otherwise)
 
     def guarded(self, condition: Expr, then: Expr, otherwise: Expr) -> Expr:
         return T.if_then_else(condition, then, otherwise)
@@ -313,16 +313,13 @@ class Tir:
         return tirx.Or(tirx.And(a, tirx.Not(b)), tirx.And(tirx.Not(a), b))
 
     def logical_and(self, a: Expr, b: Expr) -> Expr:
-        return tirx.And(a, b)
+        return tirx.And(opaque_comparison(a), opaque_comparison(b))
 
     def logical_or(self, a: Expr, b: Expr) -> Expr:
-        return tirx.Or(a, b)
+        return tirx.Or(opaque_comparison(a), opaque_comparison(b))
 
     def logical_not(self, a: Expr) -> Expr:
-        if isinstance(a, tirx.LT | tirx.LE | tirx.GT | tirx.GE | tirx.EQ) and self.dtype(a.a).startswith("float"):
-            # TVM turns not(a < b) into a >= b, which is wrong for NaN.
-            return tirx.EQ(T.Cast("int8", a), tirx.const(0, "int8"))
-        return tirx.Not(a)
+        return tirx.Not(opaque_comparison(a))
 
     def maximum(self, a: Expr, b: Expr) -> Expr:
         a, b = self.bind(a), self.bind(b)
@@ -428,6 +425,17 @@ class Tir:
             with T.If(self.logical_not(valid)), T.Then():
                 self.status.store(0, tirx.const(1, "int32"))
         return T.Cast("int32", self.select(valid, wrapped, tirx.const(0, "int64")))
+
+
+def opaque_comparison(x: Expr) -> Expr:
+    """A comparison of floats as the bool of an int8, which TVM does not reason about.
+
+    It takes `not (a < b)`, and what is left where `a < b` does not hold, for `a >= b`, and `a < b or a >= b` for true:
+    all wrong for NaN.
+    """
+    if isinstance(x, tirx.LT | tirx.LE | tirx.GT | tirx.GE | tirx.EQ) and str(x.a.ty.dtype) in ("float32", "float64"):
+        return tirx.NE(T.Cast("int8", x), tirx.const(0, "int8"))
+    return x
 
 
 def opaque_zero(x: Expr) -> Expr:

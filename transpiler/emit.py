@@ -139,8 +139,9 @@ def make_view(
         exports=tuple(sorted(exports, key=_sort_key)),
         all_names=tuple(map(repr, everything)),
         std_imports=tuple(
-            ["from dataclasses import dataclass"] * bool(records)
-            + ["from pathlib import Path", "from typing import Any"]
+            ["from dataclasses import dataclass"] * any(not record.named_tuple for record in records)
+            + ["from pathlib import Path"]
+            + ["from typing import Any" + ", NamedTuple" * any(record.named_tuple for record in records)]
         ),
         kernel_plan=tuple(repr(item.kernel) for item in plan.calls()),
         kernels=kernel_views(plan, methods),

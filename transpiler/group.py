@@ -49,7 +49,8 @@ class Group:
             wiring = tuple(numbers[value.name] for value in node.inputs)
             for value in node.outputs:
                 numbers[value.name] = len(numbers)
-            nodes.append((node.op, wiring, tuple(value.type for value in node.outputs)))
+            # The text of the attributes tells 0.0 from -0.0, which compare equal.
+            nodes.append((type(node.op), repr(node.op), wiring, tuple(value.type for value in node.outputs)))
         outputs = tuple(numbers[value.name] for value in self.outputs)
         return (tuple(value.type for value in self.inputs), tuple(nodes), outputs)
 
@@ -62,10 +63,26 @@ def make_group(nodes: tuple[Node, ...], outputs: tuple[Value, ...]) -> Group:
         for value in node.inputs:
             if value.name not in inside:
                 inputs.setdefault(value.name, value)
+    nodes = _prologue_first(nodes)
     anchors = [position for position, node in enumerate(nodes) if isinstance(node.op, Opaque | Reduce)]
     if len(anchors) > 1:
         raise ValueError(f"a group has one anchor, not {len(anchors)}")
     return Group(nodes, tuple(inputs.values()), outputs, anchors[0] if anchors else None)
+
+
+def _prologue_first(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The nodes with those that the anchor does not depend on behind it: they belong to the epilogue."""
+    anchor = next((node for node in nodes if isinstance(node.op, Opaque | Reduce)), None)
+    if anchor is None:
+        return nodes
+    needed = {value.name for value in anchor.inputs}
+    before: list[Node] = []
+    for node in reversed(nodes[: nodes.index(anchor)]):
+        if any(value.name in needed for value in node.outputs):
+            needed.update(value.name for value in node.inputs)
+            before.insert(0, node)
+    rest = [node for node in nodes if node is not anchor and node not in before]
+    return (*before, anchor, *rest)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ PARAMETER_RESERVED = frozenset(
         "ArrayLike",
         "Kernels",
         "Model",
+        "NamedTuple",
         "Package",
         "Path",
         "Record",
@@ -50,7 +51,10 @@ class FieldView:
 
 @dataclass(frozen=True)
 class RecordView:
+    """A class of results; a namedtuple or a `Record`."""
+
     name: str
+    named_tuple: bool
     fields: tuple[FieldView, ...]
 
 
@@ -217,13 +221,13 @@ class _Records:
                 return f"list[{self._common(items)}]"
             case Mapping_("dict", fields):
                 return f"dict[str, {self._common(item for _, item in fields)}]"
-            case Mapping_(_, fields, type_name):
+            case Mapping_(kind, fields, type_name):
                 if structure not in self._names:
                     body = tuple(
                         FieldView(_field(key), repr(_field(key)), self.annotation(item)) for key, item in fields
                     )
                     self._names[structure] = self._namer.take(type_name, "Result")
-                    self.views.append(RecordView(self._names[structure], body))
+                    self.views.append(RecordView(self._names[structure], kind == "namedtuple", body))
                 return self._names[structure]
 
     def _common(self, items: Iterable[Structure]) -> str:
@@ -248,13 +252,13 @@ class _Records:
                 return f"{self._names[structure]}({inside})"
 
 
-# What a field of a record must not be called: the methods of a mapping.
-_MAPPING_METHODS = frozenset({"get", "keys", "values", "items"})
+# What a field must not be called: the methods of a mapping and of a tuple.
+_METHODS = frozenset({"get", "keys", "values", "items", "count", "index"})
 
 
 def _field(key: str) -> str:
     name = identifier(key, "field")
-    return f"{name}_" if name in _MAPPING_METHODS else name
+    return f"{name}_" if name in _METHODS else name
 
 
 def _call_doc(

@@ -18,7 +18,7 @@ _HINTS = {
     "cond": "torch.cond is not supported; compute both sides and choose with torch.where",
     "while_loop": "loops whose length depends on data are not supported",
 }
-_OTHERWISE = "write it with other operators, or add the operator in transpiler/ops (see docs)"
+_OTHERWISE = "write it with other operators, or add the operator in transpiler/ops (see CONTRIBUTING.md)"
 _SHOWN = 5
 
 

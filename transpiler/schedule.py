@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from functools import cache
 from typing import Any, cast
 
 from transpiler.group import Group, Lowered, Rule
+from transpiler.ir import TensorType
 from transpiler.resources import tree
 from transpiler.target import Target
+
+# Kernels compute offsets in 32 bits.
+MAX_ELEMENTS = 1 << 31
+
+
+def _elements(type_: TensorType) -> int:
+    return math.prod(type_.static_shape())
 
 
 @cache
@@ -47,6 +56,9 @@ def schedule(group: Group, target: Target, name: str) -> Lowered:
     foreign = {value.dtype for node in group.nodes for value in (*node.inputs, *node.outputs)} - set(target.dtypes)
     if foreign:
         raise LookupError(f"target {target.name!r} has no {', '.join(sorted(foreign))}")
+    largest = max((value.type for value in (*group.inputs, *group.outputs)), key=_elements)
+    if _elements(largest) >= MAX_ELEMENTS:
+        raise LookupError(f"{largest} has 2^31 elements or more")
     for rule in rules(target):
         result = rule.apply(group, target, name)
         if result is not None:

@@ -37,7 +37,8 @@ def to_structure(spec: _pytree.TreeSpec, leaves: Iterator[Structure]) -> Structu
     if kind.__module__ == "torch.return_types":
         return Sequence_("tuple", tuple(children))
     record = context if isinstance(context, type) else kind  # a namedtuple's class is its context
-    return Mapping_("record", _fields(_record_keys(kind, context, len(children)), children, record), record.__name__)
+    fields = _fields(_record_keys(kind, context, len(children)), children, record)
+    return Mapping_("namedtuple" if issubclass(record, tuple) else "record", fields, record.__name__)
 
 
 def _fields(keys: Any, children: list[Structure], kind: Any) -> tuple[tuple[str, Structure], ...]:

@@ -31,11 +31,12 @@ class Sequence_:
 
 @dataclass(frozen=True)
 class Mapping_:
-    """A dict with string keys, or a record: named fields reached as attributes too (a dataclass, a ModelOutput)."""
+    """A dict with string keys, a record: named fields reached as attributes too (a dataclass, a ModelOutput), or
+    a namedtuple."""
 
-    kind: str  # "dict" | "record"
+    kind: str  # "dict" | "record" | "namedtuple"
     items: tuple[tuple[str, Structure], ...]
-    type_name: str = ""  # a record's class name
+    type_name: str = ""  # the class of a record or namedtuple
 
 
 Structure = Leaf | Literal | Sequence_ | Mapping_
@@ -81,7 +82,7 @@ def to_json(structure: Structure) -> Any:
             return {kind: [to_json(item) for item in items]}
         case Mapping_(kind, fields, type_name):
             body = [[key, to_json(item)] for key, item in fields]
-            return {kind: body, "type": type_name} if kind == "record" else {kind: body}
+            return {kind: body} if kind == "dict" else {kind: body, "type": type_name}
 
 
 def from_json(data: Any) -> Structure:
@@ -95,12 +96,12 @@ def from_json(data: Any) -> Structure:
     for kind in ("tuple", "list"):
         if isinstance(data.get(kind), Sequence):
             return Sequence_(kind, tuple(from_json(item) for item in data[kind]))
-    for kind in ("dict", "record"):
+    for kind in ("dict", "record", "namedtuple"):
         if isinstance(data.get(kind), Sequence):
             fields = tuple((str(key), from_json(item)) for key, item in data[kind])
             type_name = str(data.get("type", ""))
-            names = [key for key, _ in fields] if kind == "record" else []
-            if not all(name.isidentifier() for name in [*names, *([type_name] if kind == "record" else [])]):
-                raise ValueError(f"record fields and type must be identifiers: {names}, {type_name!r}")
+            names = [] if kind == "dict" else [type_name, *(key for key, _ in fields)]
+            if not all(name.isidentifier() for name in names):
+                raise ValueError(f"{kind} type and fields must be identifiers: {names}")
             return Mapping_(kind, fields, type_name)
     raise ValueError(f"not a structure: {data!r}")

@@ -92,7 +92,7 @@ def print_structure(structure: Structure) -> str:
             return f"[{', '.join(map(print_structure, items))}]"
         case Mapping_(kind, fields, type_name):
             inside = ", ".join(f"{_quote(key)}: {print_structure(item)}" for key, item in fields)
-            return f"{type_name if kind == 'record' else ''}{{{inside}}}"
+            return f"{type_name}({inside})" if kind == "namedtuple" else f"{type_name}{{{inside}}}"
 
 
 def _comment(values: Iterable[Value]) -> str:
@@ -397,15 +397,18 @@ class _Parser:
                     if self.text != closing:
                         self.expect(",")
                 return Sequence_(kind, tuple(items))
-        if self.text == "{" or (self.kind == "name" and self.tokens[self.at + 1][1] == "{"):
+        if self.text == "{" or (self.kind == "name" and self.tokens[self.at + 1][1] in ("{", "(")):
             type_name = check_identifier(self.take("name"), "type") if self.kind == "name" else ""
-            self.expect("{")
+            named_tuple = self.accept("(")
+            if not named_tuple:
+                self.expect("{")
             fields: list[tuple[str, Structure]] = []
-            while not self.accept("}"):
+            while not self.accept(")" if named_tuple else "}"):
                 if fields:
                     self.expect(",")
                 key = self.string()
                 self.expect(":")
                 fields.append((check_identifier(key, "field") if type_name else key, self.structure(depth + 1)))
-            return Mapping_("record" if type_name else "dict", tuple(fields), type_name)
+            kind = "namedtuple" if named_tuple else "record" if type_name else "dict"
+            return Mapping_(kind, tuple(fields), type_name)
         return Literal(self.literal())

@@ -9,6 +9,8 @@ from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group
 from transpiler.ops.base import Elementwise
+from transpiler.ops.creation import Full
+from transpiler.ops.shape import BroadcastTo
 
 from ..fuse import Inline, probe
 from ..tir import KernelBuilder, Tir, flat_offset, vector_loop
@@ -21,13 +23,20 @@ UNROLLED_COST = 12
 
 
 def elementwise_epilogue(group: Group) -> bool:
-    """Whether the nodes after the anchor are element-wise on its shape: what these schedules can fuse."""
+    """Whether the nodes after the anchor are what these schedules can fuse: those that depend on it are element-wise on
+    its shape, the others compute an operand of theirs from other inputs."""
     anchor = group.anchor_node
-    if anchor is None or len(group.outputs) != 1:
+    if anchor is None or len(group.outputs) != 1 or group.outputs[0].shape != anchor.outputs[0].shape:
         return False
-    return all(
-        isinstance(node.op, Elementwise) and node.output.shape == anchor.outputs[0].shape for node in group.epilogue
-    )
+    dependent = {anchor.outputs[0].name}
+    for node in group.epilogue:
+        if any(value.name in dependent for value in node.inputs):
+            if not isinstance(node.op, Elementwise) or node.output.shape != anchor.outputs[0].shape:
+                return False
+            dependent.add(node.output.name)
+        elif not isinstance(node.op, Elementwise | Full | BroadcastTo):
+            return False
+    return True
 
 
 class Epilogue:

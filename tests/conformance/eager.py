@@ -88,9 +88,7 @@ def run_import(overload: str, out_types: Sequence[TensorType], *args: Any, **kwa
 
     given = {key: convert(value) for key, value in kwargs.items() if key not in _PLACEMENT}
     result = ATEN[overload](context, *map(convert, args), **given)
-    return [
-        context.arrays[value.name] for value in (result if isinstance(result, list | tuple) else (result,))
-    ]
+    return [context.arrays[value.name] for value in (result if isinstance(result, list | tuple) else (result,))]
 
 
 def compare(overload: str, *args: Any, rtol: float = 1e-5, atol: float = 1e-6, **kwargs: Any) -> None:

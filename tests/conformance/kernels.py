@@ -53,9 +53,7 @@ class KernelLibrary:
             path.write_bytes(data)
             objects.append(str(path))
         library = folder / "kernels.so"
-        subprocess.run(
-            ["cc", "-O1", "-fPIC", "-shared", "-o", library, folder / "stub.c", *objects, "-lm"], check=True
-        )
+        subprocess.run(["cc", "-O1", "-fPIC", "-shared", "-o", library, folder / "stub.c", *objects, "-lm"], check=True)
         self._library = ctypes.CDLL(str(library))
 
     def run(self, name: str, *inputs: Array) -> tuple[Array, ...]:

@@ -27,9 +27,7 @@ def positive(*shape: int) -> np.ndarray:
     return np.abs(draw(*shape, seed="positive")) + np.float32(0.5)
 
 
-WAVE = np.concatenate(
-    [draw(41, scale=4), np.float32([0, -0.0, 0.5, -0.5, 1, -1, 3, -3, 6, 25, -25, math.nan])]
-)
+WAVE = np.concatenate([draw(41, scale=4), np.float32([0, -0.0, 0.5, -0.5, 1, -1, 3, -3, 6, 25, -25, math.nan])])
 INTS = np.arange(-6, 7)
 
 
@@ -214,9 +212,7 @@ def attentions() -> Iterator[Case]:
 def recurrences() -> Iterator[Case]:
     t, n, i, h = 5, 3, 4, 6
     for gates, name in ((4, "lstm"), (3, "gru"), (1, "rnn_tanh"), (1, "rnn_relu")):
-        for bias, layers, both, batch_first in itertools.product(
-            (True, False), (1, 2), (False, True), (False, True)
-        ):
+        for bias, layers, both, batch_first in itertools.product((True, False), (1, 2), (False, True), (False, True)):
             directions = 2 if both else 1
             params = []
             for layer, direction in itertools.product(range(layers), range(directions)):
@@ -233,9 +229,7 @@ def recurrences() -> Iterator[Case]:
             yield case(f"{name}.input", x, hx, params, bias, layers, 0.0, False, both, batch_first)
         weights = [draw(gates * h, i), draw(gates * h, h, scale=0.4)]
         hx = [draw(n, h, seed="h"), draw(n, h, seed="c")] if name == "lstm" else draw(n, h, seed="h")
-        yield case(
-            f"{name}_cell.default", draw(n, i), hx, *weights, draw(gates * h), draw(gates * h, seed="c")
-        )
+        yield case(f"{name}_cell.default", draw(n, i), hx, *weights, draw(gates * h), draw(gates * h, seed="c"))
         yield case(f"{name}_cell.default", draw(n, i), hx, *weights)
 
 

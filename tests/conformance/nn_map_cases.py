@@ -160,9 +160,7 @@ def resizes() -> Iterator[Case]:
         for name in ("grid_sampler.default", "grid_sampler_2d.default"):
             clean = np.nan_to_num(grid) if padding or mode == 2 else grid
             yield case(name, x2, clean, mode, padding, align, atol=1e-5)
-        yield case(
-            "grid_sampler_2d.default", draw(2, 3, 1, 1), np.nan_to_num(grid), mode, padding, align, atol=1e-5
-        )
+        yield case("grid_sampler_2d.default", draw(2, 3, 1, 1), np.nan_to_num(grid), mode, padding, align, atol=1e-5)
         if mode < 2:
             yield case("grid_sampler_3d.default", x3, grid3, mode, padding, align, atol=1e-5)
             yield case("grid_sampler.default", x3, grid3, mode, padding, align, atol=1e-5)

@@ -128,9 +128,9 @@ def meaning(op: Op, inputs: Sequence[Array]) -> Array:
 
 
 def _load(x: Array) -> Load:
-    outside = np.array(
-        math.nan if x.dtype.kind not in "biu" else -(2**40) if x.dtype.itemsize == 8 else 111
-    ).astype(x.dtype)
+    outside = np.array(math.nan if x.dtype.kind not in "biu" else -(2**40) if x.dtype.itemsize == 8 else 111).astype(
+        x.dtype
+    )
 
     def load(*index: Any) -> Any:
         if x.size == 0:

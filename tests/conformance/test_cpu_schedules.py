@@ -176,10 +176,7 @@ def check(outputs: Sequence[Array], narrow: Sequence[Array], wide: Sequence[Arra
         finite = np.isfinite(high)
         np.testing.assert_array_equal(output[~finite], high[~finite].astype(output.dtype))
         if finite.any():
-            limit = (
-                4 * np.abs(low - high)[finite].max()
-                + 128 * np.finfo(output.dtype).eps * np.abs(high[finite]).max()
-            )
+            limit = 4 * np.abs(low - high)[finite].max() + 128 * np.finfo(output.dtype).eps * np.abs(high[finite]).max()
             error = np.abs(output - high)[finite].max()
             assert error <= limit, f"error {error:.3g}, allowed {limit:.3g}"
 

@@ -213,24 +213,12 @@ COMPARE: list[Case] = [
         for name in ("eq", "ne", "lt", "le", "gt", "ge")
         for a, b in ((F, 1), (K, 2), (K, 2.5), (C, 1), (C, True), (HALF, 0.1), (CORNERS, 0.0), (U8, -1))
     ),
-    *(
-        (f"logical_{name}.default", a, b)
-        for name in ("and", "or", "xor")
-        for a, b in ((B, C), (K, J), (F, G), (F, C))
-    ),
+    *((f"logical_{name}.default", a, b) for name in ("and", "or", "xor") for a, b in ((B, C), (K, J), (F, G), (F, C))),
     ("logical_not.default", C),
     ("logical_not.default", K),
     ("logical_not.default", CORNERS),
-    *(
-        (f"bitwise_{name}.Tensor", a, b)
-        for name in ("and", "or", "xor")
-        for a, b in ((B, C), (K, J), (I32, J), (C, J))
-    ),
-    *(
-        (f"bitwise_{name}.Scalar", a, b)
-        for name in ("and", "or", "xor")
-        for a, b in ((J, 6), (C, True), (U8, 3))
-    ),
+    *((f"bitwise_{name}.Tensor", a, b) for name in ("and", "or", "xor") for a, b in ((B, C), (K, J), (I32, J), (C, J))),
+    *((f"bitwise_{name}.Scalar", a, b) for name in ("and", "or", "xor") for a, b in ((J, 6), (C, True), (U8, 3))),
     ("__and__.Tensor", B, C),
     ("__or__.Tensor", B, C),
     ("__xor__.Tensor", K, J),

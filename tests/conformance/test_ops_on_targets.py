@@ -94,9 +94,7 @@ def test_samples(family: str, target: Target) -> None:
         name = f"{sample.op.name}/{sample.id}"
         first = library.run(item.kernel.name, *sample.inputs)
         second = library.run(item.kernel.name, *sample.inputs)
-        for got, again, single, double in zip(
-            first, second, reference(sample), double_reference(sample), strict=True
-        ):
+        for got, again, single, double in zip(first, second, reference(sample), double_reference(sample), strict=True):
             problems += check(name, got, single, double)
             if got.tobytes() != again.tobytes():
                 problems.append(f"{name}: the second call differs")

@@ -30,11 +30,7 @@ from transpiler.ops.dtypes import numpy_dtype
 
 DIMS: list[Any] = [[0], [1, 2], [-1], []]
 REDUCE: list[Case] = [
-    *(
-        (f"{name}.default", x)
-        for name in ("sum", "prod", "any", "all")
-        for x in (X, J, C, EMPTY, SCALAR_F, U8, I32)
-    ),
+    *((f"{name}.default", x) for name in ("sum", "prod", "any", "all") for x in (X, J, C, EMPTY, SCALAR_F, U8, I32)),
     *((f"{name}.default", x) for name in ("max", "min", "argmax", "argmin") for x in (X, J, NANS, SCALAR_F)),
     ("max.default", C),
     ("min.default", C),
@@ -125,12 +121,7 @@ def test_reductions(case: Case) -> None:
 
 
 SCAN: list[Case] = [
-    *(
-        (f"{name}.default", x, dim)
-        for name in ("cumsum", "cumprod")
-        for x in (X, J, C, I32, NANS)
-        for dim in (0, -1)
-    ),
+    *((f"{name}.default", x, dim) for name in ("cumsum", "cumprod") for x in (X, J, C, I32, NANS) for dim in (0, -1)),
     ("cumsum.default", SCALAR_F, 0),
     ("cumsum.default", HALF, 1),
     ("cumsum.default", C, 1, Named(dtype="int32")),
@@ -145,12 +136,7 @@ SCAN: list[Case] = [
     ("sort.default", SCALAR_F),
     ("argsort.default", X, 0),
     ("argsort.stable", J, Named(stable=True, dim=0)),
-    *(
-        ("topk.default", x, 2, dim, largest)
-        for x in (X, NANS)
-        for dim in (1, -1, 0)
-        for largest in (True, False)
-    ),
+    *(("topk.default", x, 2, dim, largest) for x in (X, NANS) for dim in (1, -1, 0) for largest in (True, False)),
     ("topk.default", X, 0),
     ("topk.default", X, 5, -1),
 ]

@@ -93,12 +93,12 @@ def test_every_unsupported_operator_at_once(command: Command) -> None:
         Error: Unsupported operator 'aten.special_airy_ai.default' (2 uses)
           net.py:6, in Spectral.forward  (block)
             6 | return torch.special.airy_ai(torch.special.airy_ai(x))
-          Hint: write it with other operators, or add the operator in transpiler/ops (see docs)
+          Hint: write it with other operators, or add the operator in transpiler/ops (see CONTRIBUTING.md)
 
         Error: Unsupported operator 'aten.geqrf.default' (1 use)
           net.py:14, in Net.forward
             14 | return self.block(x), torch.geqrf(x)[0]
-          Hint: write it with other operators, or add the operator in transpiler/ops (see docs)
+          Hint: write it with other operators, or add the operator in transpiler/ops (see CONTRIBUTING.md)
 
         net.py was not transpiled, for 2 reasons; nothing was written.
         """,
@@ -428,9 +428,7 @@ def test_ctrl_c_while_the_package_is_moved(command: Command, monkeypatch: pytest
 
 
 def test_a_real_signal(tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text(
-        HEAD + NET + "\nimport time\nprint('here', flush=True)\ntime.sleep(60)\n"
-    )
+    (tmp_path / "net.py").write_text(HEAD + NET + "\nimport time\nprint('here', flush=True)\ntime.sleep(60)\n")
     child = subprocess.Popen(
         [sys.executable, "-m", "transpiler", "net.py"], cwd=tmp_path, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -484,9 +482,7 @@ def test_help_is_quick() -> None:
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - start)
     assert done.stdout.startswith("Usage: ")
     assert min(seconds) < 0.5

@@ -109,9 +109,7 @@ def test_no_example_inputs(write: Write) -> None:
 
 def test_bad_example_inputs(write: Write) -> None:
     text = ONE + "def example_inputs():\n    return 3\n"
-    assert message(write(text)) == (
-        "example_inputs() returned int, expected a tuple of tensors or (args, kwargs)"
-    )
+    assert message(write(text)) == ("example_inputs() returned int, expected a tuple of tensors or (args, kwargs)")
 
 
 def test_inputs_that_do_not_fit(write: Write) -> None:
@@ -223,12 +221,12 @@ def test_unsupported_operators_all_at_once(write: Write) -> None:
         Unsupported operator 'aten.special_airy_ai.default' (2 uses)
           net.py:6, in Spectral.forward  (block)
             6 | return torch.special.airy_ai(torch.special.airy_ai(x))
-          Hint: write it with other operators, or add the operator in transpiler/ops (see docs)
+          Hint: write it with other operators, or add the operator in transpiler/ops (see CONTRIBUTING.md)
 
         Unsupported operator 'aten.geqrf.default' (1 use)
           net.py:15, in Net.forward
             15 | b = torch.geqrf(x)[0]
-          Hint: write it with other operators, or add the operator in transpiler/ops (see docs)
+          Hint: write it with other operators, or add the operator in transpiler/ops (see CONTRIBUTING.md)
     """)
 
 
@@ -276,6 +274,4 @@ def test_bad_pt2(tmp_path: Path) -> None:
     path.write_bytes(b"hello")
     lines = message(path).splitlines()
     assert lines[0].startswith("model.pt2 is not a readable .pt2 file: ")
-    assert (
-        lines[1] == "  Hint: write it with torch.export.save(torch.export.export(model.eval(), args), path)"
-    )
+    assert lines[1] == "  Hint: write it with torch.export.save(torch.export.export(model.eval(), args), path)"

@@ -124,9 +124,7 @@ function(
     (2, 3, 6, 8),
     (2, 3, 6, 8),
 )
-function(
-    "interpolate", lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False), IMAGE
-)
+function("interpolate", lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False), IMAGE)
 
 
 def _assign(x):

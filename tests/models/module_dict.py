@@ -9,9 +9,7 @@ class Heads(nn.Module):
         super().__init__()
         self.activation = nn.LeakyReLU(0.1)
         self.trunk = nn.Linear(features, 32)
-        self.heads = nn.ModuleDict(
-            {"box": nn.Linear(32, 4), "score": nn.Linear(32, 1), "label": nn.Linear(32, 7)}
-        )
+        self.heads = nn.ModuleDict({"box": nn.Linear(32, 4), "score": nn.Linear(32, 1), "label": nn.Linear(32, 7)})
 
     def forward(self, features, scale):
         shared = self.activation(self.trunk(features))

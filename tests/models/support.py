@@ -14,7 +14,11 @@ from transpiler.capture import load_model_file
 
 FOLDER = Path(__file__).parent
 # Every file here that defines example inputs is a model.
-FILES = sorted(path.stem for path in FOLDER.glob("*.py") if "\ndef example_inputs" in path.read_text())
+FILES = sorted(
+    path.stem
+    for path in FOLDER.glob("*.py")
+    if not path.stem.startswith("test_") and "\ndef example_inputs" in path.read_text()
+)
 Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
@@ -53,6 +57,11 @@ def convert(value: Any, function: Any) -> Any:
     return value
 
 
+def to_double(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in float64, if it holds floats."""
+    return tensor.double() if tensor.is_floating_point() else tensor.clone()
+
+
 def pairs(expected: Any, *others: Any) -> Iterator[tuple[Any, ...]]:
     """The leaves of PyTorch's result with those at the same places of the others."""
     if isinstance(expected, torch.Tensor):
@@ -71,10 +80,9 @@ def assert_equal_to_pytorch(model: Any, built: Built, seed: int) -> None:
     module, args, kwargs = built
     generator = torch.Generator().manual_seed(seed)
     args, kwargs = fresh(args, generator), fresh(kwargs, generator)
-    wide = lambda x: x.double() if x.is_floating_point() else x  # noqa: E731
     with torch.no_grad():
         single = module(*convert(args, torch.clone), **convert(kwargs, torch.clone))
-        double = copy.deepcopy(module).double()(*convert(args, wide), **convert(kwargs, wide))
+        double = copy.deepcopy(module).double()(*convert(args, to_double), **convert(kwargs, to_double))
     got = model(*convert(args, lambda x: x.numpy().copy()), **convert(kwargs, lambda x: x.numpy().copy()))
     leaves = list(pairs(single, double, got))
     assert leaves

@@ -1,7 +1,8 @@
-"""Planted errors make the generated tests fail: a weight off by 1%, an axis off by one, a dropped bias,
+"""Planted errors make the generated tests fail: a weight off by 1%, a dropped bias, an axis off by one,
 swapped outputs.
 
-A package with an error is judged by the tests that were generated for the right one.
+A package with an error is judged by the tests that were generated for the right one. Most run in this process
+(the emitted test functions themselves); what each kind of error does to a real pytest run is tested too.
 """
 
 import shutil
@@ -9,30 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from tests.models import hf
+from tests.models.generated import GeneratedTests
+from tests.models.lstm import LSTMModel
+from tests.models.lstm import example_inputs as lstm_inputs
 from tests.models.redraw import redraw
 from tests.models.support import Built, load
 from transpiler import transpile
 from transpiler.testing import run_generated_tests
 
-MODELS: dict[str, Callable[[], Built]] = {
-    name: lambda name=name: load(name)  # type: ignore[misc]
-    for name in (
-        "mnist",
-        "basic_block",
-        "unet",
-        "lstm",
-        "bi_gru",
-        "module_dict",
-        "module_list",
-        "custom_function",
-    )
-}
+FILES = (
+    "mnist", "cifar", "basic_block", "unet", "lstm", "gru", "bi_gru", "module_dict", "module_list",
+    "custom_function",
+)  # fmt: skip
 
 
 def _bert() -> Built:
@@ -40,6 +36,7 @@ def _bert() -> Built:
     return redraw(module, 1), args, kwargs
 
 
+MODELS: dict[str, Callable[[], Built]] = {name: lambda name=name: load(name) for name in FILES}  # type: ignore[misc]
 MODELS["bert_tiny"] = _bert
 
 # (model, key) -> why scaling it provably cannot change an output.
@@ -56,28 +53,44 @@ def _transpile(built: Built, name: str, out: Path) -> Any:
 
 
 def _judge(package: Path, *arguments: str) -> tuple[str, ...]:
-    """The failures of the comparison with PyTorch alone: a changed file is noticed elsewhere too."""
+    """The failures of the comparison with PyTorch alone in a real run of the generated tests: a changed file is
+    noticed elsewhere too."""
     report = run_generated_tests(package, arguments=("-k", "outputs_equal_pytorch", *arguments))
     assert report.passed + report.failed > 0, report.output
     return report.failures
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_each_weight_off_by_one_percent(name: str, tmp_path: Path) -> None:
+def test_each_weight_off_by_one_percent_and_each_bias_dropped(name: str, tmp_path: Path) -> None:
     built = MODELS[name]()
-    package = _transpile(built, name, tmp_path / "package")
-    state = {key: value.detach().clone().contiguous() for key, value in built[0].state_dict().items()}
-    save_file(state, tmp_path / "same.safetensors")
-    assert _judge(package.path, "--weights", str(tmp_path / "same.safetensors")) == ()
+    package = _transpile(built, name, tmp_path)
+    generated, model = GeneratedTests(package.path), package.load()
+    state = {key: value.numpy().copy() for key, value in built[0].state_dict().items()}
+    model.load_weights(state)
+    assert generated.failures(model) == []
 
-    unnoticed = []
+    unnoticed = set()
     for key, value in state.items():
-        if not value.is_floating_point():
-            continue
-        save_file(state | {key: value * 1.01}, tmp_path / "scaled.safetensors")
-        if not _judge(package.path, "-x", "--weights", str(tmp_path / "scaled.safetensors")):
-            unnoticed.append(key)
-    assert unnoticed == [key for model, key in CANNOT_MATTER if model == name]
+        planted = [value * np.float32(1.01)] if value.dtype == np.float32 else []
+        planted += [np.zeros_like(value)] if "bias" in key else []
+        for wrong in planted:
+            model.load_weights({**state, key: wrong})
+            if not generated.failures(model, first=True):
+                unnoticed.add(key)
+    assert unnoticed == {key for model_name, key in CANNOT_MATTER if model_name == name}
+    model.load_weights(state)
+    assert generated.failures(model) == []
+
+
+def test_a_weight_off_by_one_percent_fails_in_pytest(tmp_path: Path) -> None:
+    built = load("mnist")
+    package = _transpile(built, "mnist", tmp_path / "package")
+    state = {key: value.clone() for key, value in built[0].state_dict().items()}
+    same, scaled = tmp_path / "same.safetensors", tmp_path / "scaled.safetensors"
+    save_file(state, same)
+    save_file(state | {"conv2.weight": state["conv2.weight"] * 1.01}, scaled)
+    assert _judge(package.path, "--weights", str(same)) == ()
+    assert any("drawn_1" in failure for failure in _judge(package.path, "--weights", str(scaled)))
 
 
 class Scores(nn.Module):
@@ -95,11 +108,6 @@ class WrongAxis(Scores):
         super().__init__(axis=2)
 
 
-class NoBias(Scores):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.softmax(nn.functional.linear(x, self.fc.weight), dim=self.axis)
-
-
 class WrongReduction(Scores):
     """The softmax is right on average only: it is normalised over the neighbouring axis of equal size."""
 
@@ -108,20 +116,18 @@ class WrongReduction(Scores):
         return scores / scores.sum(dim=2, keepdim=True).transpose(1, 2)
 
 
-class Two(nn.Module):
+class Activated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Linear(6, 4)
-        self.second = nn.Linear(6, 4)
+        self.fc = nn.Linear(6, 6)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.first(x), self.second(x)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.fc(x))
 
 
-class Swapped(Two):
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        first, second = super().forward(x)
-        return second, first
+class NoBias(Activated):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(nn.functional.linear(x, self.fc.weight))
 
 
 class ConvBias(nn.Module):
@@ -141,25 +147,35 @@ class ConvNoBias(ConvBias):
         return self.norm(nn.functional.conv2d(x, self.conv.weight))
 
 
+class SwappedStates(LSTMModel):
+    """The final states in the wrong order: same shapes, same magnitudes."""
+
+    def forward(self, x: torch.Tensor, h0: torch.Tensor, c0: torch.Tensor) -> Any:
+        last, out, (hn, cn) = super().forward(x, h0, c0)
+        return last, out, (cn, hn)
+
+
+def _draw(*shape: int) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(0)),)
+
+
 @pytest.mark.parametrize(
-    ("right", "wrong", "shape"),
+    ("right", "wrong", "inputs"),
     [
-        (Scores, WrongAxis, (2, 6, 6)),
-        (Scores, WrongReduction, (2, 6, 6)),
-        (Scores, NoBias, (2, 6, 6)),
-        (ConvBias, ConvNoBias, (2, 3, 8, 8)),
-        (Two, Swapped, (5, 6)),
+        pytest.param(Scores, WrongAxis, _draw(2, 6, 6), id="axis"),
+        pytest.param(Scores, WrongReduction, _draw(2, 6, 6), id="reduced_axis"),
+        pytest.param(Activated, NoBias, _draw(5, 6), id="bias"),
+        pytest.param(ConvBias, ConvNoBias, _draw(2, 3, 8, 8), id="folded_bias"),
+        pytest.param(LSTMModel, SwappedStates, lstm_inputs(), id="swapped_outputs"),
     ],
-    ids=["axis", "reduced_axis", "bias", "folded_bias", "swapped_outputs"],
 )
 def test_a_wrong_program(
-    right: type[nn.Module], wrong: type[nn.Module], shape: tuple[int, ...], tmp_path: Path
+    right: type[nn.Module], wrong: type[nn.Module], inputs: tuple[torch.Tensor, ...], tmp_path: Path
 ) -> None:
-    example = (torch.randn(shape, generator=torch.Generator().manual_seed(0)),)
-    good = _transpile((redraw(right(), 1), example, {}), "planted", tmp_path / "right")
-    bad = _transpile((redraw(wrong(), 1), example, {}), "planted", tmp_path / "wrong")
-    assert _judge(good.path) == ()
+    good = _transpile((redraw(right(), 1), inputs, {}), "planted", tmp_path / "right")
+    bad = _transpile((redraw(wrong(), 1), inputs, {}), "planted", tmp_path / "wrong")
+    assert GeneratedTests(good.path).failures(good.load()) == []
     shutil.rmtree(bad.path / "tests")
     shutil.copytree(good.path / "tests", bad.path / "tests")
     failures = _judge(bad.path)
-    assert any("drawn_1" in name for name in failures), failures
+    assert any("drawn_1" in failure for failure in failures), failures

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -65,7 +64,11 @@ def assert_equals_pytorch(module: nn.Module, draws: Sequence[Tensors], *, fold: 
     """Native and kernel by kernel, first and second call, on every draw."""
     module = module.eval()
     double = copy.deepcopy(module).double()
-    with built(module, draws[0], fold=fold) as package, package.Model() as native, package.Model(native=False) as python:
+    with (
+        built(module, draws[0], fold=fold) as package,
+        package.Model() as native,
+        package.Model(native=False) as python,
+    ):
         for number, draw in enumerate(draws):
             with torch.no_grad():
                 single = [item.numpy().copy() for item in leaves(module(*[item.clone() for item in draw]))]

@@ -8,6 +8,8 @@ from transpiler.ir import Graph, Input, Node, Output, Program, Role, TensorType,
 from transpiler.ops import REGISTRY
 from transpiler.structure import Leaf, Literal, Mapping_, Sequence_
 
+_PAIR = Mapping_("namedtuple", (("text", Literal("s")), ("none", Literal(None))), "Pair")
+
 
 def everything() -> Program:
     """y = relu(x) + shift, z = reshape(y): symbols, roles, ties, state, origins, structures."""
@@ -39,7 +41,7 @@ def everything() -> Program:
         ),
         (Output(z), Output(shift, "cell.state"), Output(act)),
         Sequence_("tuple", (Sequence_("tuple", (Leaf(0),)), literals)),
-        Mapping_("record", (("z", Leaf(0)), ("rest", Sequence_("list", (Leaf(1), Literal("s"))))), "Out"),
+        Mapping_("record", (("z", Leaf(0)), ("rest", Sequence_("list", (Leaf(1), _PAIR)))), "Out"),
         {"batch": SymbolRange(1, 16), "seq": SymbolRange(2, None)},
     )  # fmt: skip
     assert floordiv(batch * 8, 2) == batch * 4

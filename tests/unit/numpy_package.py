@@ -131,9 +131,7 @@ def recording() -> Recording:
     )
 
 
-def write_package(
-    folder: Path, *, scale: str = "x", axis: int = 1, state: dict[str, Array] | None = None
-) -> Path:
+def write_package(folder: Path, *, scale: str = "x", axis: int = 1, state: dict[str, Array] | None = None) -> Path:
     """Write the package `tiny`; `scale` replaces the input, `axis` the summed axis, `state` the weights."""
     root = folder / "src" / "tiny"
     root.mkdir(parents=True)

@@ -83,14 +83,9 @@ def test_emitting_is_deterministic(package: Path) -> None:
 
 def test_forward_reads_like_the_source(package: Path) -> None:
     text = (package / "src/toy/model.py").read_text()
-    assert (
-        "        # toy.py:13  rows = self.emb(ids)\n        rows = k.take_rows(w.table, ids)  # [2, 2]\n"
-        in text
-    )
+    assert "        # toy.py:13  rows = self.emb(ids)\n        rows = k.take_rows(w.table, ids)  # [2, 2]\n" in text
     assert "h = k.fc_relu(x_2, w.fc_weight_packed, w.fc_bias_shifted)  # [6, 4]" in text
-    assert (
-        "def __call__(self, states: list[ArrayLike], arg1: None = None, *, ids: ArrayLike) -> Result:" in text
-    )
+    assert "def __call__(self, states: list[ArrayLike], arg1: None = None, *, ids: ArrayLike) -> Result:" in text
 
 
 def test_native_and_stepwise_agree_bit_by_bit(package: Path) -> None:
@@ -246,9 +241,7 @@ def test_command_line(package: Path, command: str) -> None:
 
 
 def test_damage_is_noticed(package: Path, tmp_path: Path) -> None:
-    files = {
-        str(path.relative_to(package)): path.read_bytes() for path in package.rglob("*") if path.is_file()
-    }
+    files = {str(path.relative_to(package)): path.read_bytes() for path in package.rglob("*") if path.is_file()}
     for name, complaint in (
         ("src/toy/kernels/cpu/baseline/toy.so", "was changed"),
         ("src/toy/model.py", "was changed"),
@@ -265,9 +258,7 @@ def test_damage_is_noticed(package: Path, tmp_path: Path) -> None:
         assert Path(name).name in done.stderr
     changed = bytearray(files["src/toy/weights.cpu.safetensors"])
     changed[-1] ^= 1
-    broken = write_package(
-        {**files, "src/toy/weights.cpu.safetensors": bytes(changed)}, tmp_path / "weights" / "toy"
-    )
+    broken = write_package({**files, "src/toy/weights.cpu.safetensors": bytes(changed)}, tmp_path / "weights" / "toy")
     assert python(broken, "Model()").returncode == 0
     assert "was changed" in python(broken, "Model(verify=True)").stderr
 

@@ -77,9 +77,7 @@ def test_a_crash_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_a_time_out_is_a_failure(tmp_path: Path) -> None:
-    report = run_generated_tests(
-        write_package(tmp_path, scale="__import__('time').sleep(60) or x"), timeout=3
-    )
+    report = run_generated_tests(write_package(tmp_path, scale="__import__('time').sleep(60) or x"), timeout=3)
     assert not report.ok
     assert "stopped after 3 s" in report.output
 
@@ -101,7 +99,5 @@ def test_the_suite_is_deterministic_formatted_and_typed(tmp_path: Path) -> None:
     subprocess.run([*ruff, "format", *options, "--check", "tests"], cwd=first, check=True)
     (first / "src" / "tiny" / "py.typed").write_text("")
     mypy = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "tests"]
-    done = subprocess.run(
-        mypy, cwd=first, env={"MYPYPATH": "src"}, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(mypy, cwd=first, env={"MYPYPATH": "src"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -217,7 +217,7 @@ def test_nested_arguments() -> None:
     assert graph.out_structure == Sequence_(
         "tuple",
         (
-            Mapping_("record", (("left", Leaf(0)), ("right", Leaf(1))), "Point"),
+            Mapping_("namedtuple", (("left", Leaf(0)), ("right", Leaf(1))), "Point"),
             Sequence_("list", (Leaf(2),)),
             Sequence_("tuple", (Leaf(3),)),
         ),

@@ -12,9 +12,7 @@ from transpiler.ops import REGISTRY
 from transpiler.ops.base import Sample
 
 SAMPLES = [
-    pytest.param(sample, id=f"{name}-{sample.id}")
-    for name, op in sorted(REGISTRY.items())
-    for sample in op.samples()
+    pytest.param(sample, id=f"{name}-{sample.id}") for name, op in sorted(REGISTRY.items()) for sample in op.samples()
 ]
 
 

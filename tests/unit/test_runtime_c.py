@@ -160,9 +160,7 @@ def test_time_of_every_call(native: Native) -> None:
     x, ids = toy.inputs()
     outputs = [np.empty(24, np.float32), np.empty(4, np.float32), np.empty(18, np.float32)]
     seconds = np.full(2, -1.0)
-    code = native["run_timed"](
-        handle, pointers([x, ids]), pointers(outputs), ctypes.c_void_p(seconds.ctypes.data)
-    )
+    code = native["run_timed"](handle, pointers([x, ids]), pointers(outputs), ctypes.c_void_p(seconds.ctypes.data))
     assert code == 0
     assert (seconds >= 0).all()
     assert (seconds < 1).all()

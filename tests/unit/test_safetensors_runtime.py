@@ -60,9 +60,7 @@ def test_tensors_are_aligned_views_of_the_file(tmp_path: Path) -> None:
 
 def test_given_offsets(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    path.write_bytes(
-        st.encode({"b": TENSORS["a"], "a": TENSORS["a"]}, offsets={"a": 64, "b": 256}, total=512)
-    )
+    path.write_bytes(st.encode({"b": TENSORS["a"], "a": TENSORS["a"]}, offsets={"a": 64, "b": 256}, total=512))
     file = st.File(path)
     assert (file.entries["a"].start, file.entries["b"].start, file.data.nbytes) == (64, 256, 512)
     with pytest.raises(ValueError, match="overlaps"):

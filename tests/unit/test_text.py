@@ -39,9 +39,7 @@ def test_looks(program: Program) -> None:
         '  %table: float32[300] constant "table",',
         ") where batch in 1..16, seq in 2.. {",
     ]
-    assert '  %z: float32[8*batch] = reshape(%y) {shape = (`8*batch`,)}  # at "m.py":13' in print_program(
-        program
-    )
+    assert '  %z: float32[8*batch] = reshape(%y) {shape = (`8*batch`,)}  # at "m.py":13' in print_program(program)
 
 
 def test_graph_round_trip(program: Program) -> None:

@@ -65,9 +65,7 @@ def reference(name: str, x: Array) -> Array:
             case "tanh":
                 return np.tanh(wide)
             case "sigmoid":
-                return np.where(
-                    wide < 0, np.exp(wide) / (1 + np.exp(np.minimum(wide, 0))), 1 / (1 + np.exp(-wide))
-                )
+                return np.where(wide < 0, np.exp(wide) / (1 + np.exp(np.minimum(wide, 0))), 1 / (1 + np.exp(-wide)))
             case _:
                 return np.fromiter(map(math.erf, wide.tolist()), np.float64, len(wide))
 

@@ -56,9 +56,7 @@ def test_normal_and_uniform_have_their_moments() -> None:
     sample = normal(3, 200_000)
     assert abs(sample.mean()) < 0.01
     assert abs(sample.std() - 1) < 0.01
-    drawn = make(
-        {"kind": "uniform", "seed": 5, "mean": 2.0, "std": 0.5, "low": None}, "float32", (100_000,), {}
-    )
+    drawn = make({"kind": "uniform", "seed": 5, "mean": 2.0, "std": 0.5, "low": None}, "float32", (100_000,), {})
     assert abs(drawn.mean() - 2) < 0.01
     assert abs(drawn.std() - 0.5) < 0.01
 
@@ -118,9 +116,7 @@ def test_a_non_negative_example_stays_non_negative() -> None:
 
 def test_an_additive_mask_with_infinities_is_kept() -> None:
     mask = np.triu(np.full((4, 4), -INF, np.float32), 1)
-    cases = _draw(
-        [Argument("mask", "float32", (4, 4)), Argument("x", "float32", (3,))], mask, np.ones(3, np.float32)
-    )
+    cases = _draw([Argument("mask", "float32", (4, 4)), Argument("x", "float32", (3,))], mask, np.ones(3, np.float32))
     assert all(np.array_equal(cases[name][0], mask) for name in ("drawn_1", "zeros", "large"))
 
 
@@ -171,9 +167,7 @@ def test_a_fixed_scalar_leaves_only_the_example() -> None:
 # --- tolerance and comparison -------------------------------------------------------------------------------
 
 
-def _expected(
-    torch: Sequence[float], exact: Sequence[float], dtype: str = "float32", **sizes: int
-) -> Expected:
+def _expected(torch: Sequence[float], exact: Sequence[float], dtype: str = "float32", **sizes: int) -> Expected:
     sizes = {"whole": 1000, "sample": 10, "parts": 1} | sizes
     return expect("y", dtype, np.asarray(torch, dtype), np.asarray(exact), **sizes)
 
@@ -197,9 +191,7 @@ def test_within_and_beyond_the_tolerance() -> None:
     step = 128 * EPS * 2
     check(expected, _f32(1.0, 2.0 + 0.9 * step))
     message = compare(expected, _f32(1.0, 2.0 + 1.1 * step), "case 'drawn_1'").message
-    assert message.startswith(
-        "'y' of case 'drawn_1': 1 of 2 compared elements are off; worst at [1]: got 2.0000"
-    )
+    assert message.startswith("'y' of case 'drawn_1': 1 of 2 compared elements are off; worst at [1]: got 2.0000")
     assert "PyTorch 2.0, in float64 2.0, error 3.3617e-05 > tolerance 3.05176e-05" in message
 
 
@@ -298,9 +290,7 @@ def _wide(
 def test_cases_that_pytorch_refuses_are_dropped_with_the_reason() -> None:
     arguments, outputs = [Argument("x", "float32", (4,))], [OutputSpec("y", "float32")]
     good = record(arguments, [_f32(1, 2, 3, 4)], outputs, eager=_identity, reference=_wide, state={})
-    assert good.dropped == tuple(
-        f"{name}_in_x: RuntimeError: not finite" for name in ("nan", "plus_inf", "minus_inf")
-    )
+    assert good.dropped == tuple(f"{name}_in_x: RuntimeError: not finite" for name in ("nan", "plus_inf", "minus_inf"))
     assert "nan_in_x" not in [case.name for case in good.cases]
     assert good.reload is None
     with pytest.raises(RuntimeError, match="not finite"):
@@ -357,9 +347,7 @@ def test_integers_and_non_finite_tensors_are_kept_once() -> None:
 
 def test_tied_weights_stay_tied() -> None:
     weight = normal(1, 30).astype(np.float32)
-    new = draw_state(
-        {"wte.weight": weight, "lm_head.weight": weight}, {"lm_head.weight": "wte.weight"}
-    ).arrays()
+    new = draw_state({"wte.weight": weight, "lm_head.weight": weight}, {"lm_head.weight": "wte.weight"}).arrays()
     assert np.array_equal(new["lm_head.weight"], new["wte.weight"])
 
 

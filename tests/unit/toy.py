@@ -101,9 +101,7 @@ def tensor(name: str, dtype: str, *shape: int, hint: str | None = None, path: st
     return Value(name, TensorType(dtype, shape), path=path, hint=hint)
 
 
-SOURCE_LINE = Location(
-    "/home/someone/toy.py", 12, "Toy.forward", 'h = F.relu(self.fc(x))  # */ quote " and \\ and ??/'
-)
+SOURCE_LINE = Location("/home/someone/toy.py", 12, "Toy.forward", 'h = F.relu(self.fc(x))  # */ quote " and \\ and ??/')
 TAKE_LINE = Location("toy.py", 13, "Toy.forward", "rows = self.emb(ids)")
 
 X = tensor("x", "float32", 2, 3, 3)
@@ -183,9 +181,7 @@ def program() -> Program:
             "record", (("hidden", Leaf(0)), ("parts", Sequence_("tuple", (Leaf(1), Leaf(2))))), "Result"
         ),
     )
-    return Program(
-        {"forward": graph}, {"lifted.0": np.full(4, 0.5, np.float32)}, {"tied.weight": "emb.weight"}
-    )
+    return Program({"forward": graph}, {"lifted.0": np.full(4, 0.5, np.float32)}, {"tied.weight": "emb.weight"})
 
 
 @cache
@@ -237,8 +233,20 @@ def view() -> PackageView:
         verification={
             "verified": True,
             "error": [
-                {"output": "h", "max_abs_error": 1e-7, "tolerance": 1e-5, "sample_tolerance": 1e-5, "max_abs_reference": 2.0},
-                {"output": "rows", "max_abs_error": 0.0, "tolerance": 0.0, "sample_tolerance": 0.0, "max_abs_reference": 2.0},
+                {
+                    "output": "h",
+                    "max_abs_error": 1e-7,
+                    "tolerance": 1e-5,
+                    "sample_tolerance": 1e-5,
+                    "max_abs_reference": 2.0,
+                },
+                {
+                    "output": "rows",
+                    "max_abs_error": 0.0,
+                    "tolerance": 0.0,
+                    "sample_tolerance": 0.0,
+                    "max_abs_reference": 2.0,
+                },
             ],
         },
         sample={"input.0": x, "input.1": ids, "output.0": hidden, "output.1": rows, "output.2": x},

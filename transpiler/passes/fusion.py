@@ -108,21 +108,32 @@ class _Partition:
         chosen: list[int] = []
         anchored = isinstance(node.op, Reduce | Opaque)
         size = 1
-        for value in reversed(self._reads(node)):
+        # The latest first; groups with an anchor before others, since what they can take in besides is limited.
+        reads = self._reads(node)
+        reads.reverse()
+        for value in sorted(reads, key=lambda value: self._anchor_of(value) is None):
             number = self.group_of.get(value.name)
             if number is None or number in chosen or not self._only_user(value, node):
                 continue
             members = self.groups[number]
-            anchor = next((item for item in members if isinstance(item.op, Reduce | Opaque)), None)
+            anchor = self._anchor_of(value)
             if size + len(members) > MAX_NODES or not self._joins(node, value, members, anchor):
                 continue
             if anchor is not None:
                 if anchored:
                     continue
                 anchored = True
+            elif anchored and isinstance(node.op, Elementwise) and not _is_plain(members):
+                # An index mapping in an epilogue would keep it from being a vector loop.
+                continue
             chosen.append(number)
             size += len(members)
         return chosen
+
+    def _anchor_of(self, value: Value) -> Node | None:
+        """The anchor of the open group that computes `value`."""
+        members = self.groups.get(self.group_of.get(value.name, -1), [])
+        return next((item for item in members if isinstance(item.op, Reduce | Opaque)), None)
 
     def _reads(self, node: Node) -> list[Value]:
         """What the node reads, through free broadcasts."""
@@ -164,6 +175,9 @@ class _Partition:
         return isinstance(node.op, Reduce) and node.op.name in self.target.prologue
 
     def _is_result(self, members: Sequence[Node], anchor: Node) -> bool:
-        """Whether everything after the anchor is on its result's shape, so far."""
-        after = members[members.index(anchor) + 1 :]
-        return len(anchor.outputs) == 1 and all(item.output.shape == anchor.outputs[0].shape for item in after)
+        """Whether the group's last node is on the anchor's result's shape: nodes after it were taken in only so."""
+        return len(anchor.outputs) == 1 and members[-1].output.shape == anchor.outputs[0].shape
+
+
+def _is_plain(members: Sequence[Node]) -> bool:
+    return all(isinstance(item.op, Elementwise) for item in members)

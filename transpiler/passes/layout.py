@@ -71,7 +71,7 @@ class _Layout:
             if tap.value in self.blocked:
                 layout = Layout(self.channels[tap.value])
                 taps[path] = replace(tap, value=self.blocked[tap.value].name, layout=layout)
-            else:
+            elif tap.value in self.plain:  # else it was dead code
                 taps[path] = replace(tap, value=self.plain[tap.value].name)
         return replace(self.graph, nodes=tuple(self.rewriter.nodes), outputs=outputs, taps=taps)
 

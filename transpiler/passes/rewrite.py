@@ -24,7 +24,7 @@ class Rewriter:
     def emit(self, op: Op, *inputs: Value, like: Value | None = None) -> Value:
         """Append a node with one output. It takes the name, hint, path and location of `like` where it can."""
         (type_,) = op.infer_types([value.type for value in inputs])
-        output = self._name(type_, like, op.name)
+        output = self._name(type_, like, "packed" if op.name.startswith("pack_") else op.name)
         self.nodes.append(Node(op, inputs, (output,)))
         return output
 

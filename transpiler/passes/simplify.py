@@ -38,7 +38,8 @@ def common_subexpressions(graph: Graph) -> Graph:
     kept: list[Node] = []
     for node in graph.nodes:
         inputs = tuple(mapping.get(value.name, value) for value in node.inputs)
-        key = (type(node.op), node.op, tuple(value.name for value in inputs))
+        # The text of the attributes tells 0.0 from -0.0, which compare equal.
+        key = (type(node.op), repr(node.op), tuple(value.name for value in inputs))
         if key in seen:
             mapping.update({old.name: new for old, new in zip(node.outputs, seen[key], strict=True)})
         else:

@@ -75,13 +75,15 @@ def split(graph: Graph) -> tuple[Graph, Graph]:
 
 
 def _needed_by_weights(graph: Graph, candidates: frozenset[str]) -> frozenset[str]:
-    """Values that some weight-only computation other than a broadcast reads."""
-    return frozenset(
-        value.name
-        for node in graph.nodes
-        if all(output.name in candidates for output in node.outputs) and not isinstance(node.op, BroadcastTo)
-        for value in node.inputs
-    )
+    """Values that some weight-only computation reads, other than a broadcast that nothing of the kind reads."""
+    needed: set[str] = set()
+    for node in reversed(graph.nodes):
+        names = [value.name for value in node.outputs]
+        if all(name in candidates for name in names) and (
+            not isinstance(node.op, BroadcastTo) or node.output.name in needed
+        ):
+            needed.update(value.name for value in node.inputs)
+    return frozenset(needed)
 
 
 def prepared_values(prepare: Graph) -> tuple[Value, ...]:

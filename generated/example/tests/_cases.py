@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -165,6 +166,8 @@ def nest(structure: Any, flat: Sequence[Any]) -> Any:
             return [nest(item, flat) for item in items]
         case {"dict": items} | {"record": items}:
             return {key: nest(item, flat) for key, item in items}
+        case {"namedtuple": items, "type": name}:
+            return namedtuple(name, [key for key, _ in items])(*(nest(item, flat) for _, item in items))
     raise ValueError(f"not a structure: {structure!r}")
 
 
@@ -187,6 +190,11 @@ def flatten(structure: Any, value: Any, where: str) -> Iterator[Any]:
             assert list(value) == keys, f"{where}: expected the keys {keys}, got {list(value)}"
             for key, item in items:
                 yield from flatten(item, value[key], f"{where}[{key!r}]")
+        case {"namedtuple": items, "type": name}:
+            assert isinstance(value, tuple), f"{where}: expected a {name}, got {type(value).__name__}"
+            assert type(value).__name__ == name, f"{where}: expected a {name}, got {type(value).__name__}"
+            for (key, item), part in zip(items, value, strict=True):
+                yield from flatten(item, part, f"{where}.{key}")
         case {"record": items, "type": name}:
             assert type(value).__name__ == name, f"{where}: expected a {name}, got {type(value).__name__}"
             for key, item in items:

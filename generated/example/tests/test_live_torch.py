@@ -78,7 +78,7 @@ def _flatten(structure: Any, value: Any) -> list[Any]:
             return [leaf for item, part in zip(items, value, strict=True) for leaf in _flatten(item, part)]
         case {"dict": items}:
             return [leaf for key, item in items for leaf in _flatten(item, value[key])]
-        case {"record": items}:
+        case {"record": items} | {"namedtuple": items}:
             return [leaf for key, item in items for leaf in _flatten(item, getattr(value, key))]
     return []
 

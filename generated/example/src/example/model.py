@@ -40,9 +40,9 @@ class Model(Package):
     def forward(self, k: Kernels, w: Weights, features: Array) -> tuple[Array, ...]:
         """The plan, kernel by kernel: flat inputs to flat outputs."""
         # mlp.py:19  return self.head(self.body(features))
-        body_1 = k.linear_bias_gelu_8x64(features, w.body_0_weight_pack_matmul, w.body_0_bias)  # [8, 64]
-        body_4 = k.linear_bias_gelu_8x48(body_1, w.body_3_weight_pack_matmul, w.body_3_bias)  # [8, 48]
-        head = k.linear_bias_8x5(body_4, w.head_weight_pack_matmul, w.head_bias)  # [8, 5]
+        body_1 = k.linear_bias_gelu_8x64(features, w.body_0_weight_packed, w.body_0_bias)  # [8, 64]
+        body_4 = k.linear_bias_gelu_8x48(body_1, w.body_3_weight_packed, w.body_3_bias)  # [8, 48]
+        head = k.linear_bias_8x5(body_4, w.head_weight_packed, w.head_bias)  # [8, 5]
         return (head,)
 
     def _bind(self, features: ArrayLike) -> list[Any]:

@@ -21,20 +21,14 @@ def prepare(state: Mapping[str, Array], constants: Mapping[str, Array]) -> dict[
     body_3_bias = state["body.3.bias"]
     head_weight = state["head.weight"]
     head_bias = state["head.bias"]
-    body_0_weight_pack_matmul = pack_matmul(body_0_weight)
-    body_3_weight_pack_matmul = pack_matmul(body_3_weight)
-    head_weight_pack_matmul = pack_matmul(head_weight)
+    body_0_weight_packed = pack_matmul(body_0_weight)
+    body_3_weight_packed = pack_matmul(body_3_weight)
+    head_weight_packed = pack_matmul(head_weight)
     return {
-        "body_0_weight_pack_matmul": np.ascontiguousarray(body_0_weight_pack_matmul, np.float32).reshape(
-            (4, 32, 16)
-        ),
+        "body_0_weight_packed": np.ascontiguousarray(body_0_weight_packed, np.float32).reshape((4, 32, 16)),
         "body_0_bias": np.ascontiguousarray(body_0_bias, np.float32).reshape((64,)),
-        "body_3_weight_pack_matmul": np.ascontiguousarray(body_3_weight_pack_matmul, np.float32).reshape(
-            (3, 64, 16)
-        ),
+        "body_3_weight_packed": np.ascontiguousarray(body_3_weight_packed, np.float32).reshape((3, 64, 16)),
         "body_3_bias": np.ascontiguousarray(body_3_bias, np.float32).reshape((48,)),
-        "head_weight_pack_matmul": np.ascontiguousarray(head_weight_pack_matmul, np.float32).reshape(
-            (1, 48, 16)
-        ),
+        "head_weight_packed": np.ascontiguousarray(head_weight_packed, np.float32).reshape((1, 48, 16)),
         "head_bias": np.ascontiguousarray(head_bias, np.float32).reshape((5,)),
     }

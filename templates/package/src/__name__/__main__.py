@@ -90,7 +90,9 @@ def verify() -> int:
         expected = sample.get(f"output.{index}")
         if expected is None:
             continue
-        tolerance = next((e["sample_tolerance"] for e in manifest["error"] if e["output"] == item["name"]), 0.0)
+        tolerance = next(
+            (e["sample_tolerance"] for e in manifest["error"] if e["output"] == item["name"]), 0.0
+        )
         distance = difference(output, expected)
         good = distance <= tolerance
         failed += not good

@@ -124,8 +124,11 @@ def flatten(structure: Mapping[str, Any], value: Any, name: str, put: Callable[[
         for index, (item, part) in enumerate(zip(items, value, strict=True)):
             flatten(item, part, f"{name}[{index}]", put)
     else:
-        fields = dict(structure["dict"] if "dict" in structure else structure["record"])
-        if not isinstance(value, Mapping):
+        (kind,) = {"dict", "record", "namedtuple"} & set(structure)
+        fields = dict(structure[kind])
+        if kind == "namedtuple" and type(value) is tuple and len(value) == len(fields):
+            value = dict(zip(fields, value, strict=True))
+        elif not isinstance(value, Mapping):
             value = {key: getattr(value, key) for key in fields if hasattr(value, key)}
         check_names(name, fields, value)
         for key, item in fields.items():

@@ -45,6 +45,12 @@ def pack_conv_stem(w: Array) -> Array:
     return np.ascontiguousarray(np.moveaxis(w.reshape(-1, 16, *w.shape[1:]), 1, -1))
 
 
+def pack_channels(x: Array) -> Array:
+    """[N, C, H, W] -> [N, ceil(C/16), H, W, 16]: an operand of a map with blocked channels."""
+    x = pad_to(x, 1, 16)
+    return np.ascontiguousarray(np.moveaxis(x.reshape(x.shape[0], -1, 16, *x.shape[2:]), 2, -1))
+
+
 def unblock(x: Array, channels: int) -> Array:
     """[N, ceil(C/16), *spatial, 16] -> [N, C, *spatial]: the inverse of blocking an activation's channels."""
     wide = np.moveaxis(x, -1, 2)

@@ -1,0 +1,139 @@
+"""Layouts: where blocked maps begin and end, and that the meaning stays."""
+
+import pytest
+
+from tests.passes.support import assert_same_meaning, graph
+from transpiler.ir import Program, verify
+from transpiler.passes import layout, simplify
+from transpiler.passes.weights import split
+
+ATTRIBUTES = "{stride = (1, 1), padding = (1, 1), dilation = (1, 1), groups = 1}"
+
+
+def chain(channels: int) -> Program:
+    """conv, relu, residual add, channel vector, pool, conv: everything stays blocked between the convolutions."""
+    shape = f"float32[1, {channels}, 6, 6]"
+    return Program(
+        {
+            "forward": graph(
+                f"""
+                func forward(
+                  %x: float32[1, 20, 6, 6] user "x",
+                  %v: float32[{channels}, 20, 3, 3] parameter "v",
+                  %s: float32[{channels}, 1, 1] parameter "s",
+                  %w: float32[{channels}, {channels}, 3, 3] parameter "w",
+                  %b: float32[{channels}] parameter "b",
+                ) {{
+                  %c: {shape} = conv(%x, %v) {ATTRIBUTES}
+                  %r: {shape} = relu(%c)
+                  %d: {shape} = conv(%r, %w, %b) {ATTRIBUTES}
+                  %a: {shape} = add(%d, %r)
+                  %m: {shape} = mul(%a, %s)
+                  %y: {shape} = conv(%m, %w) {ATTRIBUTES}
+                  return %y
+                }}
+                """
+            )
+        }
+    )
+
+
+@pytest.mark.parametrize("channels", [16, 17, 32, 40])
+def test_nothing_is_repacked_between_convolutions(channels: int) -> None:
+    before = chain(channels)
+    after = before.with_main(layout.blocked_channels(before.main))
+    verify(after.main)
+    _, main = split(after.main)
+    names = [node.op.name for node in main.nodes]
+    assert names == [
+        "pack_channels",
+        "conv_blocked",
+        "relu",
+        "conv_blocked",
+        "add",
+        "mul",
+        "conv_blocked",
+        "unpack_channels",
+    ]
+    assert_same_meaning(before, after)
+
+
+@pytest.mark.parametrize(
+    ("operand", "shape"),
+    [
+        ("[1, 16, 1, 1]", "map"),
+        ("[16, 1, 1]", "vector"),
+        ("[]", "scalar"),
+        ("[1, 1, 6, 6]", "mask"),
+        ("[6]", "columns"),
+    ],
+)
+def test_every_broadcast_operand_keeps_its_meaning(operand: str, shape: str) -> None:
+    before = Program(
+        {
+            "forward": graph(
+                f"""
+                func forward(
+                  %x: float32[1, 16, 6, 6] user "x",
+                  %o: float32{operand} user "o",
+                  %w: float32[16, 16, 3, 3] parameter "w",
+                ) {{
+                  %c: float32[1, 16, 6, 6] = conv(%x, %w) {ATTRIBUTES}
+                  %y: float32[1, 16, 6, 6] = mul(%c, %o)
+                  %z: float32[1, 16, 6, 6] = conv(%y, %w) {ATTRIBUTES}
+                  return %z
+                }}
+                """
+            )
+        }
+    )
+    after = before.with_main(simplify.views(layout.blocked_channels(before.main)))
+    verify(after.main)
+    assert_same_meaning(before, after)
+
+
+@pytest.mark.parametrize(("keepdims", "result"), [(True, "[1, 20, 1, 1]"), (False, "[1, 20]")])
+def test_global_mean_of_a_blocked_map(keepdims: bool, result: str) -> None:
+    before = Program(
+        {
+            "forward": graph(
+                f"""
+                func forward(
+                  %x: float32[1, 16, 6, 6] user "x",
+                  %w: float32[20, 16, 3, 3] parameter "w",
+                ) {{
+                  %c: float32[1, 20, 6, 6] = conv(%x, %w) {ATTRIBUTES}
+                  %m: float32{result} = reduce_mean(%c) {{axes = (2, 3), keepdims = {keepdims}}}
+                  %y: float32{result} = exp(%m)
+                  return %y
+                }}
+                """
+            )
+        }
+    )
+    after = before.with_main(layout.blocked_channels(before.main))
+    verify(after.main)
+    assert_same_meaning(before, after)
+
+
+def test_linear_weights_are_packed_once_for_two_users() -> None:
+    before = Program(
+        {
+            "forward": graph(
+                """
+                func forward(
+                  %x: float32[2, 5] user "x",
+                  %w: float32[5, 5] parameter "w",
+                ) {
+                  %a: float32[2, 5] = linear(%x, %w)
+                  %b: float32[2, 5] = linear(%a, %w)
+                  return %b
+                }
+                """
+            )
+        }
+    )
+    after = before.with_main(simplify.common_subexpressions(layout.packed_linear(before.main)))
+    verify(after.main)
+    assert [node.op.name for node in after.main.nodes] == ["pack_matmul", "linear_packed", "linear_packed"]
+    assert_same_meaning(before, after)
