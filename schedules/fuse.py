@@ -18,6 +18,8 @@ from tvm.tirx.script.builder import ir as T
 from transpiler.group import Group, Lowered
 from transpiler.ir import Node, TensorType, Value
 from transpiler.ops.base import Elementwise, Injective
+from transpiler.ops.elementwise import Add, Mul, Sub
+from transpiler.ops.elementwise_unary import Neg
 from transpiler.plan import Kernel
 
 from .tir import LANES, KernelBuilder, Tir, flat_offset, opaque_comparison, opaque_zero, vector_loop
@@ -156,6 +158,10 @@ def _apply(node: Node, s: Tir, elements: list[Expr]) -> Expr:
     It assumes that floats are no NaN: it turns `x == x` into true and `x - x` into 0. So the same float does not come
     twice, and nothing is concluded from comparisons.
     """
+    assert isinstance(node.op, Elementwise)
+    if node.output.dtype == "int32" and isinstance(node.op, Add | Sub | Mul | Neg):
+        # TVM takes it that ints never overflow; PyTorch's wrap. int64 holds every result, and truncation wraps.
+        return s.cast(node.op.scalar(s, *(s.cast(element, "int64") for element in elements)), "int32")
     names = [value.name for value in node.inputs]
     for position, value in enumerate(node.inputs):
         if value.name in names[:position] and value.type.is_float:

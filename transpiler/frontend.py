@@ -14,7 +14,6 @@ from transpiler.emit import SourceFacts
 from transpiler.errors import TranspileError, UsageError
 from transpiler.ir import Array, Program
 from transpiler.lower import with_taps
-from transpiler.plan import KernelPlan
 from transpiler.serialize import load_graph, to_json
 from transpiler.weights import check_weights, expected_weights, load_weights
 
@@ -43,15 +42,6 @@ class Model:
     facts: SourceFacts
     graph_json: str
     warnings: tuple[str, ...] = ()
-
-    def constants_of(self, plan: KernelPlan) -> Mapping[str, Array]:
-        """The constants that the plan's `prepare` reads: the program's and those that folding made."""
-        from transpiler.passes import PIPELINE, run_passes
-
-        needed = {item.key for item in plan.prepare.inputs}
-        if needed <= set(self.program.constants) | set(self.state) | set(self.program.aliases):
-            return self.program.constants
-        return run_passes(self.program, PIPELINE).constants
 
 
 def read_model(request: Request) -> Model:

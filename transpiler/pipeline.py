@@ -114,11 +114,11 @@ def build(request: Request, progress: Progress | None = None) -> Report:
         plan = lowered[targets[0].isa.name].plan
         progress.stage("recording PyTorch's results")
         recording = _record(model, plan)
-        view = _view(name, model, plan, libraries, recording, None, request)
+        view = _view(name, model, rewritten, plan, libraries, recording, None, request)
         progress.stage("measuring the error")
         errors = _measure(view, recording, Path(scratch) / "measured")
         staged = Path(scratch) / "package" / name
-        view = _view(name, model, plan, libraries, recording, errors, request)
+        view = _view(name, model, rewritten, plan, libraries, recording, errors, request)
         _write(view, model, recording, plan, staged)
         tests = _run_tests(staged, progress) if request.test else None
         wrong = tests is not None and not tests.ok
@@ -219,6 +219,7 @@ def _record(model: Model, plan: Any) -> Recording:
 def _view(
     name: str,
     model: Model,
+    rewritten: Program,
     plan: Any,
     libraries: Mapping[str, Linked],
     recording: Recording,
@@ -249,7 +250,7 @@ def _view(
             for item in (errors or {}).values()
         ],
     }
-    program = replace(model.program, constants=model.constants_of(plan))
+    program = replace(model.program, constants=rewritten.constants)
     return make_view(
         name=name,
         program=program,

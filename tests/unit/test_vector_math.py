@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from tvm import tirx
 
 from tests.conformance.kernels import KernelLibrary
 from transpiler.group import Lowered
@@ -23,7 +24,7 @@ CHUNK = 1 << 16
 @cache
 def library() -> KernelLibrary:
     """Each function over CHUNK values, as an explicit vector loop and as a vectorised scalar loop."""
-    vectors, tir, rows = (import_schedule(name) for name in ("vectors", "tir", "cpu.rows"))
+    vectors, tir, fuse, rows = (import_schedule(name) for name in ("vectors", "tir", "fuse", "cpu.rows"))
     kernels = []
     type_ = TensorType("float32", (CHUNK,))
     for name in BOUNDS:
@@ -36,10 +37,10 @@ def library() -> KernelLibrary:
                     with tir.loop(CHUNK // v.lanes) as block:
                         v.store(y, block * v.lanes, v.s.call(name, v.load(x, block * v.lanes)))
                 else:
+                    needs = fuse.Probe()
+                    needs.call(name, tirx.Var("x", "float32"))
                     rows.lane_loop(
-                        CHUNK,
-                        lambda at, name=name, x=x, y=y: y.store(at, tir.Tir().call(name, x[at])),
-                        vector=True,
+                        CHUNK, lambda at, name=name, x=x, y=y: y.store(at, tir.Tir().call(name, x[at])), needs
                     )
             kernels.append(Lowered(Kernel(builder.name, (type_,), (type_,), name), builder.function))
     return KernelLibrary(kernels, load_target("cpu"))

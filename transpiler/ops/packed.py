@@ -138,6 +138,13 @@ class PackConv(Injective, name="pack_conv"):
     def host(self, *names: str) -> str:
         return f"pack_conv({names[0]})"
 
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        for shape in ((16, 16, 3, 3), (17, 5, 1, 2)):
+            yield Sample(
+                "x".join(map(str, shape)), cls(), (rng(f"pack_conv{shape}").standard_normal(shape, np.float32),)
+            )
+
 
 class PackConvStem(Injective, name="pack_conv_stem"):
     """weight[O, I, KH, KW] -> [ceil(O/16), I, KH, KW, 16 (o)] for inputs of few channels, read unblocked."""
@@ -154,6 +161,13 @@ class PackConvStem(Injective, name="pack_conv_stem"):
     def host(self, *names: str) -> str:
         return f"pack_conv_stem({names[0]})"
 
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        for shape in ((16, 3, 3, 3), (5, 1, 2, 1)):
+            yield Sample(
+                "x".join(map(str, shape)), cls(), (rng(f"pack_conv_stem{shape}").standard_normal(shape, np.float32),)
+            )
+
 
 class PackDepthwise(Injective, name="pack_depthwise"):
     """weight[C, 1, KH, KW] -> [ceil(C/16), KH, KW, 16], zero-padded."""
@@ -169,6 +183,13 @@ class PackDepthwise(Injective, name="pack_depthwise"):
 
     def host(self, *names: str) -> str:
         return f"pack_depthwise({names[0]})"
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        for shape in ((16, 1, 3, 3), (17, 1, 1, 2)):
+            yield Sample(
+                "x".join(map(str, shape)), cls(), (rng(f"pack_depthwise{shape}").standard_normal(shape, np.float32),)
+            )
 
 
 class LinearPacked(Opaque, name="linear_packed"):
