@@ -1,6 +1,6 @@
 """`python -m transpiler` is the command `transpile`."""
 
-from transpiler.cli import main
+from transpiler.cli import run
 
 if __name__ == "__main__":
-    main(prog_name="python -m transpiler")
+    run("python -m transpiler")
