@@ -138,6 +138,13 @@ class PackConv(Injective, name="pack_conv"):
     def host(self, *names: str) -> str:
         return f"pack_conv({names[0]})"
 
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
+        o, i, _, _ = types[0].static_shape()
+        out_block, in_block, y, x, in_lane, out_lane = index
+        row, column = out_block * BLOCK + out_lane, in_block * BLOCK + in_lane
+        inside = s.logical_and(row < o, column < i)
+        return s.guarded(inside, inputs[0](row, column, y, x), s.const(0.0, types[0].dtype))
+
     @classmethod
     def samples(cls) -> Iterator[Sample]:
         for shape in ((16, 16, 3, 3), (17, 5, 1, 2)):
@@ -161,6 +168,12 @@ class PackConvStem(Injective, name="pack_conv_stem"):
     def host(self, *names: str) -> str:
         return f"pack_conv_stem({names[0]})"
 
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
+        block, column, y, x, lane = index
+        row = block * BLOCK + lane
+        inside = row < types[0].static_shape()[0]
+        return s.guarded(inside, inputs[0](row, column, y, x), s.const(0.0, types[0].dtype))
+
     @classmethod
     def samples(cls) -> Iterator[Sample]:
         for shape in ((16, 3, 3, 3), (5, 1, 2, 1)):
@@ -183,6 +196,12 @@ class PackDepthwise(Injective, name="pack_depthwise"):
 
     def host(self, *names: str) -> str:
         return f"pack_depthwise({names[0]})"
+
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
+        block, y, x, lane = index
+        row = block * BLOCK + lane
+        inside = row < types[0].static_shape()[0]
+        return s.guarded(inside, inputs[0](row, 0, y, x), s.const(0.0, types[0].dtype))
 
     @classmethod
     def samples(cls) -> Iterator[Sample]:
