@@ -13,22 +13,19 @@ import transpiler.ops  # noqa: F401  (registers the ops)
 from tests.conformance.kernels import KernelLibrary, op_group
 from transpiler.group import Lowered
 from transpiler.ir import Array
-from transpiler.ops.base import REGISTRY, Op, Sample
-from transpiler.ops.packed import PackConv, PackConvStem, PackDepthwise
+from transpiler.ops.base import REGISTRY, Sample
 from transpiler.schedule import schedule
 from transpiler.target import Target
 
 # Samples that the targets refuse, with the reason; strict in both directions.
 REFUSED_DTYPES = frozenset({"float16", "bfloat16"})
-# Weight packing runs on the host only, in `prepare`.
-HOST_ONLY: tuple[type[Op], ...] = (PackConv, PackConvStem, PackDepthwise)
 
 
 def families() -> dict[str, list[Sample]]:
     """Samples by the module that defines the op: one library is compiled per family."""
     found: dict[str, list[Sample]] = {}
     for cls in REGISTRY.values():
-        if cls not in HOST_ONLY and cls.__module__.startswith("transpiler."):
+        if cls.__module__.startswith("transpiler."):
             found.setdefault(cls.__module__.rpartition(".")[2], []).extend(cls.samples())
     return found
 
