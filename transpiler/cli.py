@@ -61,6 +61,7 @@ MAX_FAILURES = 20
 )  # fmt: skip
 @click.option("--isa", "isas", multiple=True, metavar="NAME", help="Instruction set.  [default: this machine's]")
 @click.option("--test/--no-test", default=True, help="Run the generated tests.  [default: test]")
+@click.option("--check", "check_only", is_flag=True, help="Only list what is unsupported; nothing is compiled.")
 @click.option("--traceback", "trace", is_flag=True, help="Show where in the transpiler an error arose.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Also the time of every stage.")
@@ -82,6 +83,7 @@ def main(
     tune: str,
     isas: Sequence[str],
     test: bool,
+    check_only: bool,
     trace: bool,
     quiet: bool,
     verbose: bool,
@@ -101,13 +103,13 @@ def main(
             raise UsageError("quiet-and-verbose", "-q and -v contradict each other.")
         _refuse_unsupported(targets, precision, tune, taps, dynamic)
         request = _request(model, targets, entry, inits, inputs, weights, taps, name, out, isas, test)
-        report = _build(request, quiet=quiet, verbose=verbose)
+        lines = _run(request, started, check_only=check_only, quiet=quiet, verbose=verbose)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
             raise
-        _fail(context, error, model, trace=trace, verbose=verbose)
+        _fail(context, error, model, trace=trace, verbose=verbose, check_only=check_only)
     if not quiet:
-        for line in summary(report, time.monotonic() - started):
+        for line in lines:
             click.echo(line)
 
 
@@ -175,18 +177,27 @@ def _request(
     )
 
 
-def _build(request: Request, *, quiet: bool, verbose: bool) -> Report:
+def _run(request: Request, started: float, *, check_only: bool, quiet: bool, verbose: bool) -> list[str]:
+    """Transpile, or only check; what to tell about the result."""
     from transpiler.console import progress_for
-    from transpiler.pipeline import build
+    from transpiler.pipeline import build, check
 
+    if check_only:
+        from transpiler import dry_run
+
+        with progress_for(quiet=quiet, verbose=verbose) as progress:
+            return dry_run.summary(check(request, progress))
     with progress_for(quiet=quiet, verbose=verbose) as progress:
-        return build(request, progress)
+        report = build(request, progress)
+    return summary(report, time.monotonic() - started)
 
 
 # --- errors -------------------------------------------------------------------------------------------------
 
 
-def _fail(context: click.Context, error: BaseException, model: Path, *, trace: bool, verbose: bool) -> NoReturn:
+def _fail(
+    context: click.Context, error: BaseException, model: Path, *, trace: bool, verbose: bool, check_only: bool
+) -> NoReturn:
     """Show the error, and leave with its exit code."""
     from transpiler.pipeline import TestsFailed
 
@@ -207,7 +218,9 @@ def _fail(context: click.Context, error: BaseException, model: Path, *, trace: b
             _show(error.problems)
             count = len(error.problems)
             reasons = "" if count == 1 else f", for {count} reasons"
-            click.echo(f"\n{model} was not transpiled{reasons}; nothing was written.", err=True)
+            verdict = "cannot be transpiled" if check_only else "was not transpiled"
+            written = "" if check_only else "; nothing was written"
+            click.echo(f"\n{model} {verdict}{reasons}{written}.", err=True)
         case OSError() if error.filename is not None:
             _show([Problem("os-error", f"{error.strerror}: {error.filename}")])
             click.echo(f"\n{model} was not transpiled; nothing was written.", err=True)

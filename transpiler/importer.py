@@ -19,6 +19,7 @@ from transpiler.ir import (
     Graph,
     IRError,
     Node,
+    Output,
     Program,
     Role,
     TensorType,
@@ -26,6 +27,7 @@ from transpiler.ir import (
     verify,
 )
 from transpiler.ops import ATEN, Op, OpError
+from transpiler.problems import NotImported
 from transpiler.symbols import dtype_name, same_type, tensor_type, to_dim
 from transpiler.taps import Origin
 from transpiler.weights import storage_aliases
@@ -87,7 +89,9 @@ class _Importer(Boundary):
             elif node.op == "get_attr":
                 self.env[node] = Unknown()  # a subgraph: its user is reported
         outputs, out_structure = self.import_outputs()
-        self.problems.raise_all()
+        problems = self.problems.found()
+        if problems:
+            raise NotImported(problems, self._understood())
         graph = Graph(
             "forward",
             tuple(sorted(self.inputs, key=lambda item: _ROLE_ORDER[item.role])),
@@ -112,6 +116,13 @@ class _Importer(Boundary):
             self.integer_bounds(),
             (*self.captured.warnings, *self.warnings),
         )
+
+    def _understood(self) -> Program:
+        """What was imported, with every value that nothing reads as an output."""
+        graph = Graph("forward", tuple(self.inputs), tuple(self.nodes), (), symbols=self.ranges)
+        users = graph.consumers()
+        ends = [value for node in self.nodes for value in node.outputs if not users[value.name]]
+        return Program({"forward": replace(graph, outputs=tuple(map(Output, ends)))}, self.constants)
 
     # --- one call -------------------------------------------------------------------------------------------
 

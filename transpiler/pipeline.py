@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transpiler.errors import TranspileError, TranspileErrors, UsageError
+from transpiler.problems import NotImported
 from transpiler.progress import Progress, Silent
 from transpiler.specs import DynamicSpec, InputSpec
 from transpiler.target import Target, known_targets, load_target
 
 if TYPE_CHECKING:
+    from transpiler.dry_run import Checked
     from transpiler.emit import PackageView
     from transpiler.frontend import Model
     from transpiler.ir import Program
@@ -130,6 +132,40 @@ def build(request: Request, progress: Progress | None = None) -> Report:
             assert tests is not None
             raise TestsFailed(folder, tests)
     return Report(folder, name, errors, tests, len(plan.kernels), model.warnings)
+
+
+def check(request: Request, progress: Progress | None = None) -> Checked:
+    """Do everything up to scheduled kernels, for every reason against a model in seconds.
+
+    Where the import fails, the part of the graph that it understood is scheduled all the same.
+
+    Raises:
+        UsageError: the request itself is wrong.
+        TranspileErrors: the model or its weights cannot be used; every reason is listed.
+    """
+    from transpiler.dry_run import checked
+
+    progress = progress or Silent()
+    targets = _targets(request)
+    _check_options(request)
+    progress.stage("tracing the model")
+    try:
+        model = _front_end(request)
+    except NotImported as error:
+        problems = list(error.problems)
+        rewritten = _rewrite(error.understood, request)
+        for target in targets:
+            try:
+                _lower(rewritten, target, request, progress)
+            except TranspileErrors as further:
+                problems.extend(item for item in further.problems if item not in problems)
+        raise TranspileErrors(problems) from None
+    name = _package_name(request, model)
+    for warning in model.warnings:
+        progress.warn(warning)
+    rewritten = _rewrite(model.program, request)
+    plans = [_lower(rewritten, target, request, progress).plan for target in targets]
+    return checked(name, model, plans[0], targets[0].name, [target.isa.name for target in targets])
 
 
 def _targets(request: Request) -> list[Target]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transpiler.errors import Location, Problem, TranspileErrors
+from transpiler.ir import Program
 
 # What to do about operators that are often asked for; the longest matching prefix counts.
 _HINTS = {
@@ -20,6 +23,14 @@ _HINTS = {
 }
 _OTHERWISE = "write it with other operators, or add the operator in transpiler/ops (see CONTRIBUTING.md)"
 _SHOWN = 5
+
+
+class NotImported(TranspileErrors):
+    """A model cannot be imported. `understood` computes, as outputs, all that does not depend on what is wrong."""
+
+    def __init__(self, problems: Sequence[Problem], understood: Program) -> None:
+        super().__init__(problems)
+        self.understood = understood
 
 
 class ProblemList:
@@ -49,10 +60,8 @@ class ProblemList:
             hint = problem.hints[0] if problem.hints else None
             self.add(problem.code, problem.message, (*problem.locations, location)[0], hint=hint)
 
-    def raise_all(self) -> None:
-        """Raises TranspileErrors if there is any problem."""
-        if self._problems:
-            raise TranspileErrors([self._problem(key) for key in self._problems])
+    def found(self) -> list[Problem]:
+        return [self._problem(key) for key in self._problems]
 
     def _problem(self, key: tuple[str, str]) -> Problem:
         code, message = key

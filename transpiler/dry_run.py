@@ -1,0 +1,82 @@
+"""`--check`: what a model is made of, and the reasons against it that a failed import did not come to."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from transpiler.frontend import Model
+from transpiler.ir import Role
+from transpiler.link import output_names
+from transpiler.plan import KernelPlan
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a model that can be transpiled is made of.
+
+    `inputs` and `outputs` are (name, type) in flat order, `operators` counts the imported graph's ops by name,
+    `parameters` the elements of its state_dict, `weight_bytes` what they take in the package's layout.
+    """
+
+    name: str
+    target: str
+    isas: tuple[str, ...]
+    inputs: tuple[tuple[str, str], ...]
+    outputs: tuple[tuple[str, str], ...]
+    operators: Mapping[str, int]
+    kernels: int
+    calls: int
+    parameters: int
+    tensors: int
+    weight_bytes: int
+    dtypes: tuple[str, ...]
+
+
+def checked(name: str, model: Model, plan: KernelPlan, target: str, isas: Sequence[str]) -> Checked:
+    graph = model.program.main
+    weights = [item for item in graph.inputs if item.role in (Role.PARAMETER, Role.BUFFER)]
+    return Checked(
+        name=name,
+        target=target,
+        isas=tuple(isas),
+        inputs=tuple((item.key, str(item.value.type)) for item in plan.inputs),
+        outputs=tuple((name, str(value.type)) for name, value in zip(output_names(plan), plan.outputs, strict=True)),
+        operators=Counter(node.op.name for node in graph.nodes),
+        kernels=len(plan.kernels),
+        calls=len(plan.calls()),
+        parameters=sum(math.prod(item.value.type.static_shape()) for item in weights),
+        tensors=len(weights),
+        weight_bytes=plan.weight_bytes,
+        dtypes=tuple(sorted({value.dtype for value in graph.values()})),
+    )
+
+
+def summary(result: Checked) -> list[str]:
+    """The lines that `transpile --check` prints."""
+    counts = sorted(result.operators.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{count} {name}" for name, count in counts[:8])
+    more = f", {len(counts) - 8} more kinds" if len(counts) > 8 else ""
+    total = sum(result.operators.values())
+    return [
+        f"{result.name} can be transpiled for {result.target} ({', '.join(result.isas)})",
+        f"  inputs      {_types(result.inputs)}",
+        f"  outputs     {_types(result.outputs)}",
+        f"  operators   {total}: {shown}{more}" if total else "  operators   none",
+        f"  kernels     {result.kernels}, called {result.calls} times",
+        f"  parameters  {result.parameters:,} in {result.tensors} tensors, {_size(result.weight_bytes)} when packed",
+        f"  dtypes      {', '.join(result.dtypes)}",
+    ]
+
+
+def _types(items: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{name}: {type_}" for name, type_ in items) or "none"
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count} bytes"
