@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from transpiler import checks, draw
 from transpiler.resources import tree
 
 PLACEHOLDER = "__name__"
@@ -37,4 +39,8 @@ def package_tree() -> tuple[tuple[str, bytes | None], ...]:
         if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith(".pyc"):
             name = path.relative_to(root).as_posix()
             files.append((name, None if name.endswith(".jinja") else path.read_bytes()))
-    return tuple(files)
+    # What draws test inputs and compares with PyTorch is the very code that recorded the data.
+    for module in (checks, draw):
+        file = Path(str(module.__file__))
+        files.append((f"src/{PLACEHOLDER}/runtime/{file.name}", file.read_bytes()))
+    return tuple(sorted(files))
