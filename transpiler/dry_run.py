@@ -18,7 +18,7 @@ class Checked:
     """What a model that can be transpiled is made of.
 
     `inputs` and `outputs` are (name, type) in flat order, `operators` counts the imported graph's ops by name,
-    `parameters` the elements of its state_dict, `weight_bytes` what they take in the package's layout.
+    `parameters` and `buffers` count elements, `weight_bytes` is what they take in the package's layout.
     """
 
     name: str
@@ -30,14 +30,17 @@ class Checked:
     kernels: int
     calls: int
     parameters: int
-    tensors: int
+    buffers: int
     weight_bytes: int
     dtypes: tuple[str, ...]
 
 
 def checked(name: str, model: Model, plan: KernelPlan, target: str, isas: Sequence[str]) -> Checked:
     graph = model.program.main
-    weights = [item for item in graph.inputs if item.role in (Role.PARAMETER, Role.BUFFER)]
+
+    def elements(role: Role) -> int:
+        return sum(math.prod(item.value.type.static_shape()) for item in graph.inputs if item.role is role)
+
     return Checked(
         name=name,
         target=target,
@@ -47,8 +50,8 @@ def checked(name: str, model: Model, plan: KernelPlan, target: str, isas: Sequen
         operators=Counter(node.op.name for node in graph.nodes),
         kernels=len(plan.kernels),
         calls=len(plan.calls()),
-        parameters=sum(math.prod(item.value.type.static_shape()) for item in weights),
-        tensors=len(weights),
+        parameters=elements(Role.PARAMETER),
+        buffers=elements(Role.BUFFER),
         weight_bytes=plan.weight_bytes,
         dtypes=tuple(sorted({value.dtype for value in graph.values()})),
     )
@@ -58,7 +61,8 @@ def summary(result: Checked) -> list[str]:
     """The lines that `transpile --check` prints."""
     counts = sorted(result.operators.items(), key=lambda item: (-item[1], item[0]))
     shown = ", ".join(f"{count} {name}" for name, count in counts[:8])
-    more = f", {len(counts) - 8} more kinds" if len(counts) > 8 else ""
+    more = f" and {sum(count for _, count in counts[8:])} others" if len(counts) > 8 else ""
+    buffers = f", {result.buffers:,} in buffers" if result.buffers else ""
     total = sum(result.operators.values())
     return [
         f"{result.name} can be transpiled for {result.target} ({', '.join(result.isas)})",
@@ -66,7 +70,7 @@ def summary(result: Checked) -> list[str]:
         f"  outputs     {_types(result.outputs)}",
         f"  operators   {total}: {shown}{more}" if total else "  operators   none",
         f"  kernels     {result.kernels}, called {result.calls} times",
-        f"  parameters  {result.parameters:,} in {result.tensors} tensors, {_size(result.weight_bytes)} when packed",
+        f"  parameters  {result.parameters:,}{buffers}; {_size(result.weight_bytes)} when packed",
         f"  dtypes      {', '.join(result.dtypes)}",
     ]
 

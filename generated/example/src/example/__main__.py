@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=f"The transpiled model {name}.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="info | verify | bench | profile")
     commands.add_parser("info", help="signature, kernels, weights, how it was made")
-    commands.add_parser("verify", help="hashes of all files, and the embedded sample")
+    verifier = commands.add_parser("verify", help="hashes of all files, and the embedded sample")
+    verifier.add_argument("--layers", action="store_true", help="every layer against PyTorch's values")
+    verifier.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="for --layers: the project's tests/data"
+    )
     for command, text in (("bench", "time of a call"), ("profile", "time of every kernel")):
         child = commands.add_parser(command, help=text)
         child.add_argument("--threads", type=int, default=None, help="default: all processors")
@@ -36,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         match options.command:
             case "info":
                 return info()
+            case "verify" if options.layers:
+                return verify_layers(options.data)
             case "verify":
+                if options.data is not None:
+                    parser.error("--data goes with --layers")
                 return verify()
         if options.runs < 1:
             parser.error("--runs must be at least 1")
@@ -101,6 +110,18 @@ def verify() -> int:
         )
     print("the sample failed" if failed else "the sample passed")
     return 1 if failed else 0
+
+
+def verify_layers(data: Path | None) -> int:
+    from .runtime.layers import compare_layers, find_data, read_recorded, report
+
+    model = Model(native=False)
+    check_files(Model.folder, model.manifest, lambda file: True)
+    recorded = read_recorded(model, find_data(model, data))
+    layers = compare_layers(model, recorded)
+    for line in report(model, recorded, layers):
+        print(line)
+    return 1 if any(layer.fault for layer in layers) else 0
 
 
 def difference(output: Array, expected: Array) -> float:

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -178,10 +178,10 @@ class Package:
             close = difflib.get_close_matches(path, [*taps, *self.manifest["fused"]], n=3)
             hint = f"; close: {', '.join(map(repr, close))}" if close else "; see model.taps"
             raise TapError(f"the model has no value {path!r}{hint}")
-        item = taps[path]
 
         def run(*args: Any, **kwargs: Any) -> Array:
-            return self._tap(item, self._bind(*args, **kwargs))
+            (value,) = self.tap_values([path], self._bind(*args, **kwargs))
+            return value
 
         return run
 
@@ -189,22 +189,28 @@ class Package:
         """The flat inputs of a call. The generated model overrides it with its own signature."""
         raise NotImplementedError
 
-    def _tap(self, item: Mapping[str, Any], inputs: list[Any]) -> Array:
+    def tap_values(self, paths: Sequence[str], inputs: Sequence[Any]) -> list[Array]:
+        """The outputs of the modules at `paths` (members of `taps`) for flat inputs, from one run."""
         session = self._running()
         arrays = [spec.take(value) for spec, value in zip(self._inputs, inputs, strict=True)]
         tape: list[tuple[Array, ...]] = []
         self.forward(self.kernels(session, tape), Weights(session.weights), *arrays)
-        match item["kind"]:
-            case "input":
-                value = arrays[item["index"]]
-            case "weight":
-                value = session.weights[item["value"]]
-            case _:
-                value = tape[item["index"]][item["output"]]
-        if item["blocked_channels"] is not None:
-            value = unblock(value, item["blocked_channels"])
-        shape = tuple(item["shape"])
-        return np.array(TensorSpec(item["value"], item["dtype"], shape).give(value.reshape(shape)))
+        values = []
+        for item in (self.manifest["taps"][path] for path in paths):
+            match item["kind"]:
+                case "input":
+                    value = arrays[item["index"]]
+                case "weight":
+                    value = session.weights[item["value"]]
+                case _:
+                    value = tape[item["index"]][item["output"]]
+            if item["blocked_channels"] is not None:
+                value = unblock(value, item["blocked_channels"])
+            shape = tuple(item["shape"])
+            values.append(
+                np.array(TensorSpec(item["value"], item["dtype"], shape).give(value.reshape(shape)))
+            )
+        return values
 
     # --- resources ----------------------------------------------------------------------------------------
 
