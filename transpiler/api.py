@@ -66,7 +66,8 @@ def transpile(
         out: the folder that gets the package's folder; `generated` by default.
         entry, init, inputs: for a model.py, as --entry, --init and --input.
         weights: other weights than the model's: a .safetensors or state_dict file, or a mapping.
-        taps: "all" keeps every module's output visible (unfused and unfolded, slower).
+        taps: globs of module paths, separated by commas, whose outputs stay visible; "all" keeps every module's
+            (unfused and unfolded, slower).
         isa: instruction sets to build for; this machine's best by default.
         test: run the generated tests before the package is put in place.
         quiet: no progress lines.

@@ -49,7 +49,10 @@ MAX_FAILURES = 20
     "--precision", type=click.Choice(["float32", "tf32", "float16", "bfloat16"]), default="float32",
     help="What the kernels compute in; only float32 is supported yet.",
 )  # fmt: skip
-@click.option("--taps", metavar="all", help="'all': every module's output stays visible; unfused, slower.")
+@click.option(
+    "--taps", metavar="GLOB|all",
+    help="Module paths whose outputs stay visible (layer1.*); 'all': every one, unfused, slower.",
+)  # fmt: skip
 @click.option("--name", metavar="NAME", help="Import name of the package.  [default: from the model]")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("generated"), show_default=True,
@@ -101,7 +104,7 @@ def main(
     try:
         if quiet and verbose:
             raise UsageError("quiet-and-verbose", "-q and -v contradict each other.")
-        _refuse_unsupported(targets, precision, tune, taps, dynamic)
+        _refuse_unsupported(targets, precision, tune, dynamic)
         request = _request(model, targets, entry, inits, inputs, weights, taps, name, out, isas, test)
         lines = _run(request, started, check_only=check_only, quiet=quiet, verbose=verbose)
     except (KeyboardInterrupt, Exception) as error:
@@ -113,9 +116,7 @@ def main(
             click.echo(line)
 
 
-def _refuse_unsupported(
-    targets: Sequence[str], precision: str, tune: str, taps: str | None, dynamic: Sequence[str]
-) -> None:
+def _refuse_unsupported(targets: Sequence[str], precision: str, tune: str, dynamic: Sequence[str]) -> None:
     """Options that the contract has and this version has not: refused, never ignored. Raises UsageError."""
     from transpiler.target import known_targets
 
@@ -127,8 +128,6 @@ def _refuse_unsupported(
         raise _unsupported(f"--precision {precision}", "every package computes in the model's own float32")
     if tune != "none":
         raise _unsupported(f"--tune {tune}", "the default --tune none takes the tiles of the target's file")
-    if taps is not None and taps != "all":
-        raise _unsupported(f"--taps {shlex.quote(taps)}", "--taps all keeps every module's output")
     if dynamic:
         from transpiler.specs import parse_dynamic
 

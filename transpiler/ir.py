@@ -170,7 +170,8 @@ class Graph:
     """One function.
 
     `in_structure`/`out_structure` say how the flat user inputs and outputs nest for the caller. `taps` maps a PyTorch
-    module path to the value that holds its output; it keeps no value alive.
+    module path to the value that holds its output; it keeps no value alive, except for the paths in `pinned`, whose
+    values stay stored like outputs.
     """
 
     name: str
@@ -181,6 +182,7 @@ class Graph:
     out_structure: Structure | None = None
     symbols: Mapping[str, SymbolRange] = field(default_factory=dict)
     taps: Mapping[str, Tap] = field(default_factory=dict)
+    pinned: frozenset[str] = frozenset()
 
     def user_inputs(self) -> tuple[Input, ...]:
         return tuple(item for item in self.inputs if item.role is Role.USER)
@@ -210,8 +212,10 @@ class Graph:
                 users[name].append(node)
         return users
 
-    def output_names(self) -> frozenset[str]:
-        return frozenset(item.value.name for item in self.outputs)
+    def kept_names(self) -> frozenset[str]:
+        """Values that must be stored: the outputs, and those of pinned taps."""
+        pinned = (tap.value for path, tap in self.taps.items() if path in self.pinned)
+        return frozenset(item.value.name for item in self.outputs).union(pinned)
 
     def with_nodes(self, nodes: Iterable[Node]) -> Graph:
         return replace(self, nodes=tuple(nodes))

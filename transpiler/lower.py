@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 
-from transpiler.errors import Location, Problem, TranspileErrors
+from transpiler.errors import Location, Problem, TranspileErrors, UsageError
 from transpiler.group import Group, Lowered
 from transpiler.ir import Graph, Program, Tap, Value
 from transpiler.memory import aligned, plan_arena, roots, size_of
@@ -224,6 +226,25 @@ def _taps(
         if nearest is not None:
             fused[path] = nearest
     return stored, fused
+
+
+def matching_taps(taps: Iterable[str], patterns: str) -> frozenset[str]:
+    """The module paths that a comma-separated list of globs matches; `*` matches dots too, every call of a module
+    matches by its plain path.
+
+    Raises:
+        UsageError: a glob matches none; the message names paths that are close.
+    """
+    paths = sorted(taps)
+    found: set[str] = set()
+    for pattern in patterns.split(","):
+        matched = [path for path in paths if any(fnmatchcase(text, pattern) for text in (path, path.partition("#")[0]))]
+        if not matched:
+            shown = get_close_matches(pattern, paths, n=5, cutoff=0.3) or paths[:5]
+            hint = f"module paths are: {', '.join(shown)}{', ...' if len(paths) > len(shown) else ''}"
+            raise UsageError("no-such-tap", f"--taps {pattern!r} matches no module.", hints=[hint] if paths else [])
+        found.update(matched)
+    return frozenset(found)
 
 
 def with_taps(program: Program, taps: Mapping[str, str]) -> Program:

@@ -209,16 +209,20 @@ def _package_name(request: Request, model: Model) -> str:
 
 
 def _rewrite(program: Program, request: Request) -> Program:
+    from transpiler.lower import matching_taps
     from transpiler.passes import PIPELINE, UNFOLDED_PIPELINE, run_passes
 
-    return run_passes(program, UNFOLDED_PIPELINE if request.taps else PIPELINE)
+    if request.taps == "all":
+        return run_passes(program, UNFOLDED_PIPELINE)
+    pinned = matching_taps(program.main.taps, request.taps) if request.taps else frozenset()
+    return run_passes(program.with_main(replace(program.main, pinned=pinned)), PIPELINE)
 
 
 def _lower(program: Program, target: Target, request: Request, progress: Progress) -> LoweredProgram:
     from transpiler.lower import lower
 
     progress.stage("scheduling kernels")
-    return lower(program, target, fuse=not request.taps, progress=progress.advance)
+    return lower(program, target, fuse=request.taps != "all", progress=progress.advance)
 
 
 def _compile(lowered: LoweredProgram, target: Target, name: str, progress: Progress) -> Linked:

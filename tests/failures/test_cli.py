@@ -317,10 +317,6 @@ def test_output_folder_cannot_be_made(command: Command) -> None:
             "--tune fast is not supported yet; the default --tune none takes the tiles of the target's file.",
         ),
         (
-            ["--taps", "layer*"],
-            "--taps 'layer*' is not supported yet; --taps all keeps every module's output.",
-        ),
-        (
             ["--dynamic", "x.0=batch"],
             "--dynamic is not supported yet; every package is built for fixed sizes: transpile once per size.",
         ),
@@ -352,6 +348,19 @@ def test_a_specification_that_cannot_be_read(command: Command, option: str, text
 
 def test_no_model_file(command: Command) -> None:
     assert_fails(command(None), 2, "Error: net.py does not exist.\n\nTry 'transpile --help'.\n")
+
+
+def test_taps_that_match_nothing(command: Command) -> None:
+    assert_fails(
+        command(NET, "--taps", "layer*"),
+        2,
+        """
+        Error: --taps 'layer*' matches no module.
+          Hint: module paths are: fc
+
+        Try 'transpile --help'.
+        """,
+    )
 
 
 def test_a_bad_name(command: Command) -> None:

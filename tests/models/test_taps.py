@@ -15,6 +15,7 @@ from tests.models.generated import GeneratedTests
 from tests.models.redraw import redraw
 from tests.models.support import FILES, Built, convert, fresh, load, pairs, to_double
 from transpiler import transpile
+from transpiler.errors import UsageError
 
 # Their call hands out several tensors: there is no one value at their path.
 SEVERAL = (nn.LSTM, nn.GRU)
@@ -123,3 +124,39 @@ def test_a_fused_package(name: str, tmp_path: Path) -> None:
         nearest = [other for other in model.taps if f"the nearest value is {other!r}" in str(caught.value)]
         assert nearest, caught.value
         model.tap(nearest[0])
+
+
+# Globs, paths that must be there, and paths that are still fused.
+PINNED = [
+    ("bottleneck_block", "0.conv?,*bn2", {"0.conv1", "0.conv2", "0.bn2", "1.bn2"}, {"0.bn1", "1.conv1", "1.conv2"}),
+    ("mnist", "conv?", {"conv1", "conv2"}, {"fc1"}),
+    ("mlp", "*", set(), set()),
+    ("cifar", "*", set(), set()),
+]
+
+
+@pytest.mark.parametrize(("name", "glob", "present", "absent"), PINNED, ids=[case[0] for case in PINNED])
+def test_a_glob_pins_what_it_matches(name: str, glob: str, present: set[str], absent: set[str], tmp_path: Path) -> None:
+    built = load(name)
+    package = build(built, name, tmp_path, taps=glob)
+    model = package.load()
+    returned = check_taps(model, built)
+    assert present <= set(model.taps)
+    assert not absent & set(model.taps)
+    if glob == "*":
+        assert set(model.taps) == returned
+    generated = GeneratedTests(package.path)
+    assert generated.failures(model) == []
+    generated.check_taps(model)
+
+
+def test_only_what_matches_is_unfused(tmp_path: Path) -> None:
+    def kernels(**options: Any) -> int:
+        return build(load("bottleneck_block"), "block", tmp_path, **options).report.kernels
+
+    assert kernels() < kernels(taps="0.conv1") < kernels(taps="all")
+
+
+def test_a_glob_that_matches_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"(?s)--taps 'fc9' matches no module.*module paths are: fc2, fc1"):
+        build(load("mnist"), "mnist", tmp_path, taps="fc9")

@@ -62,7 +62,7 @@ def constants(program: Program) -> Program:
             kept.append(node)
         else:
             folded.update({value.name: known[value.name] for value in node.outputs})
-    used = {value.name for node in kept for value in node.inputs} | graph.output_names()
+    used = {value.name for node in kept for value in node.inputs} | graph.kept_names()
     # A `full` that only folded nodes used is dead; one that a kernel reads from memory is stored like a constant.
     new_inputs = []
     stored = dict(program.constants)
@@ -97,7 +97,7 @@ def batch_norm_alone(graph: Graph) -> Graph:
 
 
 def _batch_norm(graph: Graph, *, into_convolutions: bool) -> Graph:
-    producers, consumers, outputs = graph.producers(), graph.consumers(), graph.output_names()
+    producers, consumers, outputs = graph.producers(), graph.consumers(), graph.kept_names()
     weights = weight_values(graph)
 
     def visit(rewriter: Rewriter, node: Node) -> Sequence[Value] | None:

@@ -49,7 +49,7 @@ class _Partition:
         self.graph, self.target, self.fuse = graph, target, fuse
         self.consumers = graph.consumers()
         self.producers = graph.producers()
-        self.outputs = graph.output_names()
+        self.outputs = graph.kept_names()
         self.group_of: dict[str, int] = {}  # value -> open group that computes it
         self.groups: dict[int, list[Node]] = {}
         self.views: dict[int, Node] = {}

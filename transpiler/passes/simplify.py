@@ -18,7 +18,7 @@ def dead_code(graph: Graph) -> Graph:
     before: %y = relu(%x); %z = exp(%x); return %y
     after:  %y = relu(%x); return %y
     """
-    live = {item.value.name for item in graph.outputs}
+    live = set(graph.kept_names())
     kept: list[Node] = []
     for node in reversed(graph.nodes):
         if any(value.name in live for value in node.outputs):

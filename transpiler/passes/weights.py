@@ -54,9 +54,9 @@ def split(graph: Graph) -> tuple[Graph, Graph]:
             available.update(names)
         else:
             stay.append(node)
-    used = dict.fromkeys(
-        value.name for node in stay for value in node.inputs if value.name in available
-    ) | dict.fromkeys(item.value.name for item in graph.outputs if item.value.name in available)
+    read = [value.name for node in stay for value in node.inputs]
+    kept = [item.value.name for item in graph.outputs] + sorted(graph.kept_names())
+    used = dict.fromkeys(name for name in (*read, *kept) if name in available)
     by_name = {value.name: value for value in graph.values()}
     results = [by_name[name] for name in used]
     prepare = replace(
