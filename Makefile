@@ -21,6 +21,7 @@ test:  ## what CI runs; lint and types are among the tests
 check: lint types test
 
 full:  ## also everything marked slow; text and JUnit results go to results/<date>/
+	$(PYTHON) -m pip install -q -c constraints.txt --no-deps timm  # without torchvision, which it requires
 	mkdir -p results/$(DATE)
 	bash -o pipefail -c '$(PYTHON) -m pytest -n 2 -m "" --durations=50 --junitxml=results/$(DATE)/junit.xml 2>&1 | tee results/$(DATE)/pytest.txt'
 
