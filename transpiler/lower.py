@@ -19,6 +19,8 @@ from transpiler.schedule import schedule
 from transpiler.target import Target
 
 MAX_NAME = 56
+# Gives the kernel called `name` for a group; LookupError where the target has none.
+Scheduler = Callable[[Group, Target, str], Lowered]
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,16 @@ class LoweredProgram:
 
 
 def lower(
-    program: Program, target: Target, *, fuse: bool = True, progress: Callable[[int, int], None] | None = None
+    program: Program,
+    target: Target,
+    *,
+    fuse: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+    scheduler: Scheduler = schedule,
 ) -> LoweredProgram:
     """Split off `prepare`, partition, schedule every distinct kernel, plan memory.
+
+    Another `scheduler` can share kernels between programs.
 
     Raises:
         TranspileErrors: the target has no schedule for some ops; all of them are listed with their locations.
@@ -40,7 +49,7 @@ def lower(
     prepare, main = split(program.main)
     steps = partition(main, target, fuse=fuse)
     names = _kernel_names(steps)
-    kernels = _schedule_all(steps, names, target, progress)
+    kernels = _schedule_all(steps, names, target, progress, scheduler)
     by_name = {item.kernel.name: item.kernel for item in kernels}
     weights = prepared_values(prepare)
     storage, arena_bytes, places = _store(main, steps, weights, names, by_name)
@@ -67,6 +76,7 @@ def _schedule_all(
     names: Mapping[int, str],
     target: Target,
     progress: Callable[[int, int], None] | None,
+    scheduler: Scheduler,
 ) -> list[Lowered]:
     groups: dict[str, Group] = {}
     for position, name in names.items():
@@ -77,7 +87,7 @@ def _schedule_all(
     problems: dict[str, list[Location]] = {}
     for done, (name, group) in enumerate(groups.items()):
         try:
-            kernels.append(schedule(group, target, name))
+            kernels.append(scheduler(group, target, name))
         except LookupError as error:
             places = [value.location for node in group.nodes for value in node.outputs if value.location is not None]
             problems.setdefault(str(error), []).extend(places[:1])

@@ -1,0 +1,93 @@
+"""The command: `python -m tests.conformance.databases`."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+
+from tests.conformance.databases.outcome import BAD, Results
+from tests.conformance.databases.report import markdown, text, verdict
+from tests.conformance.databases.samples import DATABASES, entries
+from tests.conformance.databases.workers import Task, evaluate
+from transpiler.target import load_target
+
+ALL_DTYPES = ["float32", "float64", "float16", "bfloat16", "int8", "uint8", "int16", "int32", "int64", "bool"]
+SAVE_SECONDS = 20.0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.conformance.databases", description=__doc__)
+    parser.add_argument("--db", choices=DATABASES, action="append", help="a database; both by default")
+    parser.add_argument("--dtype", default="float32", help="names with commas between, or all")
+    parser.add_argument("--ops", default="", help="a regular expression for the whole of an entry's name")
+    parser.add_argument("--samples", default="all", help="how many samples of each entry, or all")
+    parser.add_argument("--jobs", type=int, default=1, help="worker processes")
+    parser.add_argument("--target", default="cpu", help="a target, or `none`: only the numpy references")
+    parser.add_argument("--json", type=Path, default=Path("results/databases.json"), help="results, read and written")
+    parser.add_argument("--again", choices=("no", "bad", "refused", "all"), default="no",
+                        help="which known results to find out again")  # fmt: skip
+    parser.add_argument("--write", type=Path, help="write the Markdown report")
+    parser.add_argument("--quiet", action="store_true", help="no line per entry")
+    return parser.parse_args()
+
+
+def main() -> int:
+    options = arguments()
+    results = Results.load(options.json)
+    tasks = _tasks(options, results)
+    asked = {task.entry.id for task in tasks}
+    target = None if options.target == "none" else load_target(options.target)
+    saved = time.monotonic()
+    done = 0
+    try:
+        for entry, found, finished in evaluate(tasks, target, options.jobs):
+            for result in found:
+                results.add(result)
+            done += finished
+            if finished and not options.quiet:
+                mine = [item for item in results.by_id.values() if item.entry == entry.id]
+                print(f"[{done}/{len(tasks)}] {entry.id}: {verdict(mine)}, {len(mine)} samples", flush=True)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                results.save()
+                saved = time.monotonic()
+    finally:
+        results.save()
+    shown = [item for item in results.by_id.values() if item.entry in asked]
+    print(text(shown))
+    if options.write:
+        options.write.write_text(markdown(results.by_id.values()))
+    return int(any(item.outcome in BAD for item in shown))
+
+
+def _tasks(options: argparse.Namespace, results: Results) -> list[Task]:
+    wanted = None if options.samples == "all" else int(options.samples)
+    dtypes = ALL_DTYPES if options.dtype == "all" else options.dtype.split(",")
+    keep: dict[str, set[int]] = {}
+    for result in results.by_id.values():
+        forget = {
+            "no": False,
+            "bad": result.outcome in BAD,
+            "refused": result.outcome in (*BAD, "refused"),
+            "all": True,
+        }[options.again]
+        if not forget:
+            keep.setdefault(result.entry, set()).add(result.number)
+    tasks = []
+    for database in options.db or DATABASES:
+        for dtype in dtypes:
+            for entry in entries(database, dtype, options.ops):
+                tasks.append(Task(entry, wanted, frozenset(keep.get(entry.id, ()))))
+    if not tasks:
+        sys.exit(f"no entry of {', '.join(options.db or DATABASES)} matches {re.escape(options.ops)!r}")
+    return tasks
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Lowered samples share kernels: one library for a batch of plans, and plans run through it in this process.
+
+The plan is followed step by step, with its own offsets in one arena, so that a wrong lifetime or a wrong view shows.
+Memory starts as NaN bits, and 64 bytes behind every buffer must stay untouched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.conformance.kernels import STUB
+from transpiler.compile import compile_kernels
+from transpiler.group import Group, Lowered
+from transpiler.ir import Array, TensorType, Value
+from transpiler.link import storage_of
+from transpiler.memory import aligned, size_of
+from transpiler.plan import KernelPlan
+from transpiler.schedule import schedule
+from transpiler.target import Target
+from transpiler.weights import numpy_dtype
+
+GUARD = 64
+
+
+class KernelPool:
+    """Every distinct kernel once, under a name of its own; `schedule` can stand in for the target's scheduler."""
+
+    def __init__(self, prefix: str = "k") -> None:
+        self.kernels: dict[tuple[object, ...], Lowered] = {}
+        self._prefix = prefix
+
+    def schedule(self, group: Group, target: Target, name: str) -> Lowered:
+        """The group's kernel under the pool's name. Raises LookupError if the target has no schedule."""
+        key = group.key()
+        if key not in self.kernels:
+            self.kernels[key] = schedule(group, target, f"{self._prefix}{len(self.kernels)}_{name}")
+        own = self.kernels[key]
+        return replace(own, kernel=replace(own.kernel, name=name))
+
+    def symbols(self, lowered: Sequence[Lowered]) -> dict[str, str]:
+        """A plan's names of its kernels -> the names in the library."""
+        own = {id(item.function): item.kernel.name for item in self.kernels.values()}
+        return {item.kernel.name: own[id(item.function)] for item in lowered}
+
+
+def kernel_library(kernels: Sequence[Lowered], target: Target) -> ctypes.CDLL:
+    """The kernels, compiled and loaded."""
+    with tempfile.TemporaryDirectory(prefix="databases-") as name:
+        folder = Path(name)
+        (folder / "stub.c").write_text(STUB)
+        objects = []
+        for number, data in enumerate(compile_kernels(kernels, target, workers=1)):
+            (folder / f"k{number}.o").write_bytes(data)
+            objects.append(f"k{number}.o")
+        command = ["cc", "-O1", "-fPIC", "-shared", "-o", "kernels.so", "stub.c", *objects, "-lm"]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        return ctypes.CDLL(str(folder / "kernels.so"))
+
+
+class _Memory:
+    """Poisoned bytes, aligned, with a guard behind them."""
+
+    def __init__(self, size: int) -> None:
+        whole = np.full(size + GUARD + 64, 0xFF, np.uint8)
+        start = -whole.ctypes.data % 64
+        self.size, self.all = size, whole[start : start + size + GUARD]
+        self.address = self.all.ctypes.data
+
+    def check(self, what: str) -> None:
+        if not (self.all[self.size :] == 0xFF).all():
+            raise MemoryError(f"a kernel wrote past the end of {what}")
+
+
+def run_plan(
+    plan: KernelPlan, symbols: Mapping[str, str], library: Any, weights: Mapping[str, Array], inputs: Sequence[Array]
+) -> list[Array]:
+    """The plan's outputs for flat inputs.
+
+    Raises:
+        IndexError: a kernel reported an index out of bounds.
+        MemoryError: a kernel wrote behind a buffer.
+        RuntimeError: a kernel failed.
+    """
+    held = [_filled(np.ascontiguousarray(array)) for array in inputs]
+    before = [memory.all.copy() for memory in held]
+    outputs = [_Memory(size_of(value.type)) for value in plan.outputs]
+    arena, packed = _Memory(int(plan.arena_bytes)), _packed(plan, weights)  # type: ignore[arg-type]
+    homes = {"input": held, "output": outputs, "weight": [packed], "arena": [arena]}
+
+    def address(value: Value) -> int:
+        place = storage_of(plan, value)
+        return homes[place.kind][place.index].address + int(place.offset)  # type: ignore[arg-type]
+
+    status = np.zeros(1, np.int32)
+    for call in plan.calls():
+        kernel = plan.kernel(call.kernel)
+        pointers = [address(value) for value in (*call.inputs, *call.outputs)]
+        pointers += [arena.address + int(call.workspace_offset)] * bool(kernel.workspace)  # type: ignore[arg-type]
+        pointers += [status.ctypes.data] * kernel.checks_index
+        function = getattr(library, symbols[call.kernel])
+        if function(*(ctypes.c_void_p(pointer) for pointer in pointers)) != 0:
+            raise RuntimeError(f"{call.kernel} failed")
+        if status[0]:
+            raise IndexError(f"{call.kernel}: an index is out of bounds")
+    for what, memories in homes.items():
+        for memory in memories:
+            memory.check(f"an {what}")
+    for memory, bytes_before in zip(held, before, strict=True):
+        if not np.array_equal(memory.all, bytes_before):
+            raise MemoryError("a kernel wrote into an input")
+    return [_result(plan, index, homes) for index in range(len(plan.outputs))]
+
+
+def _result(plan: KernelPlan, index: int, homes: Mapping[str, Sequence[_Memory]]) -> Array:
+    value = plan.outputs[index]
+    place = storage_of(plan, value)
+    start, type_ = int(place.offset), value.type  # type: ignore[arg-type]
+    memory = homes[place.kind][place.index].all
+    return _view(memory[start : start + size_of(type_)].copy(), type_)
+
+
+def _view(data: Array, type_: TensorType) -> Array:
+    return data.view(numpy_dtype(type_.dtype)).reshape(type_.static_shape())
+
+
+def _filled(array: Array) -> _Memory:
+    memory = _Memory(array.nbytes)
+    memory.all[: array.nbytes] = np.frombuffer(array.tobytes(), np.uint8)
+    return memory
+
+
+def _packed(plan: KernelPlan, weights: Mapping[str, Array]) -> _Memory:
+    memory = _Memory(plan.weight_bytes)
+    offset = 0
+    for value in plan.weights:
+        data = np.frombuffer(np.ascontiguousarray(weights[value.name]).tobytes(), np.uint8)
+        memory.all[offset : offset + data.size] = data
+        offset += aligned(size_of(value.type))
+    return memory
