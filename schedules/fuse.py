@@ -18,11 +18,10 @@ from tvm.tirx.script.builder import ir as T
 from transpiler.group import Group, Lowered
 from transpiler.ir import Node, TensorType, Value
 from transpiler.ops.base import Elementwise, Injective
-from transpiler.ops.elementwise import Add, Mul, Sub
-from transpiler.ops.elementwise_unary import Neg
+from transpiler.ops.dtypes import HALF, numpy_dtype
 from transpiler.plan import Kernel
 
-from .tir import LANES, KernelBuilder, Tir, flat_offset, opaque_comparison, opaque_zero, vector_loop
+from .tir import LANES, KernelBuilder, Tir, flat_offset, opaque_comparison, opaque_zero, value_dtype, vector_loop
 
 Expr = Any
 Index = Sequence[Expr]
@@ -60,7 +59,7 @@ class Probe(Tir):
             return x
         if self.statements:
             self.binds.append(self.dtype(x))
-        return tirx.Var("bound", self.dtype(x))
+        return tirx.Var("bound", value_dtype(self.dtype(x)))
 
     def guarded(self, condition: Expr, then: Expr, otherwise: Expr) -> Expr:
         depends = False
@@ -159,12 +158,9 @@ def _apply(node: Node, s: Tir, elements: list[Expr]) -> Expr:
     twice, and nothing is concluded from comparisons.
     """
     assert isinstance(node.op, Elementwise)
-    if node.output.dtype == "int32" and isinstance(node.op, Add | Sub | Mul | Neg):
-        # TVM takes it that ints never overflow; PyTorch's wrap. int64 holds every result, and truncation wraps.
-        return s.cast(node.op.scalar(s, *(s.cast(element, "int64") for element in elements)), "int32")
     names = [value.name for value in node.inputs]
     for position, value in enumerate(node.inputs):
-        if value.name in names[:position] and value.type.is_float:
+        if value.name in names[:position] and value.type.is_float and value.dtype not in HALF:
             bits = f"uint{value.dtype.removeprefix('float')}"
             elements[position] = s.reinterpret(s.reinterpret(elements[position], bits), value.dtype)
     return opaque_comparison(node.op.scalar(s, *elements))
@@ -268,8 +264,7 @@ def describe(group: Group, name: str, *, flops: int, workspace: int = 0, checks_
 
 
 def _bytes(type_: TensorType) -> int:
-    width = {"float64": 8, "int64": 8, "int8": 1, "uint8": 1, "bool": 1, "int16": 2}.get(type_.dtype, 4)
-    return math.prod(type_.static_shape()) * width
+    return math.prod(type_.static_shape()) * numpy_dtype(type_.dtype).itemsize
 
 
 def lowered(group: Group, builder: KernelBuilder, *, flops: int, workspace: int = 0) -> Lowered:

@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.ir import TensorType
+from transpiler.ops.dtypes import HALF, category, numpy_dtype
 
 from . import vector_math
 
@@ -27,7 +29,9 @@ LANES = 16  # lanes of the vectors that schedules write; LLVM splits them for na
 
 
 class Buffer:
-    """A flat buffer of `size` elements. bool is stored as int8 and seen as bool."""
+    """A flat buffer of `size` elements. bool is stored as int8 and seen as bool; bfloat16 is stored and seen as the
+    uint16 of its bits, which no other dtype uses.
+    """
 
     def __init__(self, handle: Any, dtype: str, size: int, base: Expr = 0) -> None:
         self.handle, self.dtype, self.size, self.base = handle, dtype, size, base
@@ -50,7 +54,18 @@ class Buffer:
 
 
 def storage_dtype(dtype: str) -> str:
-    return "int8" if dtype == "bool" else dtype
+    """What memory holds for an IR dtype."""
+    return "int8" if dtype == "bool" else value_dtype(dtype)
+
+
+def value_dtype(dtype: str) -> str:
+    """The TIR dtype of expressions of an IR dtype: bfloat16, which the code generator lacks, is its bits."""
+    return "uint16" if dtype == "bfloat16" else dtype
+
+
+# Wider ints in which +, - and * cannot overflow: TVM takes it that ints never do, PyTorch's wrap. LLVM narrows the
+# arithmetic again, without that assumption.
+WRAPPING = {"int32": "int64", "int64": "int128"}
 
 
 class KernelBuilder:
@@ -218,16 +233,19 @@ class Tir:
             case float():
                 return "float32"
             case _:
-                return str(x.ty.dtype).split("x")[0]
+                dtype = str(x.ty.dtype).split("x")[0]
+                return "bfloat16" if dtype == "uint16" else dtype
 
     def const(self, value: float | int | bool, dtype: str) -> Expr:
+        if dtype in HALF:
+            return _half_const(float(value), dtype)
         if dtype.startswith("float") and not math.isfinite(value):
             return self._nonfinite(float(value), dtype)
         return tirx.const(value, dtype)
 
     def _nonfinite(self, value: float, dtype: str) -> Expr:
         if math.isnan(value):
-            bits = {"float16": 0x7E00, "float32": 0x7FC00000, "float64": 0x7FF8000000000000}[dtype]
+            bits = {"float32": 0x7FC00000, "float64": 0x7FF8000000000000}[dtype]
             return T.reinterpret(dtype, tirx.const(bits, dtype.replace("float", "uint")))
         infinity = T.infinity(dtype)
         return infinity if value > 0 else tirx.const(0.0, dtype) - infinity
@@ -263,16 +281,55 @@ class Tir:
         source = self.dtype(x)
         if source == dtype:
             return x
-        if isinstance(x, tirx.IntImm) and dtype.startswith("float"):
+        if source in HALF:
+            return self.cast(self._widened(x, source), dtype)
+        if isinstance(x, tirx.IntImm) and category(dtype) == 2:
             return self.const(float(x.value), dtype)
         if dtype == "bool":
             return self.ne(x, self._zero(source))
         if source == "bool":
             return self.select(x, self.const(1, dtype), self.const(0, dtype))
+        if dtype in HALF:
+            return self._narrowed(self.cast(x, "float32"), dtype)
         if source.startswith("float") and dtype in ("int8", "uint8", "int16"):
-            # PyTorch converts through int32 and wraps; a direct conversion is undefined beyond the range.
-            return T.Cast(dtype, T.Cast("int32", x))
+            # PyTorch converts through a wider int and wraps; a direct conversion is undefined beyond the range.
+            return self._convert(self._convert(x, "int64" if dtype == "uint8" else "int32"), dtype)
+        return self._convert(x, dtype)
+
+    def _convert(self, x: Expr, dtype: str) -> Expr:
+        """The machine's conversion."""
         return T.Cast(dtype, x)
+
+    def _widened(self, x: Expr, dtype: str) -> Expr:
+        """float32 of a half float: exact."""
+        if isinstance(x, tirx.IntImm | tirx.FloatImm):
+            return self.const(_half_value(x), "float32")
+        if dtype == "float16":
+            return self._convert(x, "float32")
+        return self.reinterpret(self.shift_left(self._convert(x, "uint32"), 16), "float32")
+
+    def _narrowed(self, x: Expr, dtype: str) -> Expr:
+        """A half float of float32, rounded to nearest, ties to even."""
+        if isinstance(x, tirx.FloatImm):
+            return self.const(x.value, dtype)
+        if dtype == "float16":
+            return self._convert(x, "float16")
+        x = self.bind(x)
+        bits = self.reinterpret(x, "uint32")
+        high = self.shift_right(bits, 16)
+        odd = T.bitwise_and(high, self.const(1, "uint32"))
+        rounded = self.shift_right(bits + (odd + self.const(0x7FFF, "uint32")), 16)
+        # The sum of a NaN may overflow into the sign, or round to an infinity.
+        quiet = T.bitwise_or(high, self.const(0x40, "uint32"))
+        return self._convert(self.select(self.is_nan(x), quiet, rounded), "uint16")
+
+    def wrapping(self, function: Callable[..., Expr], *x: Expr) -> Expr:
+        """`function` of int operands, made of + - * alone, with results that wrap around as PyTorch's do."""
+        dtype = self.dtype(x[0])
+        wide = WRAPPING.get(dtype)
+        if wide is None:
+            return function(*x)
+        return self._convert(function(*(self._convert(item, wide) for item in x)), dtype)
 
     def _zero(self, dtype: str) -> Expr:
         return tirx.const(0, dtype)
@@ -425,6 +482,23 @@ class Tir:
             with T.If(self.logical_not(valid)), T.Then():
                 self.status.store(0, tirx.const(1, "int32"))
         return T.Cast("int32", self.select(valid, wrapped, tirx.const(0, "int64")))
+
+
+def _half_const(value: float, dtype: str) -> Expr:
+    """The literal, rounded here: TVM folds a cast of a literal without rounding it."""
+    with np.errstate(over="ignore"):
+        rounded = np.array(value, np.float32).astype(numpy_dtype(dtype))
+    if dtype == "bfloat16":
+        return tirx.const(int(rounded.view(np.uint16)), "uint16")
+    if math.isfinite(rounded):
+        return tirx.const(float(rounded), "float16")
+    return T.reinterpret("float16", tirx.const(int(rounded.view(np.uint16)), "uint16"))
+
+
+def _half_value(x: tirx.IntImm | tirx.FloatImm) -> float:
+    if isinstance(x, tirx.FloatImm):
+        return float(x.value)
+    return float(np.array(x.value, np.uint16).view(numpy_dtype("bfloat16")))
 
 
 def opaque_comparison(x: Expr) -> Expr:

@@ -57,9 +57,7 @@ class VectorTir(Tir):
     def reinterpret(self, x: Expr, dtype: str) -> Expr:
         return super().reinterpret(x, self._wide(dtype))
 
-    def cast(self, x: Expr, dtype: str) -> Expr:
-        if self.lanes == 1 or "bool" in (dtype, self.dtype(x)):
-            return super().cast(x, dtype)
+    def _convert(self, x: Expr, dtype: str) -> Expr:
         return T.Cast(self._wide(dtype), x)
 
     def _wide(self, dtype: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,15 +38,21 @@ def _sum(
         extents=tuple(extents),
         init=(s.const(0, dtype),),
         body=lambda r: (body(r),),
-        combine=lambda a, b: (a[0] + b[0],),
-        finish=lambda state: state[0] if bias is None else state[0] + bias,
+        combine=lambda a, b: (s.wrapping(operator.add, a[0], b[0]),),
+        finish=lambda state: state[0] if bias is None else s.wrapping(operator.add, state[0], bias),
     )
 
 
 def _linear(s: Tir, x: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Reduction:
     *leading, column = index
     bias = x[2](column) if len(x) == 3 else None
-    return _sum(s, types[0].dtype, [types[1].shape[1]], lambda r: x[0](*leading, r[0]) * x[1](column, r[0]), bias)
+    return _sum(
+        s,
+        types[0].dtype,
+        [types[1].shape[1]],
+        lambda r: s.wrapping(operator.mul, x[0](*leading, r[0]), x[1](column, r[0])),
+        bias,
+    )
 
 
 def _matmul(op: Matmul, s: Tir, x: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Reduction:
@@ -60,7 +67,7 @@ def _matmul(op: Matmul, s: Tir, x: Sequence[Load], types: Sequence[TensorType], 
 
     def body(r: Sequence[Expr]) -> Expr:
         place = (column, r[0]) if op.transpose_b else (r[0], column)
-        return x[0](*left, row, r[0]) * x[1](*right, *place)
+        return s.wrapping(operator.mul, x[0](*left, row, r[0]), x[1](*right, *place))
 
     return _sum(s, types[0].dtype, [types[0].shape[-1]], body, None)
 
@@ -84,7 +91,7 @@ def _conv(op: Conv, s: Tir, x: Sequence[Load], types: Sequence[TensorType], inde
         value = x[0](n, first + inner, *places)
         if inside is not None:
             value = s.guarded(inside, value, s.const(0, types[0].dtype))
-        return value * x[1](channel, inner, *taps)
+        return s.wrapping(operator.mul, value, x[1](channel, inner, *taps))
 
     bias = x[2](channel) if len(x) == 3 else None
     return _sum(s, types[0].dtype, [group_size, *kernel], body, bias)
@@ -114,7 +121,7 @@ def _conv_transpose(
                 fits = s.logical_and(fits, s.eq(s.floormod(reach, op.stride[axis]), 0))
             inside = fits if inside is None else s.logical_and(inside, fits)
         value = s.guarded(inside, x[0](n, group * per_group + inner, *places), s.const(0, types[0].dtype))
-        return value * x[1](group * per_group + inner, within, *taps)
+        return s.wrapping(operator.mul, value, x[1](group * per_group + inner, within, *taps))
 
     bias = x[2](channel) if len(x) == 3 else None
     return _sum(s, types[0].dtype, [per_group, *kernel], body, bias)

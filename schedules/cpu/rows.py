@@ -12,12 +12,12 @@ from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group
 from transpiler.ops.base import Elementwise
+from transpiler.ops.dtypes import numpy_dtype
 
 from ..fuse import Inline, Probe, needs_status, probe
 from ..tir import LANES, Buffer, KernelBuilder, Tir, vector_loop
 
 Expr = Any
-BYTES = {"float64": 8, "int64": 8, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 
 
 class RowGroup:
@@ -72,7 +72,7 @@ class RowGroup:
 
     @property
     def workspace_bytes(self) -> int:
-        return self.workspace * BYTES.get(self.dtype, 4)
+        return self.workspace * numpy_dtype(self.dtype).itemsize
 
     def parameter(self, position: int) -> Buffer | None:
         """The buffer of the anchor's input `position`, if it has that many."""

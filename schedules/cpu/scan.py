@@ -9,6 +9,7 @@ split over the threads.
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
@@ -46,7 +47,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
             for number in range(vectors):
                 offset = base + step * inner + number * v.lanes
                 element = v.load(builder.inputs[0], offset, width - number * v.lanes)
-                totals[number] = totals[number] + element if op.name == "cumsum" else totals[number] * element
+                combine = operator.add if op.name == "cumsum" else operator.mul
+                totals[number] = v.s.wrapping(combine, totals[number], element)
                 v.store(builder.outputs[0], offset, totals[number], width - number * v.lanes)
 
     with builder:

@@ -8,6 +8,7 @@ latency of a dependent read and write per update.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ def _scatter(builder: KernelBuilder, positions: list[int], types: list[TensorTyp
         row = s.index(builder.inputs[positions[1]][flat_offset(index, indices)], x[axis])
         at = held(flat_offset([*index[:axis], row, *index[axis + 1 :]], x))
         value = builder.inputs[positions[2]][flat_offset(index, source)]
-        output.store(at, output[at] + value if add else value)
+        output.store(at, s.wrapping(operator.add, output[at], value) if add else value)
 
     _nest(indices, update)
     return math.prod(indices)

@@ -18,6 +18,7 @@ from transpiler.compile import compile_kernels
 from transpiler.group import Group, Lowered, make_group
 from transpiler.ir import Array, Node, TensorType, Value
 from transpiler.ops.base import Op
+from transpiler.ops.dtypes import numpy_dtype
 from transpiler.schedule import schedule
 from transpiler.target import Target
 
@@ -66,7 +67,7 @@ class KernelLibrary:
         guarded, outputs = [], []
         for type_ in kernel.outputs:
             shape = type_.static_shape()
-            dtype = np.dtype(type_.dtype)
+            dtype = numpy_dtype(type_.dtype)
             size = int(np.prod(shape)) * dtype.itemsize
             memory = np.full(size + 64, 0xFF, np.uint8)
             guarded.append(memory)

@@ -146,6 +146,9 @@ class NumpyScalar:
     def bitwise(self, operator: str, a: Lazy, b: Lazy) -> Lazy:
         return a._binary(b, _BITS[operator])
 
+    def wrapping(self, function: Callable[..., Lazy], *x: Lazy) -> Lazy:
+        return function(*x)
+
     def divide(self, a: Lazy, b: Lazy) -> Lazy:
         assert "float" in a.dtype
         return a._binary(b, np.divide)

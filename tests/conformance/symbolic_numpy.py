@@ -81,6 +81,9 @@ class NumpyScalar:
             ">>": np.right_shift,
         }[operator](a, b)  # fmt: skip
 
+    def wrapping(self, function: Any, *x: Any) -> Any:
+        return function(*x)
+
     def divide(self, a: Any, b: Any) -> Any:
         return np.divide(a, b)
 

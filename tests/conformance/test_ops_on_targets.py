@@ -1,24 +1,25 @@
-"""Every conformance sample of every op, as a kernel of its own, on every target: equal to float64, or listed here.
+"""Every conformance sample of every op on every target: equal to float64.
 
-A float result may be off by 4 times what the float32 reference is off by, plus 128 roundings of the largest
-reference value; integers and bools are exact. Memory behind each output and the workspace is checked by the harness.
+A sample is a kernel of its own; with half floats, a program that the passes rewrite. A float result may be off by 4
+times what the reference is off by, plus 128 roundings of the largest reference value (of half floats 2, since they
+are summed in float32); integers and bools are exact. Memory behind each output and the workspace is checked by the
+harness.
 """
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import transpiler.ops  # noqa: F401  (registers the ops)
-from tests.conformance.kernels import KernelLibrary, op_group
-from transpiler.group import Lowered
+from tests.conformance.kernels import KernelLibrary, array_type, op_group
+from tests.conformance.programs import Programs, op_program
 from transpiler.ir import Array
 from transpiler.ops.base import REGISTRY, Sample
+from transpiler.ops.dtypes import HALF, numpy_dtype
 from transpiler.schedule import schedule
 from transpiler.target import Target
-
-# Samples that the targets refuse, with the reason; strict in both directions.
-REFUSED_DTYPES = frozenset({"float16", "bfloat16"})
 
 
 def families() -> dict[str, list[Sample]]:
@@ -46,7 +47,7 @@ def reference(sample: Sample) -> list[Array]:
 
 def double_reference(sample: Sample) -> list[Array]:
     """The reference on float64 inputs; ops that name a dtype keep it."""
-    wide = [array.astype(np.float64) if array.dtype == np.float32 else array for array in sample.inputs]
+    wide = [array.astype(np.float64) if array_type(array).is_float else array for array in sample.inputs]
     with np.errstate(all="ignore"):
         result = sample.op.reference(*wide)
     return list(result) if isinstance(result, tuple) else [result]
@@ -55,7 +56,7 @@ def double_reference(sample: Sample) -> list[Array]:
 def check(name: str, got: Array, single: Array, double: Array) -> list[str]:
     if got.dtype != single.dtype or got.shape != single.shape:
         return [f"{name}: {got.dtype}{got.shape}, expected {single.dtype}{single.shape}"]
-    if got.dtype.kind != "f":
+    if not array_type(got).is_float:
         return [] if np.array_equal(got, single) else [f"{name}: {got.ravel()[:8]} expected {single.ravel()[:8]}"]
     kinds = np.where(np.isnan(single), 2, np.where(np.isinf(single), np.sign(single), 0))
     own = np.where(np.isnan(got), 2, np.where(np.isinf(got), np.sign(got), 0))
@@ -65,38 +66,84 @@ def check(name: str, got: Array, single: Array, double: Array) -> list[str]:
     if not finite.any():
         return []
     with np.errstate(all="ignore"):
+        double = double.astype(np.float64)
         error = np.abs(got[finite].astype(np.float64) - double[finite]).max()
         base = np.abs(single[finite].astype(np.float64) - double[finite]).max()
-        tolerance = 4 * base + 128 * np.finfo(got.dtype).eps * np.abs(double[finite]).max()
-    tolerance = max(tolerance, 128 * np.finfo(got.dtype).eps * np.finfo(got.dtype).tiny)
+        facts = ml_dtypes.finfo(got.dtype)
+        eps = float(facts.eps) * (2 if str(got.dtype) in HALF else 128)
+        tolerance = 4 * base + eps * max(np.abs(double[finite]).max(), float(facts.tiny))
     return [] if error <= tolerance else [f"{name}: off by {error:.3g}, tolerance {tolerance:.3g}"]
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_samples(family: str, target: Target) -> None:
     """Each sample's kernel gives the reference's result, the second call too."""
-    lowered: list[tuple[Sample, Lowered]] = []
-    for number, sample in enumerate(FAMILIES[family]):
-        group = op_group(sample.op, sample.inputs)
-        if dtypes(sample) & REFUSED_DTYPES:
-            with pytest.raises(LookupError, match="has no"):
-                schedule(group, target, "refused")
-            continue
-        lowered.append((sample, schedule(group, target, f"k{number}")))
-    if not lowered:
-        pytest.fail(f"{family}: nothing left to run")
-    library = KernelLibrary([item for _, item in lowered], target)
+    samples = {f"k{number}": sample for number, sample in enumerate(FAMILIES[family])}
+    half = {key for key, sample in samples.items() if not dtypes(sample).isdisjoint(HALF)}
+    programs = Programs({key: op_program(samples[key].op, samples[key].inputs) for key in half}, target)
+    whole = [key for key in samples if key not in half]
+    library = KernelLibrary(
+        [schedule(op_group(samples[key].op, samples[key].inputs), target, key) for key in whole], target
+    )
     problems: list[str] = []
-    for sample, item in lowered:
+    for key, sample in samples.items():
         name = f"{sample.op.name}/{sample.id}"
-        first = library.run(item.kernel.name, *sample.inputs)
-        second = library.run(item.kernel.name, *sample.inputs)
+        run = programs.run if key in half else library.run
+        first, second = run(key, *sample.inputs), run(key, *sample.inputs)
         for got, again, single, double in zip(first, second, reference(sample), double_reference(sample), strict=True):
             problems += check(name, got, single, double)
             if got.tobytes() != again.tobytes():
                 problems.append(f"{name}: the second call differs")
-            if sample.exact and not np.array_equal(got, single, equal_nan=got.dtype.kind == "f"):
+            if sample.exact and not np.array_equal(got, single, equal_nan=array_type(got).is_float):
                 problems.append(f"{name}: not exact")
+    assert not problems, "\n".join(problems)
+
+
+def in_half(sample: Sample, dtype: str) -> Sample | None:
+    """The sample on half floats instead of float32; None if it has none, or its result is named by an attribute."""
+    if not any(array.dtype == np.float32 for array in sample.inputs) or hasattr(sample.op, "dtype"):
+        return None
+    with np.errstate(over="ignore"):
+        inputs = [a.astype(numpy_dtype(dtype)) if a.dtype == np.float32 else a for a in sample.inputs]
+    return Sample(sample.id, sample.op, tuple(inputs))
+
+
+def rounded_reference(sample: Sample, dtype: str) -> list[Array]:
+    """The float32 reference, its floats rounded to `dtype` once: what PyTorch's kernels do."""
+    wide = [array.astype(np.float32) if array_type(array).is_float else array for array in sample.inputs]
+    with np.errstate(all="ignore"):
+        result = sample.op.reference(*wide)
+        results = result if isinstance(result, tuple) else (result,)
+        return [item.astype(numpy_dtype(dtype)) if array_type(item).is_float else item for item in results]
+
+
+def half_samples(family: str) -> dict[str, tuple[Sample, str]]:
+    """Up to three samples of each op, in float16 and bfloat16 by turns, with the dtype."""
+    found: dict[str, tuple[Sample, str]] = {}
+    taken: dict[str, int] = {}
+    for number, sample in enumerate(FAMILIES[family]):
+        dtype = HALF[number % 2]
+        half = in_half(sample, dtype)
+        if half is not None and taken.setdefault(sample.op.name, 0) < 3:
+            taken[sample.op.name] += 1
+            found[f"{number}"] = half, dtype
+    return found
+
+
+# The passes make packed ops of float32 ones.
+@pytest.mark.parametrize("family", sorted(family for family in FAMILIES if family != "packed" and half_samples(family)))
+def test_half_samples(family: str, target: Target) -> None:
+    """float32 samples in half floats: computed in float32, rounded once."""
+    samples = half_samples(family)
+    programs = Programs({key: op_program(sample.op, sample.inputs) for key, (sample, _) in samples.items()}, target)
+    problems: list[str] = []
+    for key, (sample, dtype) in samples.items():
+        name = f"{sample.op.name}/{sample.id}/{dtype}"
+        results = programs.run(key, *sample.inputs)
+        for got, rounded, double in zip(
+            results, rounded_reference(sample, dtype), double_reference(sample), strict=True
+        ):
+            problems += check(name, got, rounded, double)
     assert not problems, "\n".join(problems)
 
 

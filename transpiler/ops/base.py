@@ -75,6 +75,9 @@ class Scalar(Protocol):
     def bitwise(self, operator: str, a: Expr, b: Expr) -> Expr:
         """operator: & | ^ << >>"""
 
+    def wrapping(self, function: Callable[..., Expr], *x: Expr) -> Expr:
+        """`function(*x)`, made of + - * alone; of integers with results that wrap around."""
+
     def divide(self, a: Expr, b: Expr) -> Expr:
         """True division of floats."""
 
@@ -110,6 +113,8 @@ class Op:
     checks_index: ClassVar[bool] = False
     # Arithmetic operations per output element, roughly: what recomputing it inside another loop costs.
     cost: ClassVar[int] = 1
+    # Elements are copied as they are; all others compute half floats as float32 (see passes/half.py).
+    moves: ClassVar[bool] = False
 
     def __init_subclass__(cls, *, name: str = "", aten: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -172,6 +177,8 @@ class Elementwise(Op):
 
 class Injective(Op):
     """An output element is read from (at most a few) input elements at computed indices: transpose, pad, gather."""
+
+    moves = True
 
     def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         """The output element at `index`; `inputs[n](*i)` reads input n, `types` are the inputs' types."""

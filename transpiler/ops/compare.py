@@ -149,6 +149,8 @@ class IsFinite(Question, name="isfinite"):
 class Where(Elementwise, name="where"):
     """`a` where the bool `condition` holds, else `b`; shapes (…), (…), (…) broadcast."""
 
+    moves = True
+
     def infer(self, *types: TensorType) -> TensorType:
         condition, a, b = types
         if condition.dtype != "bool" or a.dtype != b.dtype:
@@ -176,6 +178,7 @@ class Where(Elementwise, name="where"):
 class Cast(Elementwise, name="cast"):
     """To `dtype`: floats to ints by truncation, to bool by != 0; out of range as PyTorch on a CPU."""
 
+    moves = True  # half floats are converted as they are
     dtype: str
 
     def result_dtype(self, *dtypes: str) -> str:
@@ -185,7 +188,7 @@ class Cast(Elementwise, name="cast"):
         return x.astype(numpy_dtype(self.dtype))
 
     def host(self, x: str) -> str | None:
-        return None if self.dtype == "bfloat16" else f"{x}.astype(np.{self.dtype.replace('bool', 'bool_')})"
+        return f'cast({x}, "{self.dtype}")'
 
     def scalar(self, s: Scalar, x: Expr) -> Expr:
         return s.cast(x, self.dtype)

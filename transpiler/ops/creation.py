@@ -33,6 +33,8 @@ class Full(Injective, name="full"):
         if isinstance(self.value, SymExpr) or not all(isinstance(dim, int) for dim in self.shape):
             return None
         value = repr(self.value) if np.isfinite(self.value) else f'float("{self.value}")'
+        if self.dtype == "bfloat16":
+            return f'cast(np.full({tuple(self.shape)}, {value}, "float32"), "bfloat16")'
         return f'np.full({tuple(self.shape)}, {value}, "{self.dtype}")'
 
     def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
@@ -53,6 +55,7 @@ class Full(Injective, name="full"):
 class Arange(Injective, name="arange"):
     """`start + step * i` for i in 0..size-1; shape (size,)."""
 
+    moves = False
     start: int | float | SymExpr
     step: int | float | SymExpr
     size: Dim

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -65,7 +66,7 @@ class Add(Binary, name="add"):
         return f"({a} + {b})"
 
     def scalar(self, s: Scalar, a: Expr, b: Expr) -> Expr:
-        return a + b
+        return s.wrapping(operator.add, a, b)
 
 
 class Sub(Binary, name="sub"):
@@ -78,7 +79,7 @@ class Sub(Binary, name="sub"):
         return f"({a} - {b})"
 
     def scalar(self, s: Scalar, a: Expr, b: Expr) -> Expr:
-        return a - b
+        return s.wrapping(operator.sub, a, b)
 
 
 class Mul(Binary, name="mul"):
@@ -91,7 +92,7 @@ class Mul(Binary, name="mul"):
         return f"({a} * {b})"
 
     def scalar(self, s: Scalar, a: Expr, b: Expr) -> Expr:
-        return a * b
+        return s.wrapping(operator.mul, a, b)
 
 
 class Div(Binary, name="div"):
@@ -153,7 +154,7 @@ class DivRound(Binary, name="div_round"):
         divide = s.floordiv if self.mode == "floor" else s.truncdiv
         quotient = divide(a, _safe_divisor(s, b))
         if dtype != "uint8":
-            quotient = s.select(s.eq(b, s.const(-1, dtype)), zero - a, quotient)
+            quotient = s.select(s.eq(b, s.const(-1, dtype)), s.wrapping(operator.sub, zero, a), quotient)
         return s.select(s.eq(b, zero), zero, quotient)
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -200,7 +201,8 @@ class Neg(Unary, name="neg"):
 
     def scalar(self, s: Scalar, x: Expr) -> Expr:
         # Not 0 - x: that loses the sign of zero.
-        return x * s.const(-1, s.dtype(x)) if category(s.dtype(x)) == 2 else s.const(0, s.dtype(x)) - x
+        dtype = s.dtype(x)
+        return x * s.const(-1, dtype) if category(dtype) == 2 else s.wrapping(operator.sub, s.const(0, dtype), x)
 
     @classmethod
     def samples(cls) -> Iterator[Sample]:
@@ -222,8 +224,10 @@ class Abs(Unary, name="abs"):
     def scalar(self, s: Scalar, x: Expr) -> Expr:
         if category(s.dtype(x)) == 2:
             return s.call("abs", x)
+        if s.dtype(x) == "uint8":
+            return x
         zero = s.const(0, s.dtype(x))
-        return x if s.dtype(x) == "uint8" else s.select(x < zero, zero - x, x)
+        return s.select(x < zero, s.wrapping(operator.sub, zero, x), x)
 
 
 class Sign(Unary, name="sign"):

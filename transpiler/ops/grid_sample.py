@@ -28,6 +28,7 @@ class GridSample(Injective, name="grid_sample"):
     reflected. Source: aten/src/ATen/native/GridSampler.h (Jaderberg et al., arXiv:1506.02025).
     """
 
+    moves = False
     mode: str = "bilinear"
     padding_mode: str = "zeros"
     align_corners: bool = False

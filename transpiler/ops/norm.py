@@ -27,6 +27,7 @@ class BatchNorm(Injective, name="batch_norm"):
     Inference with known statistics (Ioffe, Szegedy, arXiv:1502.03167).
     """
 
+    moves = False
     eps: float
 
     def infer(self, *types: TensorType) -> TensorType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -106,7 +107,7 @@ class ReduceSum(AxisReduce, name="reduce_sum"):
         return s.const(0, dtype)
 
     def join(self, s: Scalar, a: Expr, b: Expr) -> Expr:
-        return a + b
+        return s.wrapping(operator.add, a, b)
 
 
 class ReduceMean(AxisReduce, name="reduce_mean"):
@@ -125,7 +126,7 @@ class ReduceMean(AxisReduce, name="reduce_mean"):
         return s.const(0, dtype)
 
     def join(self, s: Scalar, a: Expr, b: Expr) -> Expr:
-        return a + b
+        return s.wrapping(operator.add, a, b)
 
     def finish(self, s: Scalar, total: Expr, count: Dim) -> Expr:
         return s.divide(total, s.cast(s.size(count), s.dtype(total)))
@@ -141,7 +142,7 @@ class ReduceProd(AxisReduce, name="reduce_prod"):
         return s.const(1, dtype)
 
     def join(self, s: Scalar, a: Expr, b: Expr) -> Expr:
-        return a * b
+        return s.wrapping(operator.mul, a, b)
 
 
 class ReduceMax(AxisReduce, name="reduce_max"):

@@ -29,6 +29,7 @@ class Resize(Injective, name="resize"):
     aten/src/ATen/native/UpSample.h.
     """
 
+    moves = False
     size: tuple[Dim, ...]
     mode: str
     align_corners: bool

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from transpiler.ir import Graph, IRError, Program, verify
-from transpiler.passes import decompose, fold, layout, simplify
+from transpiler.passes import decompose, fold, half, layout, simplify
 
 Pass = Callable[[Program], Program]
 
@@ -29,6 +29,7 @@ CLEAN_UP: tuple[Pass, ...] = (
 
 PIPELINE: tuple[Pass, ...] = (
     *CLEAN_UP,
+    on_main(half.half_floats),
     on_main(fold.batch_norm),
     on_main(decompose.conv1d),
     on_main(layout.blocked_channels),
@@ -39,6 +40,7 @@ PIPELINE: tuple[Pass, ...] = (
 # Every module's output keeps a value of its own: nothing is folded into its neighbour.
 UNFOLDED_PIPELINE: tuple[Pass, ...] = (
     *CLEAN_UP,
+    on_main(half.half_floats),
     on_main(fold.batch_norm_alone),
     on_main(decompose.conv1d),
     on_main(layout.blocked_channels),
