@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from transpiler.checks import is_float
-from transpiler.draw import Array, Recipe, integers, make, seed_of
+from transpiler.draw import Array, Recipe, integers, make, numpy_dtype, seed_of
 
 DRAWS = 3
 EDGE_INPUTS = 3  # NaN and Inf are planted into at most this many inputs, one at a time
@@ -54,6 +54,9 @@ def draw_inputs(arguments: Sequence[Argument], examples: Sequence[Array], draws:
     are true at least where the example is. Edge cases: zeros, 1e4, 1e-40, one NaN, +Inf or -Inf in an
     otherwise unchanged example, and the lowest and highest integers.
     """
+    examples = [
+        array.astype(numpy_dtype(item.dtype), copy=False) for item, array in zip(arguments, examples, strict=True)
+    ]
     stored = {f"example/{item.name}": np.array(array) for item, array in zip(arguments, examples, strict=True)}
     keep: list[Recipe] = [{"kind": "stored", "key": f"example/{item.name}"} for item in arguments]
     cases: list[tuple[str, list[Recipe]]] = [("example", keep)]
@@ -164,8 +167,9 @@ def draw_state(state: Mapping[str, Array], aliases: Mapping[str, str]) -> State:
     recipes: dict[str, dict[str, Any]] = {}
     stored: dict[str, Array] = {}
     seen: dict[tuple[str, tuple[int, ...], bytes], str] = {}
-    for key, array in sorted(state.items()):
-        entry: dict[str, Any] = {"dtype": array.dtype.name, "shape": list(array.shape)}
+    for key, given in sorted(state.items()):
+        entry: dict[str, Any] = {"dtype": given.dtype.name, "shape": list(given.shape)}
+        array = given.astype(numpy_dtype(given.dtype.name), copy=False)
         if array.dtype.kind == "f" and array.size and np.isfinite(array).all():
             mean, std = float(np.mean(array, dtype=np.float64)), float(np.std(array, dtype=np.float64))
             low = float(array.min())
@@ -177,7 +181,7 @@ def draw_state(state: Mapping[str, Array], aliases: Mapping[str, str]) -> State:
                 "low": low if low >= 0 else None,
             }
         else:
-            identity = (array.dtype.name, array.shape, array.tobytes())
+            identity = (given.dtype.name, array.shape, array.tobytes())
             name = seen.setdefault(identity, f"kept/{key}")
             stored[name] = np.array(array)
             entry["recipe"] = {"kind": "stored", "key": name}

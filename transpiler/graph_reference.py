@@ -11,6 +11,7 @@ import numpy as np
 from transpiler.draw import integers, normal, numpy_dtype, seed_of
 from transpiler.interpreter import run_graph
 from transpiler.ir import Array, Graph, Node, Program, TensorType, Value
+from transpiler.ops import dtypes
 from transpiler.ops.index import Take
 
 WIDE = {"float32": "float64", "float16": "float64", "bfloat16": "float64"}
@@ -24,7 +25,7 @@ class GraphReference:
         self.wide = to_double(program)
 
     def eager(self, inputs: Sequence[Array], *, weights: Mapping[str, Array] | None = None) -> list[Array]:
-        return list(run_graph(self.program, self.state if weights is None else weights, inputs))
+        return list(run_graph(self.program, self._typed(weights), self._inputs(inputs)))
 
     def run(
         self,
@@ -40,8 +41,26 @@ class GraphReference:
             widened = {key: _widen(array) for key, array in state.items()}
             outputs = run_graph(self.wide, widened, [_widen(array) for array in inputs], values=values)
         else:
-            outputs = run_graph(self.program, state, inputs, values=values)
+            outputs = run_graph(self.program, self._typed(weights), self._inputs(inputs), values=values)
         return list(outputs), {name: values[name] for name in capture_values}
+
+    def _typed(self, weights: Mapping[str, Array] | None) -> Mapping[str, Array]:
+        """Weights in the model's dtypes: bfloat16 may come as float32."""
+        if weights is None:
+            return self.state
+        return {
+            key: array.astype(self.state[key].dtype, copy=False) if key in self.state else array
+            for key, array in weights.items()
+        }
+
+    def _inputs(self, inputs: Sequence[Array]) -> list[Array]:
+        users = self.program.main.user_inputs()
+        if len(users) != len(inputs):
+            return list(inputs)
+        return [
+            array.astype(dtypes.numpy_dtype("bfloat16")) if item.value.dtype == "bfloat16" else array
+            for item, array in zip(users, inputs, strict=True)
+        ]
 
     def bounds(self) -> dict[str, tuple[int, int]]:
         """Integer inputs that look up a table directly: its valid indices."""

@@ -14,7 +14,7 @@ from transpiler.structure import to_json
 
 FORMAT = 1
 VERSION = "0.1.0"
-TOLERANCE = {"factor_torch": 4, "factor_eps": 128}
+TOLERANCE = {"factor_torch": 4, "factor_eps": 128, "factor_eps_half": 4}
 
 
 def build_manifest(

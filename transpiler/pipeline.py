@@ -266,7 +266,7 @@ def _view(
     errors: Mapping[str, CaseError] | None,
     request: Request,
 ) -> PackageView:
-    from transpiler.checks import FACTOR_EPS, FACTOR_TORCH
+    from transpiler.checks import FACTOR_EPS, FACTOR_EPS_HALF, FACTOR_TORCH
     from transpiler.emit import make_view, run_prepare
 
     example = recording.cases[0]
@@ -277,7 +277,11 @@ def _view(
         sample = {}
     verification = {
         "verified": errors is not None and request.test,
-        "tolerance": {"factor_torch": FACTOR_TORCH, "factor_eps": FACTOR_EPS},
+        "tolerance": {
+            "factor_torch": FACTOR_TORCH,
+            "factor_eps": FACTOR_EPS,
+            "factor_eps_half": FACTOR_EPS_HALF,
+        },
         "error": [
             {
                 "output": item.output,

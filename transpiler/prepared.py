@@ -12,6 +12,8 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from transpiler.forward import numpy_dtype, shape_text
 from transpiler.ir import Array, Graph, Role
 from transpiler.naming import Namer
@@ -127,7 +129,7 @@ def prepared_keys(plan: KernelPlan) -> dict[str, list[str]]:
 def run_prepare(plan: KernelPlan, constants: Mapping[str, Array], state: Mapping[str, Array]) -> dict[str, Array]:
     """The prepared tensors by name: runs the text of the emitted `prepare.py` with the emitted `host.py`.
 
-    `state` holds arrays by state_dict key (aliases resolved), bfloat16 as uint16 bits.
+    `state` holds arrays by state_dict key (aliases resolved), bfloat16 as ml_dtypes' or as uint16 bits.
 
     Raises:
         KeyError: a key of the state_dict is missing.
@@ -151,4 +153,9 @@ def run_prepare(plan: KernelPlan, constants: Mapping[str, Array], state: Mapping
     }
     exec(compile(text, "<prepare.py>", "exec"), namespace)
     prepare: Callable[..., dict[str, Array]] = namespace["prepare"]
-    return prepare(state, constants)
+    return prepare(_bits(state), _bits(constants))
+
+
+def _bits(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """bfloat16 as the uint16 that the package holds it as."""
+    return {key: array.view(np.uint16) if array.dtype.name == "bfloat16" else array for key, array in arrays.items()}

@@ -48,10 +48,12 @@ def readme_view(
         measured = tuple(_number(entry.get(key)) for key in ("max_abs_error", "tolerance", "max_abs_reference"))
         outputs.append((f"`{output}`", str(value.type), *measured))
     factors = manifest["tolerance"]
+    half = any(value.dtype in ("float16", "bfloat16") for value in plan.outputs)
+    roundings = factors.get("factor_eps_half", 4) if half else factors.get("factor_eps", 128)
     good = (
         "The package was verified against PyTorch when it was built: max|y - y64| <= "
         f"{factors.get('factor_torch', 4)} max|y_torch - y64| + "
-        f"{factors.get('factor_eps', 128)} eps max|y64|, y64 being PyTorch in float64."
+        f"{roundings} eps max|y64|, y64 being PyTorch in float64."
     )
     return ReadmeView(
         summary=_cell(summary.strip().split("\n\n")[0]),

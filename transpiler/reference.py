@@ -43,7 +43,7 @@ def run_reference(
         KeyError: a name in `capture_values` that the graph does not have.
     """
     exported = captured.exported_program
-    inputs = [_prepared(to_torch(array), double) for array in flat_inputs]
+    inputs = [_prepared(tensor, double) for tensor in _input_tensors(captured, flat_inputs)]
     interpreter = _Interpreter(exported.graph_module, double, frozenset(capture_values))
     with torch.no_grad(), _default_dtype(double):
         flat = interpreter.run(*_graph_inputs(captured, inputs, double, weights))
@@ -66,7 +66,7 @@ def run_eager(
     flat."""
     exported = captured.exported_program
     module = captured.module if captured.module is not None else exported.module()
-    tensors = iter([to_torch(array) for array in flat_inputs])
+    tensors = iter(_input_tensors(captured, flat_inputs))
     example, spec = _pytree.tree_flatten((tuple(captured.args), dict(_ordered(captured))))
     leaves = [next(tensors) if isinstance(leaf, torch.Tensor) else leaf for leaf in example]
     args, kwargs = _pytree.tree_unflatten(leaves, spec)
@@ -75,6 +75,16 @@ def run_eager(
     with torch.no_grad(), mode, _holding(module, state):
         result = module(*args, **kwargs)
     return tuple(to_numpy(leaf) for leaf in _pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor))
+
+
+def _input_tensors(captured: Captured, flat_inputs: Sequence[Array]) -> list[torch.Tensor]:
+    """Arrays as tensors of the captured dtypes: bfloat16 may come as float32."""
+    leaves, _ = _pytree.tree_flatten((tuple(captured.args), dict(_ordered(captured))))
+    dtypes = [leaf.dtype for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return [
+        to_torch(array).to(dtype) if dtype is torch.bfloat16 else to_torch(array)
+        for array, dtype in zip(flat_inputs, dtypes, strict=True)
+    ]
 
 
 @contextlib.contextmanager
@@ -94,7 +104,8 @@ def _holding(module: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> Iter
                         continue
                     swapped.append((held, name, old))
                     is_parameter = isinstance(old, torch.nn.Parameter)
-                    held[name] = torch.nn.Parameter(state[key], requires_grad=False) if is_parameter else state[key]
+                    new = state[key].to(old.dtype)
+                    held[name] = torch.nn.Parameter(new, requires_grad=False) if is_parameter else new
         _refresh(recurrent)
         yield
     finally:
@@ -144,11 +155,10 @@ def _graph_inputs(
         if spec.kind is InputKind.USER_INPUT:
             is_tensor = isinstance(node.meta.get("val"), torch.Tensor)
             yield next(given) if is_tensor else getattr(spec.arg, "value", None)
-        elif target in replaced:
-            yield _prepared(to_torch(replaced[target]), double)
         else:
-            held = exported.state_dict if target in exported.state_dict else exported.constants
-            yield _prepared(held[target], double)
+            held = (exported.state_dict if target in exported.state_dict else exported.constants)[target]
+            new = to_torch(replaced[target]).to(held.dtype) if target in replaced else held
+            yield _prepared(new, double)
 
 
 def _prepared(value: Any, double: bool) -> Any:

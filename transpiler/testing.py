@@ -90,7 +90,7 @@ def _data(
     tapped: dict[str, Array] = {}
     index: dict[str, Any] = {
         "format": FORMAT,
-        "factors": {"torch": checks.FACTOR_TORCH, "eps": checks.FACTOR_EPS},
+        "factors": {"torch": checks.FACTOR_TORCH, "eps": checks.FACTOR_EPS, "eps_half": checks.FACTOR_EPS_HALF},
         "in_structure": to_json(in_structure),
         "out_structure": to_json(out_structure),
         "inputs": [{"name": item.name, "dtype": item.dtype, "shape": list(item.shape)} for item in recording.arguments],

@@ -42,7 +42,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     if len(group.nodes) != 1 or group.nodes[0].op.name not in GATES:
         return None
     node = group.nodes[0]
-    if len(group.inputs) != len(node.inputs) or node.inputs[0].dtype not in ("float32", "float64"):
+    if node.inputs[0].dtype not in ("float32", "float64"):
         return None
     scan = _Scan(node.op, [value.type.static_shape() for value in node.outputs], node.inputs[0].dtype, target)
     builder = KernelBuilder(
@@ -53,7 +53,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         workspace_dtype=scan.dtype,
     )
     with builder:
-        scan.emit(builder)
+        # The same tensor may stand for several inputs.
+        scan.emit(builder, [builder.inputs[group.input_index(value)] for value in node.inputs])
     width = 8 if scan.dtype == "float64" else 4
     return lowered(group, builder, flops=scan.steps * scan.step_flops, workspace=scan.workspace * width)
 
@@ -79,14 +80,14 @@ class _Scan:
         self._state_size = self.rows * self.padded
         self.workspace = self._weight_size + 3 * self._state_size + 48 if self._state_size else 0
 
-    def emit(self, builder: KernelBuilder) -> None:
+    def emit(self, builder: KernelBuilder, inputs: list[Buffer]) -> None:
         if not self.workspace:
             return
         v = self.v
-        gates, h0, *_ = builder.inputs
+        gates, h0, *_ = inputs
         self.x, self.y = gates, builder.outputs[0]
-        self.bias = builder.inputs[3] if self.op.name == "gru_scan" else None
-        weight = builder.inputs[{"lstm_scan": 3, "gru_scan": 2, "rnn_scan": 2}[self.op.name]]
+        self.bias = inputs[3] if self.op.name == "gru_scan" else None
+        weight = inputs[{"lstm_scan": 3, "gru_scan": 2, "rnn_scan": 2}[self.op.name]]
         self.h = builder.scratch(2 * self._state_size)
         self.c = builder.scratch(self._state_size)
         self.weight = weight if self.packed else builder.scratch(self._weight_size)
@@ -94,7 +95,7 @@ class _Scan:
             self._pack(weight)
         self._copy(h0, 0, self.units, self.h, 0, self.padded)
         if self.op.name == "lstm_scan":
-            self._copy(builder.inputs[2], 0, self.units, self.c, 0, self.padded)
+            self._copy(inputs[2], 0, self.units, self.c, 0, self.padded)
         with T.serial(0, self.steps) as count:
             step = self.steps - 1 - count if self.op.reverse else count
             old = held(tirx.floormod(count, 2) * self._state_size)

@@ -11,6 +11,7 @@ from transpiler.dims import is_static
 from transpiler.ir import Array, Graph, Input, Node, Program, Role, TensorType, Value
 from transpiler.ops.conv import Conv, ConvTranspose
 from transpiler.ops.creation import Full
+from transpiler.ops.dtypes import numpy_dtype
 from transpiler.ops.elementwise import Add, Mul, Sub
 from transpiler.ops.elementwise_unary import Rsqrt
 from transpiler.ops.norm import BatchNorm
@@ -41,7 +42,7 @@ def constants(program: Program) -> Program:
         types = [value.type for value in node.outputs]
         foldable = (
             all(value.name in known for value in node.inputs)
-            and all(type_.is_static and type_.dtype != "bfloat16" for type_ in types)
+            and all(type_.is_static for type_ in types)
             and all(is_static(dim) for value in node.inputs for dim in value.shape)
         )
         if not foldable or sum(_bytes(type_) for type_ in types) > MAX_CONSTANT_BYTES:
@@ -56,7 +57,9 @@ def constants(program: Program) -> Program:
             continue
         results = results if isinstance(results, tuple) else (results,)
         for value, result in zip(node.outputs, results, strict=True):
-            known[value.name] = np.ascontiguousarray(result).astype(value.dtype, copy=False).reshape(result.shape)
+            known[value.name] = (
+                np.ascontiguousarray(result).astype(numpy_dtype(value.dtype), copy=False).reshape(result.shape)
+            )
         if isinstance(node.op, Full):
             is_full.add(node.output.name)
             kept.append(node)
@@ -77,7 +80,7 @@ def constants(program: Program) -> Program:
 
 
 def _bytes(type_: TensorType) -> int:
-    return int(np.prod(type_.static_shape(), dtype=np.int64)) * np.dtype(type_.dtype).itemsize
+    return int(np.prod(type_.static_shape(), dtype=np.int64)) * numpy_dtype(type_.dtype).itemsize
 
 
 def batch_norm(graph: Graph) -> Graph:
