@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from _blocker import unblocked
 from _cases import CASES, Array, Case, nest
-from _checks import FACTOR_EPS, FACTOR_TORCH, Expected, check, comparable, same_kind, tolerance_of
+from _checks import FACTOR_TORCH, Expected, check, comparable, factor_eps, same_kind, tolerance_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,12 +62,21 @@ def _build(torch: Any, path: Path, name: str) -> Any:
 
 
 def _run(torch: Any, module: Any, inputs: list[Array], double: bool) -> list[Array]:
-    tensors = [torch.from_numpy(array) for array in inputs]
+    tensors = [
+        torch.from_numpy(array).to(getattr(torch, item.dtype))
+        for array, item in zip(inputs, CASES.arguments, strict=True)
+    ]
     if double:
         tensors = [item.double() if item.is_floating_point() else item for item in tensors]
     args, kwargs = nest(CASES.index["in_structure"], tensors)
     result = module(*args, **kwargs)
-    return [item.numpy() for item in _flatten(CASES.index["out_structure"], result)]
+    return [_array(torch, item) for item in _flatten(CASES.index["out_structure"], result)]
+
+
+def _array(torch: Any, tensor: Any) -> Array:
+    """bfloat16 as float32, which holds it."""
+    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
+    return array
 
 
 def _flatten(structure: Any, value: Any) -> list[Any]:
@@ -88,7 +97,7 @@ def loaded(live: Any) -> Model:
     """The package with the live model's weights."""
     from example import Model
 
-    state = {key: value.detach().cpu().numpy() for key, value in live.state_dict().items()}
+    state = {key: _array(sys.modules["torch"], value) for key, value in live.state_dict().items()}
     known = CASES.index["reload"]["weights"] if CASES.index["reload"] else {}
     return Model(weights={key: value for key, value in state.items() if key in known} or None)
 
@@ -105,4 +114,8 @@ def test_outputs_equal_live_pytorch(live: Any, loaded: Model, case: Case) -> Non
         live_value = Expected(
             recorded.name, recorded.dtype, one.shape, one.reshape(-1), two.reshape(-1), tolerance, excluded
         )
-        check(live_value, array, f"live case {case.name!r} (factors {FACTOR_TORCH} and {FACTOR_EPS})")
+        check(
+            live_value,
+            array,
+            f"live case {case.name!r} (factors {FACTOR_TORCH} and {factor_eps(recorded.dtype)})",
+        )

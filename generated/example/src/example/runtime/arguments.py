@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .host import bfloat16_bits
 from .safetensors import bfloat16_array, storage_dtype
 
 Array = npt.NDArray[Any]
@@ -94,10 +95,7 @@ def _bfloat16_bits(array: Array, spec: TensorSpec) -> Array:
         return np.ascontiguousarray(array).view(np.uint16).reshape(array.shape)
     if array.dtype != np.float32:
         raise TypeError(f"{spec.name}: expected dtype bfloat16 (or float32), got {array.dtype}")
-    bits = np.ascontiguousarray(array).view(np.uint32).reshape(array.shape)
-    rounded = (bits + (((bits >> 16) & 1) + 0x7FFF).astype(np.uint32)) >> 16
-    quiet = (bits >> 16) | 0x40
-    return np.where(np.isnan(array), quiet, rounded).astype(np.uint16)
+    return bfloat16_bits(array)
 
 
 def flatten(structure: Mapping[str, Any], value: Any, name: str, put: Callable[[int, Any], None]) -> None:

@@ -81,12 +81,24 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def make(recipe: Recipe, dtype: str, shape: Sequence[int], stored: Mapping[str, Array]) -> Array:
-    """The array that a recipe describes.
+    """The array that a recipe describes; of bfloat16, float32 with values that bfloat16 can hold.
 
     Raises:
         KeyError: a stored array is missing.
         ValueError: an unknown kind.
     """
+    array = _made(recipe, dtype, shape, stored)
+    return bfloat16_values(array) if dtype == "bfloat16" else array
+
+
+def bfloat16_values(x: Array) -> Array:
+    """float32 rounded to what bfloat16 can hold, to nearest and ties to even."""
+    bits = x.view(np.uint32)
+    rounded = (bits + (((bits >> 16) & 1) + 0x7FFF).astype(np.uint32)) & np.uint32(0xFFFF0000)
+    return np.asarray(np.where(np.isnan(x), x, rounded.view(np.float32)))
+
+
+def _made(recipe: Recipe, dtype: str, shape: Sequence[int], stored: Mapping[str, Array]) -> Array:
     shape = tuple(shape)
     count = int(np.prod(shape, dtype=np.int64))
     target = numpy_dtype(dtype)
@@ -110,7 +122,7 @@ def make(recipe: Recipe, dtype: str, shape: Sequence[int], stored: Mapping[str, 
             drawn = integers(seed, count, 0, 1).astype(bool).reshape(shape)
             return np.asarray(drawn | np.asarray(stored[recipe["key"]], dtype=bool).reshape(shape))
         case "poke":
-            array = make(recipe["base"], dtype, shape, stored)
+            array = _made(recipe["base"], dtype, shape, stored)
             array.reshape(-1)[recipe["at"]] = float(recipe["value"])
             return array
     raise ValueError(f"unknown recipe kind {recipe['kind']!r}")

@@ -10,6 +10,20 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
+def cast(x: Array, dtype: str) -> Array:
+    """`x` in another dtype; bfloat16 is held as the uint16 of its bits, which nothing else uses."""
+    if x.dtype == np.uint16:
+        x = (x.astype(np.uint32) << 16).view(np.float32)
+    return bfloat16_bits(x.astype(np.float32)) if dtype == "bfloat16" else x.astype(dtype)
+
+
+def bfloat16_bits(x: Array) -> Array:
+    """float32 rounded to bfloat16, to nearest and ties to even; NaN stays quiet."""
+    bits = np.ascontiguousarray(x).view(np.uint32).reshape(x.shape)
+    rounded = (bits + (((bits >> 16) & 1) + 0x7FFF).astype(np.uint32)) >> 16
+    return np.where(np.isnan(x), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
 def pad_to(x: Array, axis: int, multiple: int) -> Array:
     """`x` with zeros appended along `axis` up to the next multiple of `multiple`."""
     missing = -x.shape[axis] % multiple

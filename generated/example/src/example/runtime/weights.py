@@ -12,11 +12,13 @@ import numpy.typing as npt
 
 from .arguments import as_array
 from .errors import WeightsError
+from .host import cast
 from .safetensors import ALIGNMENT, File, FormatError, storage_dtype
 
 Array = npt.NDArray[Any]
 Prepare = Callable[[Mapping[str, Array], Mapping[str, Array]], dict[str, Array]]
 
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 # Written into the metadata of the file that holds weights in their final layout.
 PREPARED = "transpile.prepared"
 
@@ -170,12 +172,9 @@ def _matching(key: str, value: Any, item: Mapping[str, Any]) -> Array:
     if list(array.shape) != list(item["shape"]):
         raise ValueError(f"{key}: expected shape {tuple(item['shape'])}, got {array.shape}")
     if array.dtype.name == item["dtype"]:
-        return array
-    if array.dtype.name in ("float16", "bfloat16", "float32", "float64") and item["dtype"] in (
-        "float32",
-        "float64",
-    ):
-        return array.astype(item["dtype"])  # as PyTorch's load_state_dict does
+        return array.view(np.uint16) if item["dtype"] == "bfloat16" else array
+    if array.dtype.name in FLOATS and item["dtype"] in FLOATS:
+        return cast(array, item["dtype"])  # as PyTorch's load_state_dict does
     raise TypeError(f"{key}: expected dtype {item['dtype']}, got {array.dtype}")
 
 
