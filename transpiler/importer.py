@@ -13,6 +13,7 @@ from torch.fx import Node as FxNode
 
 from transpiler.boundary import Boundary, Unknown
 from transpiler.capture import Captured
+from transpiler.dims import Dim
 from transpiler.errors import TranspileErrors
 from transpiler.ir import (
     Array,
@@ -287,6 +288,12 @@ class _Importer(Boundary):
         values = self.current.meta.get("val")
         values = values if isinstance(values, tuple | list) else (values,)
         return tuple(tensor_type(value, self.symbol_names) for value in values if isinstance(value, torch.Tensor))
+
+    def storage(self) -> tuple[tuple[Dim, ...], Dim]:
+        assert self.current is not None
+        tensor = self.current.all_input_nodes[0].meta["val"]
+        strides = tuple(to_dim(stride, self.symbol_names) for stride in tensor.stride())
+        return strides, to_dim(tensor.storage_offset(), self.symbol_names)
 
     def unsupported(self, reason: str) -> Exception:
         return _UnsupportedError(reason)

@@ -1,4 +1,4 @@
-"""Scatter, scatter_add and index_put: copy x, then write the updates one after the other in row-major order.
+"""Scatter, its reductions and index_put: copy x, then write the updates one after the other in row-major order.
 
 Serial on purpose: repeated indices have one meaning (the last one wins, sums have one order) whatever the
 number of threads. Each index is checked once; an index out of bounds sets the status word. Limited by the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
@@ -29,9 +29,19 @@ Expr = Any
 EPILOGUE = False
 PROLOGUE = False
 
+# The new element from the old one and the update.
+Combine = Callable[[Tir, Expr, Expr], Expr]
+COMBINE: dict[str, Combine] = {
+    "scatter": lambda s, old, update: update,
+    "scatter_add": lambda s, old, update: s.wrapping(operator.add, old, update),
+    "scatter_mul": lambda s, old, update: s.wrapping(operator.mul, old, update),
+    "scatter_max": lambda s, old, update: s.maximum(old, update),
+    "scatter_min": lambda s, old, update: s.minimum(old, update),
+}
+
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
-    if len(group.nodes) != 1 or group.nodes[0].op.name not in ("scatter", "scatter_add", "index_put"):
+    if len(group.nodes) != 1 or group.nodes[0].op.name not in (*COMBINE, "index_put"):
         return None
     types = [value.type for value in group.nodes[0].inputs]
     if len(group.inputs) != len(types):  # a tensor given twice: the inputs are looked up by position below
@@ -48,9 +58,11 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
                 lambda at: builder.outputs[0].store(at, builder.inputs[positions[0]][at]),
             )
             if op.name == "index_put":
-                updates = _index_put(builder, positions, types, op.axes)
+                updates = _index_put(
+                    builder, positions, types, op.axes, COMBINE["scatter_add" if op.accumulate else "scatter"]
+                )
             else:
-                updates = _scatter(builder, positions, types, op.axis, add=op.name == "scatter_add")
+                updates = _scatter(builder, positions, types, op.axis, COMBINE[op.name])
         else:
             updates = 0
     return lowered(group, builder, flops=updates)
@@ -70,7 +82,7 @@ def _nest(shape: Sequence[int], body: Any) -> None:
         level([])
 
 
-def _scatter(builder: KernelBuilder, positions: list[int], types: list[TensorType], axis: int, *, add: bool) -> int:
+def _scatter(builder: KernelBuilder, positions: list[int], types: list[TensorType], axis: int, combine: Combine) -> int:
     x, indices, source = (item.static_shape() for item in types)
     output = builder.outputs[0]
     s = Tir(status=builder.status)
@@ -79,13 +91,15 @@ def _scatter(builder: KernelBuilder, positions: list[int], types: list[TensorTyp
         row = s.index(builder.inputs[positions[1]][flat_offset(index, indices)], x[axis])
         at = held(flat_offset([*index[:axis], row, *index[axis + 1 :]], x))
         value = builder.inputs[positions[2]][flat_offset(index, source)]
-        output.store(at, s.wrapping(operator.add, output[at], value) if add else value)
+        output.store(at, combine(s, output[at], value))
 
     _nest(indices, update)
     return math.prod(indices)
 
 
-def _index_put(builder: KernelBuilder, positions: list[int], types: list[TensorType], axes: tuple[int, ...]) -> int:
+def _index_put(
+    builder: KernelBuilder, positions: list[int], types: list[TensorType], axes: tuple[int, ...], combine: Combine
+) -> int:
     """The box of the index tensors outside, the untouched axes inside, in the order of the indexed shape."""
     x, values, *picks = (item.static_shape() for item in types)
     box = list(TensorType("int64", broadcast_shapes(*picks)).static_shape())
@@ -104,7 +118,9 @@ def _index_put(builder: KernelBuilder, positions: list[int], types: list[TensorT
             chosen[axis] = s.index(builder.inputs[position][flat_offset(own, pick)], x[axis])
         target = [chosen[axis] if axis in chosen else next(free) for axis in range(len(x))]
         own = [0 if dim == 1 else i for dim, i in zip(values, index[len(shape) - len(values) :], strict=True)]
-        builder.outputs[0].store(flat_offset(target, x), builder.inputs[positions[1]][flat_offset(own, values)])
+        at = held(flat_offset(target, x))
+        value = builder.inputs[positions[1]][flat_offset(own, values)]
+        builder.outputs[0].store(at, combine(s, builder.outputs[0][at], value))
 
     _nest(shape, update)
     return math.prod(shape)

@@ -60,6 +60,11 @@ class EagerContext:
     def out_types(self) -> tuple[TensorType, ...]:
         return self._out_types
 
+    def storage(self) -> tuple[tuple[int, ...], int]:
+        """The first value is the first argument; numpy's are contiguous."""
+        first = np.ascontiguousarray(self.arrays["v0"])
+        return tuple(stride // first.itemsize for stride in first.strides), 0
+
     def unsupported(self, reason: str) -> Exception:
         return NotImplementedError(reason)
 

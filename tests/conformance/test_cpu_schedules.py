@@ -29,7 +29,7 @@ MODULES = {
     "rnn": ("lstm_scan", "gru_scan", "rnn_scan"),
     "scan": ("cumsum", "cumprod"),
     "sort": ("sort", "topk"),
-    "scatter": ("scatter", "scatter_add", "index_put"),
+    "scatter": ("scatter", "scatter_add", "scatter_mul", "scatter_max", "scatter_min", "index_put"),
 }
 SIZES = (1, 15, 16, 17, 33, 63)
 

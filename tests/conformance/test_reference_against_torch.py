@@ -130,6 +130,14 @@ SHAPES: list[Case] = [
     ("diagonal.default", X),
     ("diagonal.default", X, 1, -2, -1),
     ("diagonal.default", X, -1, 0, 2),
+    ("as_strided.default", X, [4, 3], [2, 1]),
+    ("as_strided.default", X, [4, 3], [2, 1], 5),
+    ("as_strided_copy.default", ROW, [3, 2], [0, 3], 1),
+    ("as_strided_scatter.default", X, G[:, :3], [4, 3], [7, 2], 5),
+    ("resize.default", X, [3, 7]),
+    ("diagonal_scatter.default", X, X[:, 0, :4], 0, 1, 2),
+    ("diagonal_scatter.default", X, X[:, 0, :3], -1, -2, -1),
+    ("diagonal_scatter.default", G, G[0, :3], 2),
     ("constant_pad_nd.default", X, [1, 2]),
     ("constant_pad_nd.default", X, [1, 2, 0, 3], 1.5),
     ("constant_pad_nd.default", X, [-1, 2, 1, -2]),
@@ -233,7 +241,44 @@ INDEX: list[Case] = [
     ("scatter_add.default", X, 1, np.zeros((3, 4, 5), np.int64), X),
     ("scatter_add.default", ROW, 0, np.array([1, 1, 3]), ROW),
     ("scatter_add.default", N, 2, P[None], N),
-    ("scatter_reduce.two", ROW, 0, np.array([1, 1, 3]), ROW, "sum"),
+    *(
+        ("scatter_reduce.two", x, 0, np.array([1, 1, 3]), x, reduce, Named(include_self=keep))
+        for x in (ROW, N[0, 0])
+        for reduce in ("sum", "prod", "mean", "amax", "amin")
+        for keep in (True, False)
+    ),
+    ("scatter.reduce", ROW, 0, np.array([1, 1, 3]), ROW, Named(reduce="multiply")),
+    ("scatter.value_reduce", ROW, 0, np.array([1, 1, 3]), 3, Named(reduce="add")),
+    ("scatter_reduce.two", SCALAR_F, 0, np.array(0), SCALAR_F, "mean"),
+    ("scatter_reduce.two", X, 1, np.zeros((3, 0, 5), np.int64), X, "amax", Named(include_self=False)),
+    *(
+        ("index_reduce.default", X, 1, np.array([2, 0, 2]), X[:, 1:], reduce, Named(include_self=keep))
+        for reduce in ("prod", "mean", "amax", "amin")
+        for keep in (True, False)
+    ),
+    ("index_add.default", SCALAR_F, 0, np.array([0]), SCALAR_F),
+    ("index_copy.default", SCALAR_F, 0, np.array([0]), np.array(5, np.float32)),
+    ("index_fill.int_Scalar", SCALAR_F, 0, np.array([0]), 7.0),
+    ("index_put.default", X, [P], X[0], True),
+    ("index_put.default", X, [None, np.array([1, 1, 2])], X[:, :3], True),
+    ("index_put.default", X, [X > 0], SCALAR_F, True),
+    ("masked_scatter.default", X, X > 0, X * 2),
+    ("masked_scatter.default", X, X[0] > 0, X * 2),
+    ("put.default", X, np.array([[3, -1], [0, 3]]), G[:2, :2]),
+    ("put.default", X, np.array([[3, -1], [0, 3]]), G[:2, :2], True),
+    ("take.default", X, np.array([[3, -1], [0, 3]])),
+    ("take.default", EMPTY, np.zeros((2, 0), np.int64)),
+    ("take.default", SCALAR_F, np.array(0)),
+    *(
+        ("segment_reduce.default", x, reduce, Named(initial=initial, **runs))
+        for x, runs in (
+            (G, {"lengths": np.array([2, 0, 2])}),
+            (X[:, 0], {"offsets": np.array([0, 1, 1, 3])}),
+        )
+        for reduce in ("sum", "mean", "max", "min", "prod")
+        for initial in (None, 2.0)
+    ),
+    ("segment_reduce.default", X, "mean", Named(lengths=np.array([[1, 3], [4, 0], [2, 2]]), axis=1)),
 ]
 
 
@@ -255,13 +300,13 @@ def test_topk_of_nans_takes_the_first() -> None:
     cases(
         [
             ("index.Tensor", X, [X > 0]),
-            ("index_put.default", X, [P], X[0], True),
             ("index_put.default", X, [X > 0], ROW[:3]),
             ("masked_select.default", X, X > 0),
             ("round.decimals", X, 2),
             ("pow.Scalar", 3, J),
             ("pow.Tensor_Tensor", J, J),
-            ("scatter_reduce.two", ROW, 0, Q, ROW, "prod"),
+            ("masked_scatter.default", X, X > 0, ROW[:0]),
+            ("as_strided_scatter.default", ROW, ROW[:2], [2], [0]),
         ]
     ),
 )
@@ -269,6 +314,11 @@ def test_refused(case: Case) -> None:
     overload, *arguments = case
     with pytest.raises(NotImplementedError):
         run_import(overload, [type_of(next(x for x in arguments if isinstance(x, np.ndarray)))], *arguments)
+
+
+def test_growing_is_refused() -> None:
+    with pytest.raises(NotImplementedError, match="more elements"):
+        run_import("resize.default", [type_of(np.zeros(6, np.float32))], ROW, [6])
 
 
 def test_metadata_assertion_is_nothing() -> None:

@@ -6,11 +6,13 @@ from transpiler.ops import attention as attention
 from transpiler.ops import compare as compare
 from transpiler.ops import conv as conv
 from transpiler.ops import creation as creation
+from transpiler.ops import distance as distance
 from transpiler.ops import dropout as dropout
 from transpiler.ops import einsum as einsum
 from transpiler.ops import elementwise as elementwise
 from transpiler.ops import elementwise_unary as elementwise_unary
 from transpiler.ops import embedding as embedding
+from transpiler.ops import fractional_pool as fractional_pool
 from transpiler.ops import grid_sample as grid_sample
 from transpiler.ops import index as index
 from transpiler.ops import linalg as linalg
@@ -26,10 +28,12 @@ from transpiler.ops import rnn as rnn
 from transpiler.ops import rnn_layers as rnn_layers
 from transpiler.ops import rounding as rounding
 from transpiler.ops import scan as scan
+from transpiler.ops import scatter as scatter
 from transpiler.ops import shape as shape
 from transpiler.ops import shape_edges as shape_edges
 from transpiler.ops import softmax as softmax
 from transpiler.ops import statistics as statistics
+from transpiler.ops import strided as strided
 from transpiler.ops import views as views
 from transpiler.ops.base import ATEN, REGISTRY, Op, OpError
 

@@ -234,6 +234,9 @@ class ImportContext(Protocol):
     def out_types(self) -> tuple[TensorType, ...]:
         """What PyTorch says the FX node's tensor outputs are; the importer's result must match it."""
 
+    def storage(self) -> tuple[tuple[Dim, ...], Dim]:
+        """Strides and storage offset, in elements, that PyTorch gives the FX node's first tensor argument."""
+
     def unsupported(self, reason: str) -> Exception:
         """Raise this for argument combinations that are refused; `reason` is shown to the user."""
 

@@ -26,12 +26,12 @@ from transpiler.ops.base import (
 from transpiler.ops.compare import Cast, Eq, Where
 from transpiler.ops.creation import Arange
 from transpiler.ops.dtypes import draw
-from transpiler.ops.elementwise import Mul
+from transpiler.ops.elementwise import Add
 from transpiler.ops.promotion import operand
 from transpiler.ops.views import broadcast, reshape
 
 
-def _check_indices(name: str, *types: TensorType) -> None:
+def check_indices(name: str, *types: TensorType) -> None:
     if any(item.dtype not in ("int32", "int64") for item in types):
         raise OpError(f"{name}: int32 or int64 indices expected, got {', '.join(t.dtype for t in types)}")
 
@@ -47,7 +47,7 @@ class Take(Injective, name="take"):
     axis: int = 0
 
     def infer(self, x: TensorType, indices: TensorType) -> TensorType:
-        _check_indices(self.name, indices)
+        check_indices(self.name, indices)
         if not 0 <= self.axis < x.rank:
             raise OpError(f"take: axis {self.axis} of {x}")
         return x.with_shape((*x.shape[: self.axis], *indices.shape, *x.shape[self.axis + 1 :]))
@@ -82,7 +82,7 @@ class Gather(Injective, name="gather"):
     axis: int
 
     def infer(self, x: TensorType, indices: TensorType) -> TensorType:
-        _check_indices(self.name, indices)
+        check_indices(self.name, indices)
         if not 0 <= self.axis < x.rank or indices.rank != x.rank:
             raise OpError(f"gather along axis {self.axis} of {x} at {indices}")
         return x.with_shape(indices.shape)
@@ -118,7 +118,7 @@ class Index(Injective, name="index"):
     axes: tuple[int, ...]
 
     def infer(self, x: TensorType, *indices: TensorType) -> TensorType:
-        _check_indices(self.name, *indices)
+        check_indices(self.name, *indices)
         ascending = sorted(set(self.axes)) == list(self.axes) and all(0 <= axis < x.rank for axis in self.axes)
         if not indices or len(indices) != len(self.axes) or not ascending:
             raise OpError(f"index: {len(indices)} index tensors for axes {self.axes} of {x}")
@@ -163,11 +163,13 @@ class Index(Injective, name="index"):
 class IndexPut(Opaque, name="index_put"):
     """`x` with x[:, i, j, :] = values, indexed as `index` does; inputs x, values, *indices.
 
-    `values` broadcasts to the indexed shape. Where indices repeat, the last one in row-major order wins.
+    `values` broadcasts to the indexed shape. Where indices repeat, the last one in row-major order wins; with
+    `accumulate` all are added to `x`, in that order.
     """
 
     checks_index = True
     axes: tuple[int, ...]
+    accumulate: bool = False
 
     def infer(self, x: TensorType, values: TensorType, *indices: TensorType) -> TensorType:
         target = Index(self.axes).infer(x, *indices)
@@ -177,7 +179,11 @@ class IndexPut(Opaque, name="index_put"):
 
     def reference(self, x: Array, values: Array, *indices: Array) -> Array:
         result = x.copy()
-        result[Index(self.axes).key(x.ndim, indices)] = values
+        key = Index(self.axes).key(x.ndim, indices)
+        if self.accumulate:
+            np.add.at(result, key, values)
+        else:
+            result[key] = values
         return result
 
     @classmethod
@@ -188,53 +194,10 @@ class IndexPut(Opaque, name="index_put"):
         yield Sample("rows", cls((0,)), (x, rows, picks), exact=True)
         yield Sample("columns", cls((1,)), (x, draw("index_put columns", "float32", 1, 3, 6), picks), exact=True)
         yield Sample("points", cls((0, 2)), (x, draw("index_put points", "float32"), picks, picks), exact=True)
-
-
-class _Scatter(Opaque):
-    """Base of out[indices[i, j], j] ∘= src[i, j] for axis 0; `indices` covers the leading part of `src`."""
-
-    checks_index = True
-    axis: int
-
-    def infer(self, x: TensorType, indices: TensorType, src: TensorType) -> TensorType:
-        _check_indices(self.name, indices)
-        if not 0 <= self.axis < x.rank or not x.rank == indices.rank == src.rank or src.dtype != x.dtype:
-            raise OpError(f"{self.name} along axis {self.axis} of {x} at {indices} from {src}")
-        return x
-
-    def _key(self, indices: Array) -> tuple[Array, ...]:
-        grid: list[Array] = list(np.indices(indices.shape, sparse=True))
-        grid[self.axis] = indices
-        return tuple(grid)
-
-    @classmethod
-    def samples(cls) -> Iterator[Sample]:
-        x, src = draw("scatter x", "float32", 5, 7), draw("scatter src", "float32", 5, 7)
-        rows = np.stack([rng(f"scatter {column}").permutation(5)[:3] for column in range(7)], 1)
-        yield Sample("rows", cls(0), (x, rows, src))
-        yield Sample("columns", cls(1), (x, rows.T[:5].astype(np.int32), src))
-        same = np.zeros((4,), np.int64)
-        yield Sample("repeated", cls(0), (x[0], same, src[0]))
-        ints = (draw("scatter x", "int64", 7), np.array([1, 1, 6]), draw("scatter src", "int64", 3))
-        yield Sample("int64", cls(0), ints, exact=True)
-
-
-class Scatter(_Scatter, name="scatter"):
-    """Assignment; where indices repeat, the last one in row-major order wins."""
-
-    def reference(self, x: Array, indices: Array, src: Array) -> Array:
-        result = x.copy()
-        result[self._key(indices)] = src[tuple(map(slice, indices.shape))]
-        return result
-
-
-class ScatterAdd(_Scatter, name="scatter_add"):
-    """Addition, in row-major order of `indices`."""
-
-    def reference(self, x: Array, indices: Array, src: Array) -> Array:
-        result = x.copy()
-        np.add.at(result, self._key(indices), src[tuple(map(slice, indices.shape))])
-        return result
+        same = np.array([1, 1, -3])
+        yield Sample("added_rows", cls((0,), True), (x, rows, same))
+        yield Sample("added_points", cls((0, 2), True), (x, draw("index_put points", "float32", 3, 1), same, picks))
+        yield Sample("no_points", cls((0,), True), (x, rows[:0], same[:0]), exact=True)
 
 
 @aten("index_select.default")
@@ -277,76 +240,37 @@ def _index_put(
     """One mask over the leading axes is a `where`, if all rows that it picks get the same values."""
     first = indices[0] if len(indices) == 1 else None
     values = context.cast(values, x.dtype)
-    if first is not None and first.dtype == "bool" and not accumulate:
+    if first is not None and first.dtype == "bool":
         tail = x.shape[len(first.shape) :]
         if len(values.shape) == len(tail) + 1 and values.shape[0] == 1:
             values = reshape(context, values, values.shape[1:])
         if len(values.shape) > len(tail):
             raise context.unsupported("writing through a mask: the number of values depends on the data")
         mask = reshape(context, first, (*first.shape, *([1] * len(tail))))
-        return context.emit(Where(), mask, values, x)
-    if accumulate:
-        raise context.unsupported("index_put with accumulate=True")
+        return context.emit(Where(), mask, context.emit(Add(), x, values) if accumulate else values, x)
     axes, picks = _indexed(context, indices)
-    return context.emit(IndexPut(axes), x, values, *picks) if axes else broadcast(context, values, x.shape)
+    if axes:
+        return context.emit(IndexPut(axes, accumulate), x, values, *picks)
+    return context.emit(Add(), x, values) if accumulate else broadcast(context, values, x.shape)
 
 
 @aten("index_copy.default")
 def _index_copy(context: ImportContext, x: Value, dim: int, index: Value, source: Value) -> Any:
+    if not x.shape:
+        return reshape(context, _index_copy(context, reshape(context, x, (1,)), 0, index, source), ())
     axis = normalize_axis(dim, len(x.shape))
+    if not source.shape:
+        source = reshape(context, source, (1,))
     return context.emit(IndexPut((axis,)), x, source, reshape(context, index, source.shape[axis : axis + 1]))
 
 
 @aten("index_fill.int_Scalar", "index_fill.int_Tensor")
 def _index_fill(context: ImportContext, x: Value, dim: int, index: Value, value: Any) -> Any:
-    axis = normalize_axis(dim, len(x.shape))
-    return context.emit(IndexPut((axis,)), x, operand(context, value, x.dtype), index)
-
-
-@aten("index_add.default")
-def _index_add(context: ImportContext, x: Value, dim: int, index: Value, source: Value, alpha: Any = 1) -> Any:
-    axis = normalize_axis(dim, len(x.shape))
-    if alpha != 1:
-        source = context.emit(Mul(), source, context.scalar(alpha, source.dtype))
-    column = tuple(dim if at == axis else 1 for at, dim in enumerate(source.shape))
-    picks = broadcast(context, reshape(context, index, column), source.shape)
-    return context.emit(ScatterAdd(axis), x, picks, source)
-
-
-def _scatter(context: ImportContext, op: type[_Scatter], x: Value, dim: int, index: Value, src: Any) -> Any:
-    source = src if isinstance(src, Value) and src.shape else None
-    if source is None:
-        source = broadcast(context, operand(context, src, x.dtype), index.shape)
-    if not x.shape:
-        parts = (reshape(context, item, (1,)) for item in (x, index, source))
-        return reshape(context, context.emit(op(0), *parts), ())
-    return context.emit(op(normalize_axis(dim, len(x.shape))), x, index, source)
-
-
-@aten("scatter.src", "scatter.value")
-def _scatter_set(context: ImportContext, x: Value, dim: int, index: Value, src: Any = None, value: Any = None) -> Any:
-    return _scatter(context, Scatter, x, dim, index, value if src is None else src)
-
-
-@aten("scatter_add.default")
-def _scatter_add(context: ImportContext, x: Value, dim: int, index: Value, src: Value) -> Any:
-    return _scatter(context, ScatterAdd, x, dim, index, src)
-
-
-@aten("scatter.reduce", "scatter.value_reduce", "scatter_reduce.two")
-def _scatter_reduce(
-    context: ImportContext,
-    x: Value,
-    dim: int,
-    index: Value,
-    src: Any,
-    reduce: str,
-    *,
-    include_self: bool = True,
-) -> Any:
-    if reduce not in ("add", "sum") or not include_self:
-        raise context.unsupported(f"scatter with reduce={reduce!r}, include_self={include_self}")
-    return _scatter(context, ScatterAdd, x, dim, index, src)
+    wide = x if x.shape else reshape(context, x, (1,))
+    filled = context.emit(
+        IndexPut((normalize_axis(dim, len(wide.shape)),)), wide, operand(context, value, x.dtype), index
+    )
+    return reshape(context, filled, x.shape)
 
 
 @aten("one_hot.default")
@@ -359,6 +283,6 @@ def _one_hot(context: ImportContext, x: Value, num_classes: int = -1) -> Any:
     return context.emit(Cast("int64"), context.emit(Eq(), column, classes))
 
 
-@aten("masked_select.default", "masked_scatter.default", "nonzero.default", "unique_consecutive.default")
+@aten("masked_select.default", "nonzero.default", "unique_consecutive.default")
 def _data_dependent(context: ImportContext, *_: Any, **__: Any) -> Any:
     raise context.unsupported("the shape of the result depends on the data")
