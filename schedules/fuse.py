@@ -15,19 +15,21 @@ from tvm import tirx
 from tvm.tirx import analysis
 from tvm.tirx.script.builder import ir as T
 
+from transpiler.dims import Dim
 from transpiler.group import Group, Lowered
 from transpiler.ir import Node, TensorType, Value
 from transpiler.ops.base import Elementwise, Injective
 from transpiler.ops.dtypes import HALF, numpy_dtype
 from transpiler.plan import Kernel
 
-from .tir import LANES, KernelBuilder, Tir, flat_offset, opaque_comparison, opaque_zero, value_dtype, vector_loop
+from .sizes import PARALLEL_THRESHOLD, ceil_div, count, extent, extents, is_empty, is_fixed, smaller, symbol_parameters
+from .tir import LANES, KernelBuilder, Tir, flat_offset, loop, opaque_comparison, opaque_zero, unflatten, value_dtype, vector_loop
 
 Expr = Any
 Index = Sequence[Expr]
 
-# Work (in element operations) below which starting the threads costs more than they give.
-PARALLEL_THRESHOLD = 16384
+# Elements of a piece of a long last dim that stands alone.
+CHUNK = 1024
 
 
 class Probe(Tir):
@@ -122,8 +124,8 @@ class Inline:
     def _evaluate(self, value: Value, index: Index, s: Tir) -> Expr:
         if value.name in self.anchored:
             return self.anchored[value.name](index)
-        shape = value.type.static_shape()
-        index = [0 if extent == 1 else position for position, extent in zip(index, shape, strict=True)]
+        shape = value.type.shape
+        index = [0 if size == 1 else position for position, size in zip(index, shape, strict=True)]
         node = self._producers.get(value.name)
         if node is None:
             buffer = self.builder.inputs[self.group.input_index(value)]
@@ -186,7 +188,7 @@ def needs_status(group: Group) -> bool:
 
 
 def output_loops(
-    shape: Sequence[int],
+    shape: Sequence[Dim],
     body: Callable[[list[Expr]], None],
     *,
     vector: bool,
@@ -198,38 +200,38 @@ def output_loops(
     The last dim is the inner loop, LANES at a time if `vector`; the dims before it are fused into one loop, which is
     split over the threads if `parallel`. A long last dim is cut into chunks first, so that there is an outer loop.
     """
-    if math.prod(shape) == 0:
+    if is_empty(shape):
         return
-    *outer_shape, inner = shape or (1,)
+    *outer_shape, last = shape or (1,)
+    inner = extent(last)
     chunk = inner
-    if math.prod(outer_shape) < 16 and inner >= 2 * 1024:
-        chunk = next((size for size in (1024, 1000, 896, 960, 800, 784, 768, 640, 512) if inner % size == 0), inner)
-    chunks = inner // chunk
-    outer = [*outer_shape, chunks]
-    count = math.prod(outer)
+    if is_fixed(*outer_shape) and math.prod(outer_shape) < 16:  # type: ignore[arg-type]
+        if not is_fixed(inner):
+            chunk = CHUNK
+        elif inner >= 2 * CHUNK:
+            chunk = next((size for size in (1024, 1000, 896, 960, 800, 784, 768, 640, 512) if inner % size == 0), inner)
+    chunks = ceil_div(inner, chunk) if isinstance(chunk, int) else 1
+    outer = [*extents(outer_shape), chunks]
     rank = len(shape)
 
     def at(fused: Expr, position: Expr) -> list[Expr]:
-        index: list[Expr] = []
-        rest = fused
-        for extent in reversed(outer[1:]):
-            index.append(tirx.floormod(rest, extent) if extent > 1 else tirx.const(0, "int32"))
-            rest = tirx.floordiv(rest, extent) if extent > 1 else rest
-        index.append(rest)
-        *leading, chunk_index = reversed(index)
+        *leading, chunk_index = unflatten(fused, outer)
         return [*leading, chunk_index * chunk + position] if rank else []
 
-    with T.parallel(0, count) if parallel and count > 1 else T.serial(0, count) as fused:
-        main = chunk // LANES * LANES if vector else 0
-        if main:
+    with loop(count(outer), parallel=parallel and not (is_fixed(*outer) and count(outer) == 1)) as fused:
+        length = chunk
+        if is_fixed(chunk) and not is_fixed(inner):  # the last chunk may be short
+            length = T.bind(smaller(chunk, inner - tirx.floormod(fused, chunks) * chunk))
+        main = length // LANES * LANES if vector else 0
+        if not is_fixed(main) or main:
             with T.serial(0, main // LANES) as step, vector_loop(LANES, temporaries) as lane:
                 body(at(fused, step * LANES + lane))
-        if chunk - main:
-            with T.serial(0, chunk - main) as rest:
-                body(at(fused, main + rest if main else rest))
+        if not is_fixed(length - main) or length - main:
+            with T.serial(0, length - main) as rest:
+                body(at(fused, rest if is_fixed(main) and main == 0 else main + rest))
 
 
-def merge_dims(shapes: Sequence[tuple[int, ...]], full: tuple[int, ...]) -> list[list[int]]:
+def merge_dims(shapes: Sequence[tuple[Dim, ...]], full: tuple[Dim, ...]) -> list[list[int]]:
     """Runs of axes of `full` that can be one loop: in every (broadcast) shape all of the run is there or all is 1."""
     rank = len(full)
     padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
@@ -248,9 +250,11 @@ def merge_dims(shapes: Sequence[tuple[int, ...]], full: tuple[int, ...]) -> list
     return runs
 
 
-def describe(group: Group, name: str, *, flops: int, workspace: int = 0, checks_index: bool = False) -> Kernel:
+def describe(group: Group, name: str, *, flops: Dim, workspace: Dim = 0, checks_index: bool = False) -> Kernel:
     """The kernel record; `workspace` in bytes."""
-    moved = sum(_bytes(value.type) for value in (*group.inputs, *group.outputs))
+    moved: Dim = 0
+    for value in (*group.inputs, *group.outputs):
+        moved = moved + _bytes(value.type)
     return Kernel(
         name=name,
         inputs=tuple(value.type for value in group.inputs),
@@ -260,14 +264,15 @@ def describe(group: Group, name: str, *, flops: int, workspace: int = 0, checks_
         checks_index=checks_index,
         flops=flops,
         bytes=moved,
+        symbols=tuple(symbol_parameters()),
     )
 
 
-def _bytes(type_: TensorType) -> int:
-    return math.prod(type_.static_shape()) * numpy_dtype(type_.dtype).itemsize
+def _bytes(type_: TensorType) -> Dim:
+    return count(type_.shape) * numpy_dtype(type_.dtype).itemsize
 
 
-def lowered(group: Group, builder: KernelBuilder, *, flops: int, workspace: int = 0) -> Lowered:
+def lowered(group: Group, builder: KernelBuilder, *, flops: Dim, workspace: Dim = 0) -> Lowered:
     """`Lowered` of a finished builder; `workspace` in bytes."""
     kernel = describe(group, builder.name, flops=flops, workspace=workspace, checks_index=builder.checks_index)
     return Lowered(kernel, builder.function)

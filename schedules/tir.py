@@ -1,7 +1,7 @@
 """Writing kernels: a thin layer over TVM's IR builder.
 
-A kernel is a C function over raw pointers, `int32_t name(inputs..., outputs..., [workspace], [status])`. Buffers are
-flat; offsets are computed by the schedule. `Tir` implements the `Scalar` protocol of `transpiler.ops.base` on TIR
+A kernel is a C function over raw pointers, `int32_t name(inputs..., outputs..., [workspace], [status], [symbols...])`.
+Buffers are flat; offsets are computed by the schedule. `Tir` implements the `Scalar` protocol of `transpiler.ops.base` on TIR
 expressions, so that an op's element-wise meaning can be placed inside any loop nest.
 """
 
@@ -19,10 +19,12 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
+from transpiler.dims import Dim
 from transpiler.ir import TensorType
 from transpiler.ops.dtypes import HALF, category, numpy_dtype
 
 from . import vector_math
+from .sizes import Extent, ceil_div, extent, extents, symbol_parameters
 
 Expr = Any
 LANES = 16  # lanes of the vectors that schedules write; LLVM splits them for narrower machines
@@ -33,7 +35,7 @@ class Buffer:
     uint16 of its bits, which no other dtype uses.
     """
 
-    def __init__(self, handle: Any, dtype: str, size: int, base: Expr = 0) -> None:
+    def __init__(self, handle: Any, dtype: str, size: Extent, base: Expr = 0) -> None:
         self.handle, self.dtype, self.size, self.base = handle, dtype, size, base
 
     def __getitem__(self, offset: Expr) -> Expr:
@@ -76,7 +78,7 @@ class KernelBuilder:
             k.outputs[0].store(i, k.inputs[0][i])
     k.function  # the PrimFunc
 
-    `workspace` is a number of elements of `workspace_dtype`, handed out by `scratch`. `noalias` may only be given up
+    `workspace` is a number (or a size) of elements of `workspace_dtype`, handed out by `scratch`. `noalias` may only be given up
     by kernels that run in place.
     """
 
@@ -86,7 +88,7 @@ class KernelBuilder:
         inputs: Sequence[TensorType],
         outputs: Sequence[TensorType],
         *,
-        workspace: int = 0,
+        workspace: Dim = 0,
         workspace_dtype: str = "float32",
         checks_index: bool = False,
         noalias: bool = True,
@@ -96,7 +98,7 @@ class KernelBuilder:
         self._types = [*inputs, *outputs]
         self._input_count = len(inputs)
         self._workspace = (workspace, workspace_dtype)
-        self._taken = 0
+        self._taken: Extent = 0
         self.checks_index = checks_index
         self.inputs: list[Buffer] = []
         self.outputs: list[Buffer] = []
@@ -115,29 +117,33 @@ class KernelBuilder:
         size, dtype = self._workspace
         workspace = T.arg("workspace", T.ptr(storage_dtype(dtype))) if size else None
         status = T.arg("status", T.ptr("int32")) if self.checks_index else None
+        for symbol, variable in symbol_parameters().items():
+            T.arg(symbol, variable)
         T.func_ret(tvm.ir.PrimType("int32"))
         if self.noalias:
             T.func_attr({"tirx.noalias": True})
         buffers = [
-            self._declare(pointer, type_.dtype, math.prod(type_.static_shape()))
+            self._declare(pointer, type_.dtype, math.prod(extents(type_.shape)))
             for pointer, type_ in zip(pointers, self._types, strict=True)
         ]
         self.inputs, self.outputs = buffers[: self._input_count], buffers[self._input_count :]
-        self._scratch = self._declare(workspace, dtype, size) if workspace is not None else None
+        self._scratch = self._declare(workspace, dtype, extent(size)) if workspace is not None else None
         self.status = self._declare(status, "int32", 1) if status is not None else None
         return self
 
     @staticmethod
-    def _declare(pointer: Any, dtype: str, size: int) -> Buffer:
+    def _declare(pointer: Any, dtype: str, size: Extent) -> Buffer:
         # A zero-element tensor still gets a one-element declaration; no loop touches it.
-        return Buffer(T.decl_buffer((max(size, 1),), storage_dtype(dtype), data=pointer), dtype, size)
+        declared = max(size, 1) if isinstance(size, int) else size
+        return Buffer(T.decl_buffer((declared,), storage_dtype(dtype), data=pointer), dtype, size)
 
-    def scratch(self, size: int) -> Buffer:
+    def scratch(self, size: Dim) -> Buffer:
         """The next `size` elements of the workspace, from a 16-element boundary."""
         assert self._scratch is not None
-        buffer = Buffer(self._scratch.handle, self._scratch.dtype, size, self._taken)
-        assert self._taken + size <= self._workspace[0], f"{self.name}: workspace is too small"
-        self._taken += -(-size // LANES) * LANES
+        buffer = Buffer(self._scratch.handle, self._scratch.dtype, extent(size), self._taken)
+        if isinstance(size, int) and isinstance(self._workspace[0], int):
+            assert self._taken + size <= self._workspace[0], f"{self.name}: workspace is too small"
+        self._taken = self._taken + extent(ceil_div(size, LANES) * LANES)
         return buffer
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
@@ -158,9 +164,9 @@ def local(size: int, dtype: str = "float32") -> Buffer:
     return Buffer(T.alloc_buffer((size,), storage_dtype(dtype), scope="global"), dtype, size)
 
 
-def loop(extent: int, *, parallel: bool = False) -> Any:
-    """A loop context over 0..extent; `parallel` splits it statically over the threads."""
-    return T.parallel(0, extent) if parallel else T.serial(0, extent)
+def loop(count: Extent, *, parallel: bool = False) -> Any:
+    """A loop context over 0..count; `parallel` splits it statically over the threads."""
+    return T.parallel(0, count) if parallel else T.serial(0, count)
 
 
 @dataclass(frozen=True)
@@ -251,7 +257,7 @@ class Tir:
         return infinity if value > 0 else tirx.const(0.0, dtype) - infinity
 
     def size(self, value: Any) -> Expr:
-        return tirx.const(int(value), "int32")
+        return tirx.const(value, "int32") if isinstance(value, int) else extent(value)
 
     def bind(self, x: Expr) -> Expr:
         """A temporary, so that an expression used often is computed (and printed) once.
@@ -474,10 +480,10 @@ class Tir:
     # --- indices from data
     def index(self, value: Expr, size: Any) -> Expr:
         assert self.status is not None, "the kernel was not built with checks_index"
-        extent = tirx.const(int(size), "int64")
+        limit = tirx.const(size, "int64") if isinstance(size, int) else T.Cast("int64", extent(size))
         value = self.bind(T.Cast("int64", value))
-        wrapped = self.bind(self.select(value < tirx.const(0, "int64"), value + extent, value))
-        valid = self.logical_and(wrapped >= tirx.const(0, "int64"), wrapped < extent)
+        wrapped = self.bind(self.select(value < tirx.const(0, "int64"), value + limit, value))
+        valid = self.logical_and(wrapped >= tirx.const(0, "int64"), wrapped < limit)
         if self.statements:
             with T.If(self.logical_not(valid)), T.Then():
                 self.status.store(0, tirx.const(1, "int32"))
@@ -523,18 +529,19 @@ def opaque_zero(x: Expr) -> Expr:
     return x
 
 
-def flat_offset(index: Sequence[Expr], shape: Sequence[int]) -> Expr:
+def flat_offset(index: Sequence[Expr], shape: Sequence[Dim]) -> Expr:
     """Row-major offset of `index` in `shape`."""
     offset: Expr = 0
-    for position, extent in zip(index, shape, strict=True):
-        offset = offset * extent + position
+    for position, size in zip(index, shape, strict=True):
+        offset = offset * extent(size) + position
     return offset
 
 
-def unflatten(offset: Expr, shape: Sequence[int]) -> list[Expr]:
+def unflatten(offset: Expr, shape: Sequence[Dim]) -> list[Expr]:
     """Inverse of `flat_offset`."""
     index: list[Expr] = []
-    for extent in reversed(shape[1:]):
-        index.append(tirx.floormod(offset, extent) if extent > 1 else 0)
-        offset = tirx.floordiv(offset, extent) if extent > 1 else offset
+    for size in reversed(extents(shape[1:])):
+        single = isinstance(size, int) and size <= 1
+        index.append(0 if single else tirx.floormod(offset, size))
+        offset = offset if single else tirx.floordiv(offset, size)
     return [*([offset] if shape else []), *reversed(index)]

@@ -8,7 +8,7 @@ compare with `==`. The text form (`2*batch + seq//4`) parses back to the same ob
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -230,6 +230,79 @@ def _evaluate_atom(atom: Atom, symbols: Mapping[str, int]) -> int:
         return symbols[atom.name]
     left, right = (evaluate(parse_dim(text), symbols) for text in (atom.left, atom.right))
     return _APPLY[atom.kind](left, right)
+
+
+def rename(value: Dim, names: Mapping[str, str]) -> Dim:
+    """The size with its symbols called otherwise; those that are not in `names` keep their name."""
+    if isinstance(value, int):
+        return value
+    total: Dim = 0
+    for monomial, coefficient in value.terms:
+        term: Dim = coefficient
+        for atom in monomial:
+            if atom.kind == "symbol":
+                term = term * symbol(names.get(atom.name, atom.name))
+            else:
+                left, right = (str(rename(parse_dim(text), names)) for text in (atom.left, atom.right))
+                term = term * SymExpr((((Atom(atom.kind, "", left, right),), 1),))
+        total = total + term
+    return total
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a symbol is read off: dimension `dim` of input `input` is `scale * value + offset`."""
+
+    input: int
+    dim: int
+    scale: int = 1
+    offset: int = 0
+
+
+def symbol_places(shapes: Sequence[tuple[Dim, ...]]) -> dict[str, Place]:
+    """For every symbol that a dimension determines, the first one that is the symbol itself, else the first that is
+    linear in it alone."""
+    places: dict[str, Place] = {}
+    for wanted in (True, False):
+        for index, shape in enumerate(shapes):
+            for axis, dim in enumerate(shape):
+                found = _linear(dim)
+                if found is not None and (found[1:] == (1, 0)) >= wanted:
+                    places.setdefault(found[0], Place(index, axis, *found[1:]))
+    return places
+
+
+def _linear(value: Dim) -> tuple[str, int, int] | None:
+    """(symbol, scale, offset) of a size `scale * symbol + offset` with a positive scale."""
+    if isinstance(value, int):
+        return None
+    offset = dict(value.terms).get((), 0)
+    terms = [(monomial, coefficient) for monomial, coefficient in value.terms if monomial]
+    if len(terms) != 1 or len(terms[0][0]) != 1 or terms[0][0][0].kind != "symbol" or terms[0][1] < 1:
+        return None
+    return terms[0][0][0].name, terms[0][1], offset
+
+
+_IN_C = {"//": "divided", "%": "remainder_of", "min": "smaller", "max": "larger"}
+
+
+def c_text(value: Dim, names: Mapping[str, str]) -> str:
+    """The size as a C expression over variables called `names[symbol]`, with the functions of plan.c."""
+    if isinstance(value, int):
+        return str(value)
+    text = ""
+    for monomial, coefficient in value.terms:
+        factors = [] if abs(coefficient) == 1 and monomial else [f"(size){abs(coefficient)}"]
+        for atom in monomial:
+            if atom.kind == "symbol":
+                factors.append(names[atom.name])
+            else:
+                left, right = (c_text(parse_dim(side), names) for side in (atom.left, atom.right))
+                factors.append(f"{_IN_C[atom.kind]}({left}, {right})")
+        body = " * ".join(factors)
+        sign = "-" if coefficient < 0 else "+"
+        text += f" {sign} {body}" if text else (f"-{body}" if sign == "-" else body)
+    return text
 
 
 def parse_dim(text: str) -> Dim:

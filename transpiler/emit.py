@@ -90,6 +90,7 @@ def make_view(
     graph_json: str = "{}\n",
     bounds: Mapping[str, tuple[int, int]] | None = None,
     machine: str | None = None,
+    examples: Sequence[tuple[int, ...]] = (),
 ) -> PackageView:
     """The package of one plan.
 
@@ -102,11 +103,11 @@ def make_view(
         sample: "input.<i>" and "output.<i>" by flat position; left out of the package beyond 64 KB.
         graph_json: the imported program (`transpiler.serialize`).
         bounds: inclusive bounds of integer inputs, by flat name.
+        examples: shapes of the example inputs.
         machine: the processor family, as `platform.machine()` calls it; this machine's by default.
 
     Raises:
         UsageError: "bad-name".
-        TranspileError: "dynamic-shapes".
     """
     name = package_name(name)
     source = source or SourceFacts()
@@ -126,6 +127,7 @@ def make_view(
         source={"file": source.file, "entry": source.entry, **source.facts},
         bounds=bounds or {},
         machine=machine or platform.machine(),
+        examples=examples,
     )
     exports = tuple(sorted(["Model", *(record.name for record in records)]))
     everything = sorted([*exports, "PackageError", "TapError", "WeightsError", "__version__"], key=_sort_key)
@@ -212,9 +214,7 @@ def _binaries(
 
 
 def _offset(plan: KernelPlan, name: str) -> int:
-    offset = plan.storage[name].offset
-    assert isinstance(offset, int), f"the offset of {name} in the weights file is symbolic"
-    return offset
+    return plan.storage[name].offset
 
 
 def _module_doc(what: str, source: SourceFacts, call: CallView, arguments: Sequence[Argument]) -> str:

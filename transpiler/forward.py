@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from transpiler.dims import free_symbols, rename, symbol_places
 from transpiler.ir import TensorType, Value
 from transpiler.link import output_names
 from transpiler.naming import RESERVED, Namer, comment, docstring, identifier, source_line
@@ -37,8 +38,10 @@ def numpy_dtype(dtype: str) -> str:
     return NUMPY_DTYPES.get(dtype, f"np.{dtype}")
 
 
-def shape_text(type: TensorType) -> str:
-    return repr(type.static_shape())
+def shape_text(type: TensorType, variables: Mapping[str, str] | None = None) -> str:
+    """A shape as a Python tuple; symbols are the `variables` of that name."""
+    dims = ", ".join(str(rename(dim, variables or {})) for dim in type.shape)
+    return f"({dims},)" if type.rank == 1 else f"({dims})"
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def forward_view(plan: KernelPlan, methods: Mapping[str, str], extra_reserved: I
     """The body of `forward`. `methods` maps a kernel's symbol to its method of `Kernels`."""
     names = _Names(plan, {*_MODULE_NAMES, *extra_reserved})
     parameters = tuple(names.define(item.value, item.key, -1) for item in plan.inputs)
-    lines: list[str] = []
+    variables, lines = _size_lines(plan, names, parameters)
     shown: tuple[str, ...] = ()
     for index, step in enumerate(plan.steps):
         if isinstance(step, View):
@@ -62,7 +65,7 @@ def forward_view(plan: KernelPlan, methods: Mapping[str, str], extra_reserved: I
                 continue  # a tap only
             source = names.use(step.input)
             target = names.define(step.output, _wanted(step.output, step.output.name), index)
-            lines.append(f"{target} = {source}.reshape({shape_text(step.output.type)})")
+            lines.append(f"{target} = {source}.reshape({shape_text(step.output.type, variables)})")
             continue
         covered = tuple(dict.fromkeys(source_line(place) for place in step.covers if place.line))
         if covered and covered != shown:
@@ -70,11 +73,26 @@ def forward_view(plan: KernelPlan, methods: Mapping[str, str], extra_reserved: I
             shown = covered
         arguments = ", ".join(names.use(value) for value in step.inputs)
         targets = [names.define(value, _wanted(value, step.kernel), index) for value in step.outputs]
-        shapes = ", ".join(str(list(value.type.static_shape())) for value in step.outputs)
+        shapes = ", ".join(f"[{', '.join(map(str, value.shape))}]" for value in step.outputs)
         call = f"k.{methods[step.kernel]}({arguments})  # {shapes}"
         used = len(targets) > 1 or any(names.is_used(value) for value in step.outputs)
         lines.append(f"{', '.join(targets)} = {call}" if used else call)
     return ForwardView(parameters, tuple(lines), tuple(names.use(value) for value in plan.outputs))
+
+
+def _size_lines(plan: KernelPlan, names: _Names, parameters: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """A variable for every symbol that a reshape needs, and the lines that read them off the inputs."""
+    views = [step.output for step in plan.steps if isinstance(step, View) and names.is_used(step.output)]
+    needed = {name for value in views for dim in value.shape for name in free_symbols(dim)}
+    variables: dict[str, str] = {}
+    lines: list[str] = []
+    for name, place in symbol_places([item.value.shape for item in plan.inputs]).items():
+        if name in needed:
+            variables[name] = names.reserve(name)
+            size = f"{parameters[place.input]}.shape[{place.dim}]"
+            size = f"({size} - {place.offset})" if place.offset else size
+            lines.append(f"{variables[name]} = {size}" + f" // {place.scale}" * (place.scale != 1))
+    return variables, lines
 
 
 def _wanted(value: Value, kernel: str) -> str:
@@ -109,6 +127,10 @@ class _Names:
             for value in step.inputs:
                 self._last_use.setdefault(value.name, index)
         self._holder: dict[str, str] = {}  # variable -> the value it holds
+
+    def reserve(self, wanted: str) -> str:
+        """A variable that is never handed out again."""
+        return self._namer.take(wanted)
 
     def is_used(self, value: Value) -> bool:
         return value.name in self._last_use
@@ -147,6 +169,14 @@ class OutputView:
 
 
 @dataclass(frozen=True)
+class SizeView:
+    """A variable that holds a symbol's value; `key` is the repr of its name."""
+
+    name: str
+    key: str
+
+
+@dataclass(frozen=True)
 class KernelMethodView:
     """One method of `Kernels`; `symbol` is the repr of the kernel's name."""
 
@@ -156,6 +186,7 @@ class KernelMethodView:
     returns: str
     summary: str
     signature: str
+    symbols: tuple[SizeView, ...]
     outputs: tuple[OutputView, ...]
     inputs: str
     results: str
@@ -189,8 +220,12 @@ def _kernel_view(
         for index in range(len(kernel.inputs))
     )
     single = len(kernel.outputs) == 1
+    used = sorted({name for type in kernel.outputs for dim in type.shape for name in free_symbols(dim)})
+    variables = {name: namer.take(name) for name in used}
     outputs = tuple(
-        OutputView(namer.take("out" if single else f"out_{index}"), shape_text(type), numpy_dtype(type.dtype))
+        OutputView(
+            namer.take("out" if single else f"out_{index}"), shape_text(type, variables), numpy_dtype(type.dtype)
+        )
         for index, type in enumerate(kernel.outputs)
     )
     names = [output.name for output in outputs]
@@ -202,6 +237,7 @@ def _kernel_view(
         returns="Array" if single else f"tuple[{', '.join(['Array'] * len(names))}]" if names else "tuple[()]",
         summary=docstring(kernel.summary or kernel.name),
         signature=docstring(f"{inputs or 'nothing'} -> {', '.join(map(str, kernel.outputs))}"),
+        symbols=tuple(SizeView(variables[name], repr(name)) for name in used),
         outputs=outputs,
         inputs=_tuple(parameters),
         results=_tuple(names),

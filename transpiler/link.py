@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from transpiler.dims import Dim, product
+from transpiler.dims import Dim, c_text, floordiv, product
 from transpiler.errors import TranspileError
 from transpiler.ir import TensorType, Value
 from transpiler.naming import c_comment, c_string, checked_symbol, comment, source_line
@@ -45,7 +45,10 @@ ITEM_BYTES = {
     "uint8": 1,
     "bool": 1,
 }  # fmt: skip
-_STORAGE = {"input": "TP_INPUT", "output": "TP_OUTPUT", "weight": "TP_WEIGHT", "arena": "TP_ARENA"}
+_STORAGE = {"input": "TP_INPUT", "output": "TP_OUTPUT", "weight": "TP_WEIGHT"} | {
+    "arena": "TP_ARENA",
+    "block": "TP_BLOCK",
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,34 @@ class Linked:
 
     library: bytes
     plan_source: str
+
+
+@dataclass(frozen=True)
+class SymbolView:
+    """A symbol: its C variable, its place in the array of values, its name as a C string and its bounds."""
+
+    variable: str
+    index: int
+    text: str
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class BlockView:
+    first: int
+    last: int
+    comment: str
+
+
+@dataclass(frozen=True)
+class MeasuredView:
+    """A tensor whose size the plan computes: the C expression of its elements, their width, where its bytes go."""
+
+    elements: str
+    width: int
+    target: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -67,6 +98,9 @@ class KernelView:
     output_count: int
     workspace: int
     checks_index: int
+    symbols: tuple[SymbolView, ...] = ()
+    sizes: tuple[str, ...] = ()
+    work: str = "0"
 
 
 @dataclass(frozen=True)
@@ -81,6 +115,7 @@ class CallView:
     comment: str
     arguments: tuple[ArgumentView, ...]
     workspace_offset: int
+    workspace_block: int
     source: str
 
 
@@ -109,25 +144,17 @@ class PlanView:
     max_arguments: int
     arena_bytes: int
     weight_bytes: int
+    symbols: tuple[SymbolView, ...] = ()
+    blocks: tuple[BlockView, ...] = ()
+    measured: tuple[MeasuredView, ...] = ()
 
 
 # --- the plan in C ----------------------------------------------------------------------------------------
 
 
-def static(size: Dim, what: str) -> int:
-    """`size` as an int. Raises TranspileError "dynamic-shapes" if it is symbolic."""
-    if isinstance(size, int):
-        return size
-    raise TranspileError(
-        "dynamic-shapes",
-        f"The size of {what} is {size}; CPU packages need fixed sizes in this version.",
-        hints=("Leave out --dynamic and transpile once per size.",),
-    )
-
-
-def type_bytes(type: TensorType, what: str = "a tensor") -> int:
-    """Bytes of a dense tensor. Raises TranspileError "dynamic-shapes" if its shape is symbolic."""
-    return ITEM_BYTES[type.dtype] * static(product(type.shape), what)
+def type_bytes(type: TensorType) -> Dim:
+    """Bytes of a dense tensor."""
+    return ITEM_BYTES[type.dtype] * product(type.shape)
 
 
 def storage_of(plan: KernelPlan, value: Value) -> Storage:
@@ -140,7 +167,7 @@ def storage_of(plan: KernelPlan, value: Value) -> Storage:
 
 
 def render_plan(plan: KernelPlan, title: str) -> str:
-    """The C text of plan.c. Raises TranspileError "dynamic-shapes" for a symbolic plan."""
+    """The C text of plan.c."""
     environment = Environment(
         loader=FileSystemLoader(tree("templates") / "runtime" / "cpu"),
         undefined=StrictUndefined,
@@ -153,6 +180,7 @@ def render_plan(plan: KernelPlan, title: str) -> str:
 
 def _plan_view(plan: KernelPlan, title: str) -> PlanView:
     index_of = {kernel.name: index for index, kernel in enumerate(plan.kernels)}
+    symbols = symbol_views(plan)
     copies = []
     for index, value in enumerate(plan.outputs):
         storage = storage_of(plan, value)
@@ -160,15 +188,49 @@ def _plan_view(plan: KernelPlan, title: str) -> PlanView:
             copies.append(CopyView(index, _fields(storage), c_comment(value.name)))
     return PlanView(
         title=c_comment(title),
-        kernels=tuple(_kernel_view(kernel) for kernel in plan.kernels),
+        kernels=tuple(_kernel_view(kernel, symbols) for kernel in plan.kernels),
         calls=tuple(_call_view(plan, call, index_of) for call in plan.calls()),
         copies=tuple(copies),
         inputs=tuple(_tensor_view(item.key, item.value) for item in plan.inputs),
         outputs=tuple(_tensor_view(name, value) for name, value in zip(output_names(plan), plan.outputs, strict=True)),
         max_arguments=max((len(kernel.inputs) + len(kernel.outputs) for kernel in plan.kernels), default=0),
-        arena_bytes=static(plan.arena_bytes, "the arena"),
+        arena_bytes=plan.arena_bytes,
         weight_bytes=plan.weight_bytes,
+        symbols=tuple(symbols.values()),
+        blocks=tuple(
+            BlockView(block.first, block.last, c_comment(f"{block.name}: {block.size} bytes")) for block in plan.blocks
+        ),
+        measured=_measured(plan, symbols) if symbols else (),
     )
+
+
+UNBOUNDED = 2**31 - 1  # the largest value of a symbol that has no bound of its own: kernels count in 32 bits
+
+
+def symbol_views(plan: KernelPlan) -> dict[str, SymbolView]:
+    """The plan's symbols by name, in the order of the C ABI."""
+    views: dict[str, SymbolView] = {}
+    for index, (name, bounds) in enumerate(plan.symbols.items()):
+        variable = f"n_{name}" if name.isascii() else f"n_{index}"
+        high = UNBOUNDED if bounds.high is None else min(bounds.high, UNBOUNDED)
+        views[name] = SymbolView(variable, index, c_string(name), bounds.low, high)
+    return views
+
+
+def _measured(plan: KernelPlan, symbols: Mapping[str, SymbolView]) -> tuple[MeasuredView, ...]:
+    names = {name: view.variable for name, view in symbols.items()}
+    views = []
+    for kind, tensors in (
+        ("in", [(item.key, item.value) for item in plan.inputs]),
+        ("out", zip(output_names(plan), plan.outputs, strict=True)),
+    ):
+        for index, (name, value) in enumerate(tensors):
+            elements = c_text(product(value.type.shape), names)
+            views.append(MeasuredView(elements, ITEM_BYTES[value.dtype], f"{kind}[{index}]", c_string(name)))
+    for index, block in enumerate(plan.blocks):
+        elements = c_text(floordiv(block.size, block.width), names)
+        views.append(MeasuredView(elements, block.width, f"block[{index}]", c_string(block.name)))
+    return tuple(views)
 
 
 def output_names(plan: KernelPlan) -> tuple[str, ...]:
@@ -181,15 +243,20 @@ def output_names(plan: KernelPlan) -> tuple[str, ...]:
 
 
 def _tensor_view(name: str, value: Value) -> TensorView:
-    return TensorView(c_string(name), type_bytes(value.type, name), c_comment(str(value.type)))
+    size = type_bytes(value.type)
+    return TensorView(c_string(name), size if isinstance(size, int) else 0, c_comment(str(value.type)))
 
 
-def _kernel_view(kernel: Kernel) -> KernelView:
+def _kernel_view(kernel: Kernel, symbols: Mapping[str, SymbolView]) -> KernelView:
     parameters = ["const void *"] * len(kernel.inputs) + ["void *"] * len(kernel.outputs)
-    workspace = static(kernel.workspace, f"the workspace of {kernel.name}")
-    arguments = [f"a[{index}]" for index in range(len(parameters) + bool(workspace) + kernel.checks_index)]
-    parameters += ["void *workspace"] * bool(workspace) + ["int32_t *status"] * kernel.checks_index
-    sizes = [type_bytes(type, f"an argument of {kernel.name}") for type in (*kernel.inputs, *kernel.outputs)]
+    workspace = kernel.workspace != 0
+    own = tuple(symbols[name] for name in kernel.symbols)
+    names = {name: symbols[name].variable for name in kernel.symbols}
+    arguments = [f"a[{index}]" for index in range(len(parameters) + workspace + kernel.checks_index)]
+    arguments += [f"(int32_t)s[{symbol.index}]" for symbol in own]
+    parameters += ["void *workspace"] * workspace + ["int32_t *status"] * kernel.checks_index
+    parameters += [f"int32_t {symbol.variable}" for symbol in own]
+    sizes = [type_bytes(type) for type in (*kernel.inputs, *kernel.outputs)]
     return KernelView(
         name=checked_symbol(kernel.name),
         text=c_string(kernel.name),
@@ -198,8 +265,11 @@ def _kernel_view(kernel: Kernel) -> KernelView:
         bytes=", ".join(map(str, sizes)) or "0",
         input_count=len(kernel.inputs),
         output_count=len(kernel.outputs),
-        workspace=workspace,
+        workspace=int(workspace),
         checks_index=int(kernel.checks_index),
+        symbols=own,
+        sizes=tuple(c_text(size, names) for size in sizes) if own else (),
+        work=c_text(kernel.flops, names) if own else "0",
     )
 
 
@@ -214,13 +284,14 @@ def _call_view(plan: KernelPlan, call: Call, index_of: Mapping[str, int]) -> Cal
         kernel=index_of[call.kernel],
         comment=c_comment(f"{call.kernel}, {where}"),
         arguments=arguments or (ArgumentView("TP_ARENA, 0, 0", "none"),),
-        workspace_offset=static(call.workspace_offset, "an arena offset"),
+        workspace_offset=0 if plan.blocks else call.workspace_offset,
+        workspace_block=call.workspace_offset if plan.blocks and plan.kernel(call.kernel).workspace != 0 else -1,
         source=c_string(where),
     )
 
 
 def _fields(storage: Storage) -> str:
-    return f"{_STORAGE[storage.kind]}, {storage.index}, {static(storage.offset, 'an arena offset')}"
+    return f"{_STORAGE[storage.kind]}, {storage.index}, {storage.offset}"
 
 
 # --- compiling and linking --------------------------------------------------------------------------------
@@ -265,7 +336,7 @@ def link_library(objects: Sequence[bytes], plan: KernelPlan, name: str, isa: str
     context pointers, float16 helpers) are merged.
 
     Raises:
-        TranspileError: "no-c-compiler"; "link-failed" with what the compiler printed; "dynamic-shapes".
+        TranspileError: "no-c-compiler"; "link-failed" with what the compiler printed.
     """
     prefix = f"{checked_symbol(name)}_{checked_symbol(isa)}_"
     source = render_plan(plan, f"{name} for {isa}")

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from transpiler.errors import Location, Problem, TranspileErrors, UsageError
 from transpiler.group import Group, Lowered
 from transpiler.ir import Graph, Program, Tap, Value
-from transpiler.memory import aligned, plan_arena, roots, size_of
+from transpiler.memory import Arena, aligned, plan_arena, roots, size_of
 from transpiler.ops.packed import ConvBlocked, ConvDepthwise, ConvStem, LinearPacked
 from transpiler.passes.fusion import FusedStep, GroupStep, ViewStep, partition
 from transpiler.passes.weights import prepared_values, split
@@ -52,21 +52,23 @@ def lower(
     kernels = _schedule_all(steps, names, target, progress, scheduler)
     by_name = {item.kernel.name: item.kernel for item in kernels}
     weights = prepared_values(prepare)
-    storage, arena_bytes, places = _store(main, steps, weights, names, by_name)
+    storage, arena = _store(main, steps, weights, names, by_name)
     taps, fused = _taps(main, steps, storage)
     plan = KernelPlan(
         function=main.name,
         kernels=tuple(by_name.values()),
-        steps=tuple(_steps(steps, names, places)),
+        steps=tuple(_steps(steps, names, arena.workspaces)),
         inputs=main.user_inputs(),
         outputs=main.user_outputs(),
         weights=weights,
         prepare=prepare,
         storage=storage,
-        arena_bytes=arena_bytes,
-        weight_bytes=sum(aligned(size_of(value.type)) for value in weights),
+        arena_bytes=arena.size,
+        weight_bytes=sum(aligned(_weight_bytes(value)) for value in weights),
         taps=taps,
         fused=fused,
+        symbols=main.symbols,
+        blocks=arena.blocks,
     )
     return LoweredProgram(plan, tuple(kernels))
 
@@ -135,10 +137,11 @@ def kernel_name(group: Group) -> str:
         label = _label(node.op, len(node.inputs))
         if label and label not in parts:
             parts.append(label)
-    shape = [dim for dim in group.outputs[0].shape if dim != 1] or [1]
+    # Sizes that vary are no part of the name.
+    shape = [dim for dim in group.outputs[0].shape if isinstance(dim, int) and dim != 1] or [1]
     anchor = group.anchor_node
     if anchor is not None and isinstance(anchor.op, ConvBlocked | ConvStem | ConvDepthwise):
-        shape = [anchor.op.channels, *group.outputs[0].shape[2:4]]
+        shape = [anchor.op.channels, *(dim for dim in group.outputs[0].shape[2:4] if isinstance(dim, int))]
     suffix = "x".join(str(dim) for dim in shape)
     text = "_".join(parts)
     room = MAX_NAME - len(suffix) - 1
@@ -167,28 +170,34 @@ def _store(
     weights: Sequence[Value],
     names: Mapping[int, str],
     kernels: Mapping[str, Kernel],
-) -> tuple[dict[str, Storage], int, Mapping[int, int]]:
-    """Where every value lives, the size of the arena, and the offset of each step's workspace."""
+) -> tuple[dict[str, Storage], Arena]:
+    """Where every value lives, and the arena."""
     storage: dict[str, Storage] = {}
     for index, item in enumerate(main.user_inputs()):
         storage[item.value.name] = Storage("input", index)
     offset = 0
     for value in weights:
         storage[value.name] = Storage("weight", 0, offset)
-        offset += aligned(size_of(value.type))
+        offset += aligned(_weight_bytes(value))
     root = roots(steps)
     written = {value.name for step in steps if isinstance(step, GroupStep) for value in step.group.outputs}
     for index, value in enumerate(main.user_outputs()):
         place = root.get(value.name, value.name)
         if place in written and place not in storage:
             storage[place] = Storage("output", index)
-    workspaces = {position: int(kernels[name].workspace) for position, name in names.items()}  # type: ignore[arg-type]
+    workspaces = {position: kernels[name].workspace for position, name in names.items()}
     arena = plan_arena(steps, workspaces, frozenset(storage))
     for name, start in arena.offsets.items():
-        storage[name] = Storage("arena", 0, start)
+        storage[name] = Storage("block", start) if arena.blocks else Storage("arena", 0, start)
     for name, place in root.items():
         storage[name] = storage[place]
-    return storage, arena.size, arena.workspaces
+    return storage, arena
+
+
+def _weight_bytes(value: Value) -> int:
+    size = size_of(value.type)
+    assert isinstance(size, int), f"weight {value.name} has the symbolic type {value.type}"
+    return size
 
 
 def _steps(steps: Sequence[FusedStep], names: Mapping[int, str], workspaces: Mapping[int, int]) -> list[Step]:

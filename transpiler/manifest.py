@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from transpiler.dims import Dim, symbol_places
 from transpiler.interface import Argument
 from transpiler.ir import Program, Role, TensorType
-from transpiler.link import output_names, static
+from transpiler.link import output_names
 from transpiler.plan import Call, KernelPlan, Tap, View
 from transpiler.prepared import prepared_keys
 from transpiler.structure import to_json
 
-FORMAT = 1
+FORMAT = 2
 VERSION = "0.1.0"
 TOLERANCE = {"factor_torch": 4, "factor_eps": 128, "factor_eps_half": 4}
 
@@ -29,8 +31,13 @@ def build_manifest(
     source: Mapping[str, str],
     bounds: Mapping[str, tuple[int, int]],
     machine: str,
+    examples: Sequence[tuple[int, ...]] = (),
 ) -> dict[str, Any]:
-    """The manifest without its hashes. Raises TranspileError "dynamic-shapes" for a symbolic plan."""
+    """The manifest without its hashes.
+
+    Sizes that vary are texts over the names in "symbols", which says where each is read off: dimension `dim` of input
+    `input` is `scale * value + offset`. `examples` are the shapes of the example inputs.
+    """
     graph = program.main
     inputs = []
     for item in plan.inputs:
@@ -51,6 +58,7 @@ def build_manifest(
         "target": "cpu",
         "isas": sorted(isas),
         "machine": machine,
+        "symbols": _symbols(plan, examples),
         "inputs": inputs,
         "outputs": outputs,
         "arguments": {argument.name: to_json(argument.structure) for argument in arguments},
@@ -69,7 +77,23 @@ def build_manifest(
 
 
 def _type(type: TensorType) -> dict[str, Any]:
-    return {"dtype": type.dtype, "shape": [static(dim, "a dimension") for dim in type.shape]}
+    return {"dtype": type.dtype, "shape": [_size(dim) for dim in type.shape]}
+
+
+def _size(size: Dim) -> int | str:
+    return size if isinstance(size, int) else str(size)
+
+
+def _symbols(plan: KernelPlan, examples: Sequence[tuple[int, ...]]) -> list[dict[str, Any]]:
+    shapes = [item.value.shape for item in plan.inputs]
+    places = symbol_places(shapes)
+    entries = []
+    for name, bounds in plan.symbols.items():
+        place = places[name]
+        entry = {"name": name, "low": bounds.low, "high": bounds.high, **asdict(place)}
+        example = examples[place.input][place.dim] if examples else place.scale * bounds.low + place.offset
+        entries.append({**entry, "example": (example - place.offset) // place.scale})
+    return entries
 
 
 def _weights(program: Program, plan: KernelPlan) -> dict[str, Any]:
@@ -85,7 +109,7 @@ def _weights(program: Program, plan: KernelPlan) -> dict[str, Any]:
         "prepared": {
             value.name: {
                 **_type(value.type),
-                "offset": static(plan.storage[value.name].offset, "a weight"),
+                "offset": plan.storage[value.name].offset,
                 "keys": keys[value.name],
             }
             for value in plan.weights
@@ -101,8 +125,8 @@ def _kernels(plan: KernelPlan) -> dict[str, Any]:
     return {
         kernel.name: {
             "summary": kernel.summary,
-            "flops": static(kernel.flops, "a kernel"),
-            "bytes": static(kernel.bytes, "a kernel"),
+            "flops": _size(kernel.flops),
+            "bytes": _size(kernel.bytes),
             "calls": counts.get(kernel.name, 0),
         }
         for kernel in plan.kernels

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from transpiler.dims import Dim, product
 from transpiler.ir import TensorType
 from transpiler.ops.base import Elementwise
 from transpiler.passes.fusion import FusedStep, GroupStep, ViewStep
+from transpiler.plan import Block
 
 ALIGNMENT = 64
 
@@ -19,28 +21,37 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def size_of(type_: TensorType) -> int:
-    """Bytes of a static tensor."""
-    width = 2 if type_.dtype == "bfloat16" else np.dtype(type_.dtype).itemsize
-    return int(np.prod(type_.static_shape(), dtype=np.int64)) * width
+def width_of(dtype: str) -> int:
+    """Bytes of an element."""
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+
+
+def size_of(type_: TensorType) -> Dim:
+    """Bytes of a tensor."""
+    return product(type_.shape) * width_of(type_.dtype)
 
 
 @dataclass(frozen=True)
 class Arena:
-    """`offsets` by root buffer, `workspaces` by step, both in bytes; `size` is the whole."""
+    """Offsets in bytes by root buffer and by step (workspaces), and the bytes of the whole.
+
+    If any size is symbolic, the offsets are the numbers of `blocks` instead, which the runtime places.
+    """
 
     offsets: Mapping[str, int]
     workspaces: Mapping[int, int]
     size: int
+    blocks: tuple[Block, ...] = ()
 
 
 @dataclass
 class _Block:
     name: str
-    size: int
+    size: Dim
     first: int
     last: int
     offset: int = -1
+    width: int = 1
 
 
 def roots(steps: Sequence[FusedStep]) -> dict[str, str]:
@@ -53,7 +64,7 @@ def roots(steps: Sequence[FusedStep]) -> dict[str, str]:
     return root
 
 
-def plan_arena(steps: Sequence[FusedStep], workspaces: Mapping[int, int], outside: frozenset[str]) -> Arena:
+def plan_arena(steps: Sequence[FusedStep], workspaces: Mapping[int, Dim], outside: frozenset[str]) -> Arena:
     """Place every buffer that a group writes and that is not `outside` (an input, a weight, an output).
 
     Buffers live from the step that writes them to the last step that reads them or a view of them; a workspace lives
@@ -82,21 +93,40 @@ def plan_arena(steps: Sequence[FusedStep], workspaces: Mapping[int, int], outsid
             if donor is not None:
                 shared[value.name] = donor
             else:
-                blocks[value.name] = _Block(value.name, aligned(size_of(value.type)), position, position)
+                width = width_of(value.dtype)
+                blocks[value.name] = _Block(value.name, size_of(value.type), position, position, width=width)
         for value in (*step.group.inputs, *step.group.outputs):
             block = blocks.get(home(value.name))
             if block is not None:
                 block.last = max(block.last, position)
     for position, size in workspaces.items():
         if size:
-            blocks[f"workspace of step {position}"] = _Block("", aligned(size), position, position)
-    total = _place(list(blocks.values()))
+            blocks[f"workspace of step {position}"] = _Block("", size, position, position)
+    symbolic = any(not isinstance(block.size, int) for block in blocks.values())
+    total = _number(list(blocks.values())) if symbolic else _place(list(blocks.values()))
     offsets = {name: block.offset for name, block in blocks.items() if block.name}
     for name in shared:
         if home(name) in offsets:
             offsets[name] = offsets[home(name)]
     places = {position: blocks[f"workspace of step {position}"].offset for position, size in workspaces.items() if size}
-    return Arena(offsets, places, total)
+    if not symbolic:
+        return Arena(offsets, places, total)
+    # The runtime counts calls: views are no steps for it.
+    call_of, calls = {}, 0
+    for position, step in enumerate(steps):
+        call_of[position] = calls
+        calls += isinstance(step, GroupStep)
+    numbered = tuple(
+        Block(name, block.size, block.width, call_of[block.first], call_of[block.last])
+        for name, block in blocks.items()
+    )
+    return Arena(offsets, places, 0, numbered)
+
+
+def _number(blocks: list[_Block]) -> int:
+    for number, block in enumerate(blocks):
+        block.offset = number
+    return 0
 
 
 def _last_reads(steps: Sequence[FusedStep], root: Mapping[str, str]) -> dict[str, int]:
@@ -135,19 +165,22 @@ def _donor(
 
 
 def _place(blocks: list[_Block]) -> int:
+    """Offsets for blocks of known size, and the bytes of the whole."""
     placed: list[_Block] = []
     total = 0
-    for block in sorted(blocks, key=lambda item: (-item.size, item.first, item.name)):
+    sizes = {id(block): aligned(int(block.size)) for block in blocks}  # type: ignore[arg-type]
+    for block in sorted(blocks, key=lambda item: (-sizes[id(item)], item.first, item.name)):
+        size = sizes[id(block)]
         alive = sorted(
             (other for other in placed if other.first <= block.last and block.first <= other.last),
             key=lambda item: item.offset,
         )
         offset = 0
         for other in alive:
-            if offset + block.size <= other.offset:
+            if offset + size <= other.offset:
                 break
-            offset = max(offset, other.offset + other.size)
+            offset = max(offset, other.offset + sizes[id(other)])
         block.offset = offset
         placed.append(block)
-        total = max(total, offset + block.size)
+        total = max(total, offset + size)
     return total

@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from transpiler.dims import Dim
+from transpiler.dims import Dim, SymbolRange
 from transpiler.errors import Location
 from transpiler.ir import Graph, Input, Layout, Tap, TensorType, Value
 
-__all__ = ["Call", "Kernel", "KernelPlan", "Layout", "Step", "Storage", "Tap", "View"]
+__all__ = ["Block", "Call", "Kernel", "KernelPlan", "Layout", "Step", "Storage", "Tap", "View"]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One compiled function `int32_t name(const void *in..., void *out..., [void *workspace], [int32_t *status])`.
+    """One compiled function
+    `int32_t name(const void *in..., void *out..., [void *workspace], [int32_t *status], [int32_t symbol...])`.
 
     `workspace` is the scratch it needs in bytes (0: no such parameter). A kernel with `checks_index` writes 1 to
     `status` where an index was out of bounds. `flops` and `bytes` are what one call computes and moves at least.
+    `symbols` are the sizes it takes as parameters; the other sizes are expressions over them.
     """
 
     name: str
@@ -32,17 +34,31 @@ class Kernel:
     checks_index: bool = False
     flops: Dim = 0
     bytes: Dim = 0
+    symbols: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Memory of the arena that the runtime places: `size` bytes of elements of `width` bytes, in use from call `first`
+    to call `last`."""
+
+    name: str
+    size: Dim
+    width: int
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel call. `covers` lists the source lines of every node that was fused into it, in order."""
+    """One kernel call. `covers` lists the source lines of every node that was fused into it, in order.
+    Its workspace is at byte `workspace_offset` of the arena, or in the block of that number if the plan has blocks."""
 
     kernel: str
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     covers: tuple[Location, ...] = ()
-    workspace_offset: Dim = 0
+    workspace_offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,11 +75,11 @@ Step = Call | View
 @dataclass(frozen=True)
 class Storage:
     """Where a value lives: `kind` "input"/"output" (with `index` among the flat user ones), "weight" (at byte
-    `offset` of the prepared weights) or "arena" (at byte `offset` of the arena)."""
+    `offset` of the prepared weights), "arena" (at byte `offset` of the arena) or "block" (`index`)."""
 
     kind: str
     index: int = 0
-    offset: Dim = 0
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,8 @@ class KernelPlan:
     """A function, ready to be emitted.
 
     `weights` are the prepared tensors in file order (their values are the outputs of `prepare`); `fused` maps a
-    module path that has no value of its own any more to the nearest path in `taps`.
+    module path that has no value of its own any more to the nearest path in `taps`. If sizes vary, `symbols` are
+    their bounds by name and `blocks` is the arena, which has no offsets yet.
     """
 
     function: str
@@ -82,10 +99,12 @@ class KernelPlan:
     weights: tuple[Value, ...]
     prepare: Graph
     storage: Mapping[str, Storage]
-    arena_bytes: Dim
+    arena_bytes: int
     weight_bytes: int
     taps: Mapping[str, Tap] = field(default_factory=dict)
     fused: Mapping[str, str] = field(default_factory=dict)
+    symbols: Mapping[str, SymbolRange] = field(default_factory=dict)
+    blocks: tuple[Block, ...] = ()
 
     def kernel(self, name: str) -> Kernel:
         return next(kernel for kernel in self.kernels if kernel.name == name)

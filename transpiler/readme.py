@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transpiler.dims import SymbolRange, evaluate, free_symbols
 from transpiler.forward import numpy_dtype, shape_text
 from transpiler.interface import Argument, literal
-from transpiler.ir import Input
+from transpiler.ir import Input, TensorType
 from transpiler.naming import comment
 from transpiler.plan import KernelPlan
 from transpiler.structure import Leaf, Literal, Mapping_, Sequence_, Structure, leaves
@@ -19,6 +20,7 @@ class ReadmeView:
     summary: str
     isas: str
     example: tuple[str, ...]
+    sizes: tuple[tuple[str, ...], ...]
     inputs: tuple[tuple[str, ...], ...]
     outputs: tuple[tuple[str, ...], ...]
     verified: str
@@ -58,13 +60,27 @@ def readme_view(
     return ReadmeView(
         summary=_cell(summary.strip().split("\n\n")[0]),
         isas=", ".join(manifest["isas"]),
-        example=_example(arguments, plan.inputs),
+        example=_example(arguments, plan.inputs, {item["name"]: item["example"] for item in manifest["symbols"]}),
+        sizes=tuple(_size_row(item, plan) for item in manifest["symbols"]),
         inputs=tuple(rows),
         outputs=tuple(outputs),
         verified=good if manifest["verified"] else "The package was not verified against PyTorch when it was built.",
         keys=len(manifest["weights"]["keys"]),
         taps=len(manifest["taps"]),
     )
+
+
+def _size_row(item: Mapping[str, Any], plan: KernelPlan) -> tuple[str, ...]:
+    """A symbol, its bounds, and where it is."""
+    bounds = SymbolRange(item["low"], item["high"])
+    text = f"{bounds.low} or more" if bounds.high is None else f"{bounds.low} to {bounds.high}"
+    where = [
+        f"dimension {axis} of `{_cell(given.key)}`" + ("" if str(dim) == item["name"] else f" is {_cell(str(dim))}")
+        for given in plan.inputs
+        for axis, dim in enumerate(given.value.shape)
+        if item["name"] in free_symbols(dim)
+    ]
+    return f"`{_cell(item['name'])}`", text, ", ".join(where)
 
 
 def _cell(text: str) -> str:
@@ -76,22 +92,23 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def _example(arguments: Sequence[Argument], inputs: Sequence[Input]) -> tuple[str, ...]:
-    lines = [f"{argument.name} = {_zeros(argument.structure, inputs)}" for argument in arguments]
+def _example(arguments: Sequence[Argument], inputs: Sequence[Input], sizes: Mapping[str, int]) -> tuple[str, ...]:
+    lines = [f"{argument.name} = {_zeros(argument.structure, inputs, sizes)}" for argument in arguments]
     passed = ", ".join(f"{a.name}={a.name}" if a.keyword_only else a.name for a in arguments)
     return (*lines, f"result = model({passed})")
 
 
-def _zeros(structure: Structure, inputs: Sequence[Input]) -> str:
+def _zeros(structure: Structure, inputs: Sequence[Input], sizes: Mapping[str, int]) -> str:
     match structure:
         case Leaf(index):
             type = inputs[index].value.type
             dtype = "np.float32" if type.dtype == "bfloat16" else numpy_dtype(type.dtype)
-            return f"np.zeros({shape_text(type)}, {dtype})"
+            shape = shape_text(TensorType(type.dtype, tuple(evaluate(dim, sizes) for dim in type.shape)))
+            return f"np.zeros({shape}, {dtype})"
         case Literal(value):
             return literal(value)
         case Sequence_(kind, items):
-            inside = ", ".join(_zeros(item, inputs) for item in items)
+            inside = ", ".join(_zeros(item, inputs, sizes) for item in items)
             return f"[{inside}]" if kind == "list" else f"({inside}{',' * (len(items) == 1)})"
         case Mapping_(_, fields):
-            return f"{{{', '.join(f'{key!r}: {_zeros(item, inputs)}' for key, item in fields)}}}"
+            return f"{{{', '.join(f'{key!r}: {_zeros(item, inputs, sizes)}' for key, item in fields)}}}"

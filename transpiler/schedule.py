@@ -8,6 +8,7 @@ import sys
 from functools import cache
 from typing import Any, cast
 
+from transpiler.dims import SymExpr, free_symbols
 from transpiler.group import Group, Lowered, Rule
 from transpiler.ir import TensorType
 from transpiler.resources import tree
@@ -18,7 +19,24 @@ MAX_ELEMENTS = 1 << 31
 
 
 def _elements(type_: TensorType) -> int:
-    return math.prod(type_.static_shape())
+    """The number of elements, the fixed part of it if the shape is symbolic: the runtime checks the rest."""
+    return math.prod(dim for dim in type_.shape if isinstance(dim, int))
+
+
+def _symbols(group: Group) -> list[str]:
+    """Every symbol in the sizes and attributes of a group, sorted."""
+    names: set[str] = set()
+    pending: list[Any] = [dim for value in group.inputs for dim in value.shape]
+    for node in group.nodes:
+        pending += [dim for value in node.outputs for dim in value.shape]
+        pending += node.op.attributes().values()
+    while pending:
+        item = pending.pop()
+        if isinstance(item, SymExpr):
+            names |= free_symbols(item)
+        elif isinstance(item, tuple | list):
+            pending += item
+    return sorted(names)
 
 
 @cache
@@ -59,9 +77,10 @@ def schedule(group: Group, target: Target, name: str) -> Lowered:
     largest = max((value.type for value in (*group.inputs, *group.outputs)), key=_elements)
     if _elements(largest) >= MAX_ELEMENTS:
         raise LookupError(f"{largest} has 2^31 elements or more")
-    for rule in rules(target):
-        result = rule.apply(group, target, name)
-        if result is not None:
-            return result
+    with import_schedule("sizes").kernel_symbols(_symbols(group)):
+        for rule in rules(target):
+            result = rule.apply(group, target, name)
+            if result is not None:
+                return result
     ops = " + ".join(node.op.name for node in group.nodes)
     raise LookupError(f"no schedule of target {target.name!r} takes {ops}")

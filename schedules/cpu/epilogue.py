@@ -13,6 +13,7 @@ from transpiler.ops.creation import Full
 from transpiler.ops.shape import BroadcastTo
 
 from ..fuse import Inline, probe
+from ..sizes import Extent
 from ..tir import KernelBuilder, Tir, flat_offset, vector_loop
 
 Expr = Any
@@ -47,18 +48,20 @@ class Epilogue:
         self.group, self.builder = group, builder
         self.result = group.anchor_node.outputs[0]
         self.output = group.outputs[0]
-        self.shape = self.output.type.static_shape()
+        self.shape = self.output.type.shape
         self.empty = self.output.name == self.result.name
         needs = probe(group, builder, self.output, self.result)
         self.vectorizes = not needs.scalar_only
         self.temporaries = [self.result.dtype, *needs.binds]
         # In-place loops read the raw result back from the output buffer, so the dtypes must agree.
-        self.in_place = needs.cost > UNROLLED_COST and self.output.dtype == self.result.dtype
+        self.can_be_in_place = not self.empty and self.output.dtype == self.result.dtype
+        self.in_place = needs.cost > UNROLLED_COST and self.can_be_in_place
 
-    def store(self, index: Callable[[Expr], Sequence[Expr]], element: Callable[[Expr], Expr], lanes: int) -> None:
+    def store(self, index: Callable[[Expr], Sequence[Expr]], element: Callable[[Expr], Expr], lanes: Extent) -> None:
         """Store `lanes` elements: for each lane, the epilogue of element(lane) at index(lane)."""
         buffer = self.builder.outputs[0]
-        with vector_loop(lanes, self.temporaries) if self.vectorizes else T.serial(0, lanes) as lane:
+        vector = self.vectorizes and isinstance(lanes, int)
+        with vector_loop(lanes, self.temporaries) if vector else T.serial(0, lanes) as lane:
             position = list(index(lane))
             value = element(lane)
             if not self.empty:
@@ -69,15 +72,22 @@ class Epilogue:
                 )
             buffer.store(flat_offset(position, self.shape), value)
 
-    def write(self, index: Callable[[Expr], Sequence[Expr]], element: Callable[[Expr], Expr], lanes: int) -> None:
-        """`store`, or for an expensive epilogue the anchor's own result, to be finished by `finish`."""
-        if not self.in_place:
+    def write(
+        self,
+        index: Callable[[Expr], Sequence[Expr]],
+        element: Callable[[Expr], Expr],
+        lanes: Extent,
+        later: bool | None = None,
+    ) -> None:
+        """`store`, or (`later`, by default for an expensive epilogue) the anchor's own result, to be finished by
+        `finish`."""
+        if not (self.in_place if later is None else later):
             self.store(index, element, lanes)
             return
-        with vector_loop(lanes) as lane:
+        with vector_loop(lanes) if isinstance(lanes, int) else T.serial(0, lanes) as lane:
             self.builder.outputs[0].store(flat_offset(list(index(lane)), self.shape), element(lane))
 
-    def finish(self, index: Callable[[Expr], Sequence[Expr]], lanes: int) -> None:
+    def finish(self, index: Callable[[Expr], Sequence[Expr]], lanes: Extent) -> None:
         """Apply the epilogue in place to `lanes` elements written by `write`."""
         buffer = self.builder.outputs[0]
         self.store(index, lambda lane: buffer[flat_offset(list(index(lane)), self.shape)], lanes)

@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.target import Isa
 
+from ..sizes import Extent, is_fixed
 from ..tir import LANES, Buffer, local, splat
 
 Expr = Any
@@ -99,12 +101,22 @@ class Accumulators:
         return self._panels[panel][row * LANES + lane]
 
 
-def pack_columns(source: Callable[[Expr, Expr], Expr], target: Buffer, base: Expr, rows: int, columns: int) -> None:
+def pack_columns(
+    source: Callable[[Expr, Expr], Expr],
+    target: Buffer,
+    base: Expr,
+    rows: Extent,
+    columns: Extent,
+    panels: Extent | None = None,
+) -> None:
     """Copy a [rows, columns] matrix, read as source(row, column), into panels [columns/16][rows][16] at `base`.
 
-    Columns beyond the matrix are zero.
+    Columns beyond the matrix are zero, up to `panels` panels where `columns` is a symbol.
     """
     full = columns // LANES
+    if not is_fixed(columns):
+        _pack_symbolic(source, target, base, rows, columns, panels)
+        return
     with T.serial(0, full) as panel, T.serial(0, rows) as row, T.vectorized(0, LANES) as lane:
         target.store(base + (panel * rows + row) * LANES + lane, source(row, panel * LANES + lane))
     rest = columns - full * LANES
@@ -114,3 +126,17 @@ def pack_columns(source: Callable[[Expr, Expr], Expr], target: Buffer, base: Exp
             target.store_vector(offset, splat(0.0))
             with T.serial(0, rest) as lane:
                 target.store(offset + lane, source(row, full * LANES + lane))
+
+
+def _pack_symbolic(
+    source: Callable[[Expr, Expr], Expr], target: Buffer, base: Expr, rows: Extent, columns: Extent, panels: Extent
+) -> None:
+    full = columns // LANES
+    with T.serial(0, full) as panel, T.serial(0, rows) as row, T.vectorized(0, LANES) as lane:
+        target.store(base + (panel * rows + row) * LANES + lane, source(row, panel * LANES + lane))
+    with T.serial(0, panels - full) as extra, T.serial(0, rows) as row:
+        panel = full + extra
+        offset = base + (panel * rows + row) * LANES
+        target.store_vector(offset, splat(0.0))
+        with T.serial(0, tirx.min(tirx.max(columns - panel * LANES, 0), LANES)) as lane:
+            target.store(offset + lane, source(row, panel * LANES + lane))

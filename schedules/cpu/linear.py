@@ -7,13 +7,12 @@ term.
 
 from __future__ import annotations
 
-import math
-
 from transpiler.group import Group, Lowered
 from transpiler.ops.packed import LinearPacked
 from transpiler.target import Target
 
 from ..fuse import lowered
+from ..sizes import count, extent, is_empty
 from ..tir import LANES, KernelBuilder, unflatten
 from .epilogue import Epilogue, elementwise_epilogue
 from .product import Product, emit_product
@@ -26,16 +25,17 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     if node is None or not isinstance(node.op, LinearPacked) or group.prologue or not elementwise_epilogue(group):
         return None
     x, weight, *bias = node.inputs
-    *leading, k = x.type.static_shape()
-    m, n = math.prod(leading), node.op.features
+    *leading, depth = x.type.shape
+    k = extent(depth)
+    m, n = count(leading), node.op.features
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
     with builder:
         a = builder.inputs[group.input_index(x)]
         b = builder.inputs[group.input_index(weight)]
         offset = builder.inputs[group.input_index(bias[0])] if bias else None
-        if m:
+        if not is_empty(leading):
             product = Product(
-                m, n, k,
+                extent(m), n, k,
                 load_a=lambda row, step: a[row * k + step],
                 load_b=lambda panel, step: b.vector((panel * k + step) * LANES),
                 epilogue=Epilogue(group, builder),
@@ -43,4 +43,4 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
                 bias=offset,
             )  # fmt: skip
             emit_product(target.isa, product)
-    return lowered(group, builder, flops=2 * m * n * k)
+    return lowered(group, builder, flops=2 * m * n * depth)

@@ -8,21 +8,20 @@ the product. Other dtypes than float32 go through the generic reduction.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-from tvm.tirx.script.builder import ir as T
-
+from transpiler.dims import Dim
 from transpiler.group import Group, Lowered
 from transpiler.ops.linalg import Matmul
 from transpiler.target import Target
 
-from ..fuse import PARALLEL_THRESHOLD, lowered
-from ..tir import LANES, KernelBuilder, flat_offset, unflatten
+from ..fuse import lowered
+from ..sizes import ceil_div, count, extent, extents, is_empty, is_fixed, is_large
+from ..tir import LANES, KernelBuilder, flat_offset, loop, unflatten
 from .epilogue import Epilogue, elementwise_epilogue
 from .gemm import pack_columns
-from .product import Product, emit_product
+from .product import Product, emit_product, product_tile
 
 EPILOGUE = True
 
@@ -36,14 +35,17 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     left, right = node.inputs
     if left.dtype != "float32":
         return None
-    *batch, m, n = node.output.type.static_shape()
-    k = left.type.static_shape()[-1]
+    *batch, rows, columns = node.output.type.shape
+    depth = left.type.shape[-1]
+    m, n, k = extents((rows, columns, depth))
     transposed = node.op.transpose_b
-    direct = not transposed and n % LANES == 0
-    entries = math.prod(batch)
-    b_batch = right.type.static_shape()[:-2]
-    packed_size = 0 if direct else -(-n // LANES) * LANES * k
-    distinct = math.prod(b_batch)
+    direct = not transposed and isinstance(columns, int) and columns % LANES == 0
+    entries = count(batch)
+    b_batch = right.type.shape[:-2]
+    # Groups of panels are whole where their number is a symbol.
+    width = LANES if isinstance(columns, int) else LANES * product_tile(target.isa, m, n).panels
+    packed_size = 0 if direct else ceil_div(columns, width) * width * depth
+    distinct = count(b_batch)
     # Entries that share one B (broadcast) share its packed form only if B has no batch at all.
     copies = 1 if distinct == 1 else entries
     builder = KernelBuilder(
@@ -63,7 +65,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
             read = (lambda row, column: b[b_base + column * k + row]) if transposed else (
                 lambda row, column: b[b_base + row * n + column]
             )  # fmt: skip
-            pack_columns(read, packed, base, k, n)
+            pack_columns(read, packed, base, k, n, extent(packed_size) // (k * LANES) if not is_fixed(n) else None)
 
         def entry(index: Sequence[Expr], a_base: Expr, b_base: Expr, base: Expr, parallel: bool) -> None:
             product = Product(
@@ -77,23 +79,25 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
             )  # fmt: skip
             emit_product(target.isa, product, parallel=parallel)
 
-        if packed is not None and copies == 1 and entries:
+        if packed is not None and copies == 1 and not is_empty(batch):
             pack(0, 0)
-        if entries == 1 and m:
+        if is_empty((*batch, rows)):
+            pass
+        elif entries == 1:
             entry([0] * len(batch), 0, 0, 0, True)
-        elif entries and m:
-            with (T.parallel if entries * m * n * k >= PARALLEL_THRESHOLD else T.serial)(0, entries) as fused:
+        else:
+            with loop(extent(entries), parallel=is_large(entries * rows * columns * depth)) as fused:
                 index = unflatten(fused, batch)
-                a_base = _batch_offset(index, left.type.static_shape()[:-2]) * (m * k)
+                a_base = _batch_offset(index, left.type.shape[:-2]) * (m * k)
                 b_base = _batch_offset(index, b_batch) * (n * k)
-                base = fused * packed_size if copies > 1 else 0
-                if packed is not None and copies > 1:
+                base = fused * extent(packed_size) if copies != 1 else 0
+                if packed is not None and copies != 1:
                     pack(b_base, base)
                 entry(index, a_base, b_base, base, False)
-    return lowered(group, builder, flops=2 * entries * m * n * k, workspace=packed_size * copies * 4)
+    return lowered(group, builder, flops=2 * entries * rows * columns * depth, workspace=packed_size * copies * 4)
 
 
-def _batch_offset(index: Sequence[Expr], batch: Sequence[int]) -> Expr:
+def _batch_offset(index: Sequence[Expr], batch: Sequence[Dim]) -> Expr:
     """Row-major offset of the (right-aligned, broadcast) batch dims."""
     own = index[len(index) - len(batch) :]
-    return flat_offset([0 if extent == 1 else i for i, extent in zip(own, batch, strict=True)], batch)
+    return flat_offset([0 if size == 1 else i for i, size in zip(own, batch, strict=True)], batch)

@@ -7,14 +7,14 @@ element-wise merge adjacent dims first, so that the vector loop is as long as br
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from transpiler.group import Group, Lowered
 from transpiler.ops.base import Elementwise, Injective
 from transpiler.target import Target
 
-from ..fuse import PARALLEL_THRESHOLD, Inline, lowered, merge_dims, needs_status, output_loops, probe
+from ..fuse import Inline, lowered, merge_dims, needs_status, output_loops, probe
+from ..sizes import count, extent, is_large
 from ..tir import KernelBuilder, Tir, unflatten
 
 
@@ -24,8 +24,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     if not all(isinstance(node.op, Elementwise | Injective) for node in group.nodes):
         return None
     output = group.outputs[0]
-    shape = output.type.static_shape()
-    size = math.prod(shape)
+    shape = output.type.shape
+    size = count(shape)
     checks = needs_status(group)
     builder = KernelBuilder(
         name,
@@ -38,7 +38,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         needs = probe(group, builder, output)
         runs = [[axis] for axis in range(len(shape))]
         if all(isinstance(node.op, Elementwise) for node in group.nodes):
-            runs = merge_dims([value.type.static_shape() for value in group.inputs], shape)
+            runs = merge_dims([value.type.shape for value in group.inputs], shape)
         extents = [[shape[axis] for axis in run] for run in runs]
 
         def body(merged: list[Any]) -> None:
@@ -50,14 +50,14 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
             s = Tir(status=builder.status)
             offset: Any = 0
             for position, run in zip(merged, extents, strict=True):
-                offset = offset * math.prod(run) + position
+                offset = offset * extent(count(run)) + position
             builder.outputs[0].store(offset, Inline(group, builder, s).value(output, index))
 
         output_loops(
-            [math.prod(run) for run in extents],
+            [count(run) for run in extents],
             body,
             vector=not needs.scalar_only,
             temporaries=needs.binds,
-            parallel=size * (1 + needs.cost) >= PARALLEL_THRESHOLD,
+            parallel=is_large(size * (1 + needs.cost)),
         )
     return lowered(group, builder, flops=size * needs.cost)

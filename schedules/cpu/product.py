@@ -1,7 +1,9 @@
 """Loops of a matrix product over packed panels, used by `linear` and `matmul`.
 
 The parallel loop runs over (panel groups x chunks of rows); inside a task the panel group stays in L2 while the row
-tiles stream through L1. Row and panel remainders are tiles of their own, unrolled at their exact size.
+tiles stream through L1. Row and panel remainders are tiles of their own, unrolled at their exact size. Where the number
+of rows is a symbol, there is one tile per possible remainder; where the number of columns is, panels come in whole
+groups (packing pads them with zeros) and only existing columns are written.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from tvm.tirx.script.builder import ir as T
 
 from transpiler.target import Isa
 
-from ..fuse import PARALLEL_THRESHOLD
-from ..tir import LANES, Buffer, when
+from ..sizes import Extent, ceil_div, is_fixed, is_large, smaller
+from ..tir import LANES, Buffer, local, loop, when
 from .epilogue import Epilogue
 from .gemm import Accumulators, Tile, choose_tile
 
@@ -26,6 +28,9 @@ Placed = Callable[..., Any]
 
 # Tasks to aim for, so that a static split over a few threads is even.
 TASKS = 8
+# What tiles are chosen for where the number of rows or columns is a symbol.
+SYMBOLIC_ROWS = 48
+SYMBOLIC_PANELS = 2
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,9 @@ class Product:
     element in the output.
     """
 
-    m: int
-    n: int
-    k: int
+    m: Extent
+    n: Extent
+    k: Extent
     load_a: Callable[[Expr, Expr], Expr]
     load_b: Callable[[Expr, Expr], Expr]
     epilogue: Epilogue
@@ -48,9 +53,12 @@ class Product:
 
 def emit_product(isa: Isa, product: Product, *, parallel: bool = True) -> None:
     """The loops of `product`; `parallel` allows them to be split over the threads."""
-    panels = -(-product.n // LANES)
-    tile = choose_tile(isa, product.m, panels)
-    parallel = parallel and product.m * product.n * product.k >= PARALLEL_THRESHOLD
+    panels = ceil_div(product.n, LANES)
+    tile = product_tile(isa, product.m, product.n)
+    parallel = parallel and is_large(product.m * product.n * product.k)
+    if not is_fixed(panels):
+        _panel_groups(product, tile, 0, ceil_div(panels, tile.panels), parallel)
+        return
     groups, rest_panels = divmod(panels, tile.panels)
     if groups:
         _panel_groups(product, tile, 0, groups, parallel)
@@ -58,8 +66,17 @@ def emit_product(isa: Isa, product: Product, *, parallel: bool = True) -> None:
         _panel_groups(product, Tile(tile.rows, rest_panels), groups * tile.panels, 1, parallel)
 
 
-def _panel_groups(product: Product, tile: Tile, first_panel: int, groups: int, parallel: bool) -> None:
+def product_tile(isa: Isa, m: Extent, n: Extent) -> Tile:
+    """The register tile of a product with `m` rows and `n` columns, either of which may be a symbol."""
+    rows = m if is_fixed(m) else SYMBOLIC_ROWS
+    return choose_tile(isa, rows, ceil_div(n, LANES) if is_fixed(n) else SYMBOLIC_PANELS)
+
+
+def _panel_groups(product: Product, tile: Tile, first_panel: int, groups: Extent, parallel: bool) -> None:
     """`groups` panel groups from `first_panel`, all rows."""
+    if not is_fixed(product.m, groups):
+        _symbolic_panel_groups(product, tile, first_panel, groups, parallel)
+        return
     full, rest = divmod(product.m, tile.rows)
     tiles = full + bool(rest)
     chunks = min(tiles, max(1, -(-TASKS // groups))) if parallel else 1
@@ -80,7 +97,34 @@ def _panel_groups(product: Product, tile: Tile, first_panel: int, groups: int, p
                 _tile(product, Tile(rest, tile.panels), full * tile.rows, panel)
 
 
-def _tile(product: Product, tile: Tile, first_row: Expr, first_panel: Expr) -> None:
+def _symbolic_panel_groups(product: Product, tile: Tile, first_panel: int, groups: Extent, parallel: bool) -> None:
+    """The same for a number of rows or groups that only the call knows."""
+    full, tiles = product.m // tile.rows, ceil_div(product.m, tile.rows)
+    rest = product.m % tile.rows
+    chunks = (ceil_div(TASKS, groups) if is_fixed(groups) else TASKS // 2) if parallel else 1
+    chunks = min(chunks, tiles) if is_fixed(tiles) else chunks
+    per_chunk = ceil_div(tiles, chunks)
+    tasks = groups * chunks
+    with loop(tasks, parallel=parallel and not (is_fixed(tasks) and tasks == 1)) as task:
+        group = tirx.floordiv(task, chunks) if chunks > 1 else task
+        first = (tirx.floormod(task, chunks) if chunks > 1 else 0) * per_chunk
+        panel = first_panel + group * tile.panels
+        with T.serial(0, smaller(per_chunk, full - first)) as step:
+            _tile(product, tile, (first + step) * tile.rows, panel)
+        here = tirx.And(first <= full, first + per_chunk > full) if chunks > 1 else None
+        if is_fixed(rest):
+            if rest:
+                with when(here):
+                    _tile(product, Tile(rest, tile.panels), full * tile.rows, panel)
+            return
+        for rows in range(1, tile.rows):
+            last = tirx.EQ(rest, rows)
+            with when(last if here is None else tirx.And(here, last)):
+                _tile(product, Tile(rows, tile.panels), full * tile.rows, panel, compact=True)
+
+
+def _tile(product: Product, tile: Tile, first_row: Expr, first_panel: Expr, *, compact: bool = False) -> None:
+    """One register tile; `compact` keeps the code of its epilogue small."""
     accumulators = Accumulators(tile)
     accumulators.zero()
     with T.serial(0, product.k) as step:
@@ -99,18 +143,37 @@ def _tile(product: Product, tile: Tile, first_row: Expr, first_panel: Expr) -> N
             value = accumulators.element(row, panel, lane)
             return value if bias is None else value + bias[column + lane]
 
-        def write(lanes: int, place: Placed = place, element: Placed = element) -> None:
+        def write(
+            lanes: Extent, place: Placed = place, element: Placed = element, panel: int = panel, column: Expr = column
+        ) -> None:
+            later = epilogue.in_place or (compact and epilogue.can_be_in_place)
             for row in range(tile.rows):
-                epilogue.write(partial(place, row), partial(element, row), lanes)
-            if epilogue.in_place:
-                with T.serial(0, tile.rows) as later:
-                    epilogue.finish(partial(place, later), lanes)
+                value = partial(element, row)
+                if not is_fixed(lanes):  # a register cannot be indexed: the vector goes through memory
+                    staged = local(LANES)
+                    staged.store_vector(0, accumulators.vector(row, panel))
+                    value = partial(_staged, staged, bias, column)
+                epilogue.write(partial(place, row), value, lanes, later)
+            if later:
+                with T.serial(0, tile.rows) as row_later:
+                    epilogue.finish(partial(place, row_later), lanes)
 
         _by_width(first_panel + panel, product.n, write)
 
 
-def _by_width(panel: Expr, n: int, body: Callable[[int], None]) -> None:
-    """Run body(lanes) with the number of real columns of `panel`: 16, or n % 16 in the last one."""
+def _staged(staged: Buffer, bias: Buffer | None, column: Expr, lane: Expr) -> Expr:
+    return staged[lane] if bias is None else staged[lane] + bias[column + lane]
+
+
+def _by_width(panel: Expr, n: Extent, body: Callable[[Extent], None]) -> None:
+    """Run body(lanes) with the number of real columns of `panel`: 16, or what is left in the last one."""
+    if not is_fixed(n):
+        with T.If((panel + 1) * LANES <= n):
+            with T.Then():
+                body(LANES)
+            with T.Else():
+                body(tirx.max(n - panel * LANES, 0))
+        return
     last, ragged = divmod(n, LANES)
     if not ragged:
         body(LANES)

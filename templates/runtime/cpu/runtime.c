@@ -15,10 +15,23 @@
 
 #define PLAN (&tp_the_plan)
 
+#define TP_LAYOUTS 8 /* that an arena remembers */
+
+/* All sizes for some values of the symbols, and where the blocks lie in the arena. */
+typedef struct {
+  uint64_t *inputs, *outputs, *offsets;
+  uint64_t arena_bytes, total_bytes;
+  char *small; /* kernels that are not worth the threads */
+  int64_t *symbols;
+} tp_layout;
+
 /* The memory of one running call: the plan's arena, then room for user buffers that are not aligned. */
 typedef struct tp_arena {
   struct tp_arena *next;
   char *memory;
+  uint64_t bytes;
+  tp_layout *layouts[TP_LAYOUTS];
+  uint32_t turn;
 } tp_arena;
 
 struct tp_model {
@@ -43,29 +56,102 @@ static int32_t clamp_threads(int32_t threads) {
   return threads < 1 ? 1 : threads > TP_MAX_THREADS ? TP_MAX_THREADS : threads;
 }
 
-/* --- arenas ---------------------------------------------------------------------------------------------------- */
+/* --- sizes ----------------------------------------------------------------------------------------------------- */
 
-static uint64_t arena_block_bytes(void) {
-  uint64_t bytes = round_up(PLAN->arena_bytes) + TP_ALIGNMENT;
-  for (uint32_t i = 0; i < PLAN->input_count; ++i) bytes += round_up(PLAN->inputs[i].bytes);
-  for (uint32_t i = 0; i < PLAN->output_count; ++i) bytes += round_up(PLAN->outputs[i].bytes);
-  return bytes;
-}
+/* Kernels of less work than this run on the calling thread: starting others costs more than they give. */
+#define TP_PARALLEL_WORK 16384
 
-static tp_arena *acquire(tp_model *model) {
-  tp_lock();
-  tp_arena *arena = model->idle;
-  if (arena) model->idle = arena->next;
-  tp_unlock();
-  if (arena) return arena;
-  arena = malloc(sizeof *arena);
-  if (arena && !(arena->memory = aligned_alloc(TP_ALIGNMENT, arena_block_bytes()))) {
-    free(arena);
-    arena = NULL;
+static int check_symbols(const int64_t *symbols) {
+  for (uint32_t i = 0; i < PLAN->symbol_count; ++i) {
+    const tp_symbol *symbol = &PLAN->symbols[i];
+    if (!symbols) return fail("no values of symbols given");
+    if (symbols[i] < symbol->low || symbols[i] > symbol->high) {
+      return fail("%s is %lld, allowed %lld..%lld", symbol->name, (long long)symbols[i], (long long)symbol->low,
+                  (long long)symbol->high);
+    }
   }
-  if (!arena) fail("out of memory: %llu bytes for one call", (unsigned long long)arena_block_bytes());
-  return arena;
+  return TP_OK;
 }
+
+/* Give every block an offset where it overlaps none that is alive at the same time: the largest first, as low as
+ * possible (greedy by size: Pisarchyk and Lee, 2020). Returns the bytes of the whole. */
+static uint64_t place_blocks(const uint64_t *sizes, uint64_t *offsets, uint32_t *order) {
+  const tp_block *blocks = PLAN->blocks;
+  uint64_t total = 0;
+  for (uint32_t i = 0; i < PLAN->block_count; ++i) {
+    uint32_t at = i;
+    for (; at && sizes[order[at - 1]] < sizes[i]; --at) order[at] = order[at - 1];
+    order[at] = i;
+  }
+  for (uint32_t i = 0; i < PLAN->block_count; ++i) {
+    uint32_t block = order[i];
+    uint64_t size = round_up(sizes[block]), offset = 0;
+    for (int moved = 1; moved;) {
+      moved = 0;
+      for (uint32_t j = 0; j < i; ++j) {
+        uint32_t other = order[j];
+        uint64_t end = offsets[other] + round_up(sizes[other]);
+        int alive = blocks[other].first <= blocks[block].last && blocks[block].first <= blocks[other].last;
+        if (alive && offset < end && offsets[other] < offset + size) offset = end, moved = 1;
+      }
+    }
+    offsets[block] = offset;
+    if (offset + size > total) total = offset + size;
+  }
+  return total;
+}
+
+/* The layout for some symbols, or NULL. */
+static tp_layout *make_layout(const int64_t *symbols) {
+  uint32_t tensors = PLAN->input_count + PLAN->output_count, blocks = PLAN->block_count;
+  size_t words = tensors + 2 * blocks + PLAN->symbol_count + PLAN->max_arguments;
+  size_t bytes = sizeof(tp_layout) + words * sizeof(uint64_t) + blocks * sizeof(uint32_t) + PLAN->kernel_count;
+  tp_layout *layout = calloc(1, bytes);
+  if (!layout) {
+    fail("out of memory");
+    return NULL;
+  }
+  layout->inputs = (uint64_t *)(layout + 1);
+  layout->outputs = layout->inputs + PLAN->input_count;
+  layout->offsets = layout->outputs + PLAN->output_count;
+  uint64_t *sizes = layout->offsets + blocks, *scratch = sizes + blocks;
+  layout->symbols = (int64_t *)(scratch + PLAN->max_arguments);
+  uint32_t *order = (uint32_t *)(layout->symbols + PLAN->symbol_count);
+  layout->small = (char *)(order + blocks);
+  layout->arena_bytes = PLAN->arena_bytes;
+  if (!PLAN->symbol_count) {
+    for (uint32_t i = 0; i < PLAN->input_count; ++i) layout->inputs[i] = PLAN->inputs[i].bytes;
+    for (uint32_t i = 0; i < PLAN->output_count; ++i) layout->outputs[i] = PLAN->outputs[i].bytes;
+  } else {
+    memcpy(layout->symbols, symbols, PLAN->symbol_count * sizeof *symbols);
+    const char *large = PLAN->measure(symbols, layout->inputs, layout->outputs, sizes);
+    if (large) {
+      free(layout);
+      fail("%s would have 2^31 elements or more", large);
+      return NULL;
+    }
+    layout->arena_bytes = place_blocks(sizes, layout->offsets, order);
+    for (uint32_t i = 0; i < PLAN->kernel_count; ++i) {
+      const tp_kernel *kernel = &PLAN->kernels[i];
+      layout->small[i] = kernel->measure && kernel->measure(symbols, scratch) < TP_PARALLEL_WORK;
+    }
+  }
+  layout->total_bytes = round_up(layout->arena_bytes) + TP_ALIGNMENT;
+  for (uint32_t i = 0; i < tensors; ++i) layout->total_bytes += round_up(layout->inputs[i]);
+  return layout;
+}
+
+int tp_sizes(const int64_t *symbols, uint64_t *inputs, uint64_t *outputs, uint64_t *arena) {
+  tp_layout *layout = check_symbols(symbols) ? NULL : make_layout(symbols);
+  if (!layout) return TP_FAILED;
+  memcpy(inputs, layout->inputs, PLAN->input_count * sizeof *inputs);
+  memcpy(outputs, layout->outputs, PLAN->output_count * sizeof *outputs);
+  *arena = layout->arena_bytes;
+  free(layout);
+  return TP_OK;
+}
+
+/* --- arenas ---------------------------------------------------------------------------------------------------- */
 
 static void release(tp_model *model, tp_arena *arena) {
   tp_lock();
@@ -74,18 +160,64 @@ static void release(tp_model *model, tp_arena *arena) {
   tp_unlock();
 }
 
+/* The layout for some symbols, from those that the arena remembers if it is among them. */
+static const tp_layout *find_layout(tp_arena *arena, const int64_t *symbols) {
+  for (uint32_t i = 0; i < TP_LAYOUTS && (symbols || !PLAN->symbol_count); ++i) {
+    const tp_layout *layout = arena->layouts[i];
+    if (!layout) break;
+    if (!PLAN->symbol_count || !memcmp(layout->symbols, symbols, PLAN->symbol_count * sizeof *symbols)) return layout;
+  }
+  tp_layout *layout = check_symbols(symbols) ? NULL : make_layout(symbols);
+  if (layout) {
+    tp_layout **place = &arena->layouts[arena->turn++ % TP_LAYOUTS];
+    free(*place);
+    *place = layout;
+  }
+  return layout;
+}
+
+/* An arena that no other call uses, with room for the layout of these symbols; NULL for a failure. */
+static tp_arena *acquire(tp_model *model, const int64_t *symbols, const tp_layout **layout) {
+  tp_lock();
+  tp_arena *arena = model->idle;
+  if (arena) model->idle = arena->next;
+  tp_unlock();
+  if (!arena && !(arena = calloc(1, sizeof *arena))) {
+    fail("out of memory");
+    return NULL;
+  }
+  if ((*layout = find_layout(arena, symbols)) && arena->bytes < (*layout)->total_bytes) {
+    free(arena->memory);
+    arena->memory = aligned_alloc(TP_ALIGNMENT, (*layout)->total_bytes);
+    arena->bytes = arena->memory ? (*layout)->total_bytes : 0;
+    if (!arena->memory) {
+      fail("out of memory: %llu bytes for one call", (unsigned long long)(*layout)->total_bytes);
+      *layout = NULL;
+    }
+  }
+  if (*layout) return arena;
+  release(model, arena);
+  return NULL;
+}
+
 /* --- running --------------------------------------------------------------------------------------------------- */
 
 /* Invoke call `index`; `pointers` holds its inputs and outputs and has room for workspace and status. */
-static int invoke(uint32_t index, void **pointers, char *arena) {
+static int invoke(tp_model *model, uint32_t index, void **pointers, char *arena, const tp_layout *layout) {
   const tp_call *call = &PLAN->calls[index];
   const tp_kernel *kernel = &PLAN->kernels[call->kernel];
   uint32_t count = kernel->input_count + kernel->output_count;
   int32_t status = 0;
-  if (kernel->workspace_bytes) pointers[count++] = arena + call->workspace_offset;
+  if (kernel->has_workspace) {
+    pointers[count++] = arena + (call->workspace_block < 0 ? call->workspace_offset : layout->offsets[call->workspace_block]);
+  }
   if (kernel->checks_index) pointers[count] = &status;
   tp_error[0] = 0;
-  if (kernel->invoke(pointers)) {
+  int32_t threads = tp_threads;
+  tp_threads = layout->small[call->kernel] ? 1 : atomic_load_explicit(&model->threads, memory_order_relaxed);
+  int32_t code = kernel->invoke(pointers, layout->symbols);
+  tp_threads = threads;
+  if (code) {
     char reason[TP_ERROR_BYTES / 2];
     snprintf(reason, sizeof reason, "%s", tp_error[0] ? tp_error : "no reason given");
     return fail("kernel %s failed (%s): %s", kernel->name, call->source, reason);
@@ -97,8 +229,8 @@ static int invoke(uint32_t index, void **pointers, char *arena) {
   return TP_OK;
 }
 
-static void *resolve(const tp_argument *argument, const char *weights, char *arena, void *const *inputs,
-                     void *const *outputs) {
+static void *resolve(const tp_argument *argument, const char *weights, char *arena, const tp_layout *layout,
+                     void *const *inputs, void *const *outputs) {
   switch (argument->storage) {
     case TP_INPUT:
       return inputs[argument->index];
@@ -106,61 +238,65 @@ static void *resolve(const tp_argument *argument, const char *weights, char *are
       return outputs[argument->index];
     case TP_WEIGHT:
       return (char *)weights + argument->offset;
+    case TP_BLOCK:
+      return arena + layout->offsets[argument->index];
     default:
       return arena + argument->offset;
   }
 }
 
-/* The whole plan. `seconds` is NULL or takes the time of every call. */
-static int run_plan(tp_model *model, const void *const *inputs, void *const *outputs, double *seconds) {
-  for (uint32_t i = 0; i < PLAN->input_count; ++i) {
-    if (!inputs[i] && PLAN->inputs[i].bytes) return fail("input %s is NULL", PLAN->inputs[i].name);
-  }
-  for (uint32_t i = 0; i < PLAN->output_count; ++i) {
-    if (!outputs[i] && PLAN->outputs[i].bytes) return fail("output %s is NULL", PLAN->outputs[i].name);
-  }
-  tp_arena *arena = acquire(model);
+int tp_model_run(tp_model *model, const void *const *inputs, void *const *outputs, const int64_t *symbols,
+                 double *seconds) {
+  const tp_layout *layout;
+  tp_arena *arena = acquire(model, symbols, &layout);
   if (!arena) return TP_FAILED;
+  int code = TP_OK;
+  for (uint32_t i = 0; i < PLAN->input_count && code == TP_OK; ++i) {
+    if (!inputs[i] && layout->inputs[i]) code = fail("input %s is NULL", PLAN->inputs[i].name);
+  }
+  for (uint32_t i = 0; i < PLAN->output_count && code == TP_OK; ++i) {
+    if (!outputs[i] && layout->outputs[i]) code = fail("output %s is NULL", PLAN->outputs[i].name);
+  }
+  if (code) {
+    release(model, arena);
+    return code;
+  }
 
   /* Kernels may use aligned vector loads and stores: a buffer that is not aligned is copied. */
   void *in[PLAN->input_count + 1], *out[PLAN->output_count + 1], *pointers[PLAN->max_arguments + 2];
-  char *spare = arena->memory + round_up(PLAN->arena_bytes);
+  char *spare = arena->memory + round_up(layout->arena_bytes);
   for (uint32_t i = 0; i < PLAN->input_count; ++i) {
     in[i] = (void *)inputs[i];
-    if (!is_aligned(in[i])) in[i] = memcpy(spare, inputs[i], PLAN->inputs[i].bytes);
-    spare += round_up(PLAN->inputs[i].bytes);
+    if (!is_aligned(in[i])) in[i] = memcpy(spare, inputs[i], layout->inputs[i]);
+    spare += round_up(layout->inputs[i]);
   }
   for (uint32_t i = 0; i < PLAN->output_count; ++i) {
     out[i] = is_aligned(outputs[i]) ? outputs[i] : spare;
-    spare += round_up(PLAN->outputs[i].bytes);
+    spare += round_up(layout->outputs[i]);
   }
 
-  int code = TP_OK;
-  int32_t threads = tp_threads;
-  tp_threads = atomic_load_explicit(&model->threads, memory_order_relaxed);
   for (uint32_t index = 0; index < PLAN->call_count && code == TP_OK; ++index) {
     const tp_call *call = &PLAN->calls[index];
     const tp_kernel *kernel = &PLAN->kernels[call->kernel];
     struct timespec start, end;
     for (uint32_t i = 0; i < kernel->input_count + kernel->output_count; ++i) {
-      pointers[i] = resolve(&call->arguments[i], model->weights, arena->memory, in, out);
+      pointers[i] = resolve(&call->arguments[i], model->weights, arena->memory, layout, in, out);
     }
     if (seconds) clock_gettime(CLOCK_MONOTONIC, &start);
-    code = invoke(index, pointers, arena->memory);
+    code = invoke(model, index, pointers, arena->memory, layout);
     if (seconds) {
       clock_gettime(CLOCK_MONOTONIC, &end);
       seconds[index] = (double)(end.tv_sec - start.tv_sec) + 1e-9 * (double)(end.tv_nsec - start.tv_nsec);
     }
   }
-  tp_threads = threads;
 
   for (uint32_t i = 0; i < PLAN->copy_count && code == TP_OK; ++i) {
     const tp_copy *copy = &PLAN->copies[i];
-    memmove(out[copy->output], resolve(&copy->from, model->weights, arena->memory, in, out),
-            PLAN->outputs[copy->output].bytes);
+    memmove(out[copy->output], resolve(&copy->from, model->weights, arena->memory, layout, in, out),
+            layout->outputs[copy->output]);
   }
   for (uint32_t i = 0; i < PLAN->output_count && code == TP_OK; ++i) {
-    if (out[i] != outputs[i]) memcpy(outputs[i], out[i], PLAN->outputs[i].bytes);
+    if (out[i] != outputs[i]) memcpy(outputs[i], out[i], layout->outputs[i]);
   }
   release(model, arena);
   return code;
@@ -191,6 +327,7 @@ void tp_model_destroy(tp_model *model) {
   while (model->idle) {
     tp_arena *arena = model->idle;
     model->idle = arena->next;
+    for (uint32_t i = 0; i < TP_LAYOUTS; ++i) free(arena->layouts[i]);
     free(arena->memory);
     free(arena);
   }
@@ -201,42 +338,33 @@ void tp_model_set_threads(tp_model *model, int32_t threads) {
   atomic_store(&model->threads, clamp_threads(threads));
 }
 
-int tp_model_run(tp_model *model, const void *const *inputs, void *const *outputs) {
-  return run_plan(model, inputs, outputs, NULL);
-}
-
-int tp_model_run_timed(tp_model *model, const void *const *inputs, void *const *outputs, double *seconds) {
-  return run_plan(model, inputs, outputs, seconds);
-}
-
 /* One kernel of the plan on the caller's buffers: its inputs, then its outputs. */
-int tp_model_call(tp_model *model, int32_t call, void *const *buffers) {
+int tp_model_call(tp_model *model, int32_t call, void *const *buffers, const int64_t *symbols) {
   if (call < 0 || (uint32_t)call >= PLAN->call_count) {
     return fail("call %d does not exist; the plan has %u calls", call, PLAN->call_count);
   }
   const tp_kernel *kernel = &PLAN->kernels[PLAN->calls[call].kernel];
   uint32_t count = kernel->input_count + kernel->output_count;
   void *pointers[PLAN->max_arguments + 2];
+  uint64_t measured[PLAN->max_arguments + 1];
+  const uint64_t *bytes = kernel->bytes;
   int code = TP_OK;
-  tp_arena *arena = acquire(model);
+  const tp_layout *layout;
+  tp_arena *arena = acquire(model, symbols, &layout);
   if (!arena) return TP_FAILED;
+  if (kernel->measure) kernel->measure(layout->symbols, measured), bytes = measured;
   for (uint32_t i = 0; i < count; ++i) pointers[i] = NULL;
   for (uint32_t i = 0; i < count && code == TP_OK; ++i) {
     pointers[i] = buffers[i];
     if (is_aligned(buffers[i])) continue;
-    pointers[i] = aligned_alloc(TP_ALIGNMENT, round_up(kernel->bytes[i]) + TP_ALIGNMENT);
-    if (!pointers[i]) code = fail("out of memory: %llu bytes", (unsigned long long)kernel->bytes[i]);
-    else if (i < kernel->input_count) memcpy(pointers[i], buffers[i], kernel->bytes[i]);
+    pointers[i] = aligned_alloc(TP_ALIGNMENT, round_up(bytes[i]) + TP_ALIGNMENT);
+    if (!pointers[i]) code = fail("out of memory: %llu bytes", (unsigned long long)bytes[i]);
+    else if (i < kernel->input_count) memcpy(pointers[i], buffers[i], bytes[i]);
   }
-  if (code == TP_OK) {
-    int32_t threads = tp_threads;
-    tp_threads = atomic_load_explicit(&model->threads, memory_order_relaxed);
-    code = invoke((uint32_t)call, pointers, arena->memory);
-    tp_threads = threads;
-  }
+  if (code == TP_OK) code = invoke(model, (uint32_t)call, pointers, arena->memory, layout);
   for (uint32_t i = 0; i < count; ++i) {
     if (!pointers[i] || pointers[i] == buffers[i]) continue;
-    if (code == TP_OK && i >= kernel->input_count) memcpy(buffers[i], pointers[i], kernel->bytes[i]);
+    if (code == TP_OK && i >= kernel->input_count) memcpy(buffers[i], pointers[i], bytes[i]);
     free(pointers[i]);
   }
   release(model, arena);

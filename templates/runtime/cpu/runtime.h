@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define TP_ABI_VERSION 1
+#define TP_ABI_VERSION 2
 #define TP_ALIGNMENT 64 /* of arenas, of the weights and of every buffer that a kernel sees */
 
 /* Results of run, run_timed and call. */
@@ -12,31 +12,36 @@ enum { TP_OK = 0, TP_FAILED = 1, TP_INDEX_OUT_OF_BOUNDS = 2 };
 
 /* --- the plan: one static const table, defined in plan.c ------------------------------------------------------- */
 
-typedef enum { TP_INPUT, TP_OUTPUT, TP_WEIGHT, TP_ARENA } tp_storage;
+typedef enum { TP_INPUT, TP_OUTPUT, TP_WEIGHT, TP_ARENA, TP_BLOCK } tp_storage;
 
-/* Where one argument of a call lives: user input or output `index`, or byte `offset` of the weights or the arena. */
+/* Where one argument of a call lives: user input or output `index`, byte `offset` of the weights or the arena, or
+ * block `index`, which is placed in the arena when the sizes are known. */
 typedef struct {
   tp_storage storage;
   uint32_t index;
   uint64_t offset;
 } tp_argument;
 
-/* A kernel: `invoke` takes pointers to its inputs, outputs, then workspace and status where it has them. */
+/* A kernel: `invoke` takes pointers to its inputs, outputs, then workspace and status where it has them, and the values
+ * of all symbols. One that has symbols computes its sizes: `measure` fills those of every input and output and gives
+ * the number of its operations; `bytes` is NULL then. */
 typedef struct {
   const char *name;
-  int32_t (*invoke)(void *const *arguments);
+  int32_t (*invoke)(void *const *arguments, const int64_t *symbols);
   uint32_t input_count;
   uint32_t output_count;
-  uint64_t workspace_bytes; /* 0: no workspace parameter */
+  int32_t has_workspace;    /* 1: has a workspace parameter */
   int32_t checks_index;     /* 1: has a status parameter, an int32 set to 1 on an index out of bounds */
   const uint64_t *bytes;    /* size of every input, then of every output */
+  double (*measure)(const int64_t *symbols, uint64_t *bytes);
 } tp_kernel;
 
 /* One call: its kernel, its arguments (inputs, then outputs), and the user's source line for error texts. */
 typedef struct {
   uint32_t kernel;
   const tp_argument *arguments;
-  uint64_t workspace_offset; /* in the arena */
+  uint64_t workspace_offset; /* in the arena, */
+  int32_t workspace_block;   /* or a block; -1: none */
   const char *source;
 } tp_call;
 
@@ -51,14 +56,29 @@ typedef struct {
   uint64_t bytes;
 } tp_tensor;
 
+/* A size that varies from call to call, within inclusive bounds. */
 typedef struct {
-  uint32_t input_count, output_count, kernel_count, call_count, copy_count, max_arguments;
+  const char *name;
+  int64_t low, high;
+} tp_symbol;
+
+/* Memory in the arena that is in use from call `first` to call `last`. */
+typedef struct {
+  uint32_t first, last;
+} tp_block;
+
+typedef struct {
+  uint32_t input_count, output_count, kernel_count, call_count, copy_count, max_arguments, symbol_count, block_count;
   const tp_tensor *inputs;
   const tp_tensor *outputs;
   const tp_kernel *kernels;
   const tp_call *calls;
   const tp_copy *copies;
-  uint64_t arena_bytes;
+  const tp_symbol *symbols;
+  const tp_block *blocks; /* the largest first, as far as that is known */
+  /* Sizes in bytes of inputs, outputs and blocks for these symbols; NULL, or what is too large. */
+  const char *(*measure)(const int64_t *symbols, uint64_t *inputs, uint64_t *outputs, uint64_t *blocks);
+  uint64_t arena_bytes; /* without blocks */
   uint64_t weight_bytes;
 } tp_plan;
 
@@ -89,8 +109,9 @@ typedef struct tp_model tp_model;
 int tp_model_create(const void *weights, uint64_t weight_bytes, int32_t threads, tp_model **out);
 void tp_model_destroy(tp_model *model);
 void tp_model_set_threads(tp_model *model, int32_t threads);
-int tp_model_run(tp_model *model, const void *const *inputs, void *const *outputs);
-int tp_model_run_timed(tp_model *model, const void *const *inputs, void *const *outputs, double *seconds);
-int tp_model_call(tp_model *model, int32_t call, void *const *buffers);
+int tp_model_run(tp_model *model, const void *const *inputs, void *const *outputs, const int64_t *symbols,
+                 double *seconds);
+int tp_model_call(tp_model *model, int32_t call, void *const *buffers, const int64_t *symbols);
+int tp_sizes(const int64_t *symbols, uint64_t *inputs, uint64_t *outputs, uint64_t *arena);
 
 #endif

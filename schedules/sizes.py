@@ -1,0 +1,108 @@
+"""Sizes in schedules: ints where they are fixed, int32 expressions over a kernel's symbol parameters where not.
+
+A rule does its algebra on shapes (`transpiler.dims`), so that sizes of workspaces and counts of operations come out as
+expressions the plan can evaluate, and turns them into loop extents with `extent`. Within `kernel_symbols`, every
+kernel that is built takes the symbols' values as trailing int32 parameters; without symbols nothing changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+from tvm import tirx
+
+from transpiler.dims import Dim, SymExpr, parse_dim
+
+Expr = Any
+Extent = Any  # int, or an int32 expression
+
+# Work (in element operations) below which starting the threads costs more than they give.
+PARALLEL_THRESHOLD = 16384
+
+_variables: dict[str, Expr] = {}
+
+
+@contextmanager
+def kernel_symbols(names: Sequence[str]) -> Iterator[None]:
+    """The symbols of the kernels that are built inside, in the order of their parameters."""
+    _variables.update({name: tirx.Var(name, "int32") for name in names})
+    try:
+        yield
+    finally:
+        _variables.clear()
+
+
+def symbol_parameters() -> dict[str, Expr]:
+    """The current kernel's symbols by name."""
+    return dict(_variables)
+
+
+def extent(size: Dim) -> Extent:
+    """A size as a loop extent. Raises KeyError for a symbol that the kernel does not take."""
+    if isinstance(size, int):
+        return size
+    if not isinstance(size, SymExpr):  # an expression already
+        return size
+    total: Expr = 0
+    for monomial, coefficient in size.terms:
+        term: Expr = coefficient
+        for atom in monomial:
+            term = term * _atom(atom)
+        total = total + term
+    return total
+
+
+def _atom(atom: Any) -> Expr:
+    if atom.kind == "symbol":
+        return _variables[atom.name]
+    left, right = extent(parse_dim(atom.left)), extent(parse_dim(atom.right))
+    match atom.kind:
+        case "//":
+            return tirx.floordiv(_expr(left), right)
+        case "%":
+            return tirx.floormod(_expr(left), right)
+        case "min":
+            return tirx.min(_expr(left), _expr(right))
+        case _:
+            return tirx.max(_expr(left), _expr(right))
+
+
+def _expr(value: Extent) -> Expr:
+    return tirx.const(value, "int32") if isinstance(value, int) else value
+
+
+def extents(shape: Sequence[Dim]) -> tuple[Extent, ...]:
+    """A shape as loop extents."""
+    return tuple(extent(dim) for dim in shape)
+
+
+def is_fixed(*sizes: Any) -> bool:
+    """Whether all sizes are known when the kernel is built."""
+    return all(isinstance(size, int) for size in sizes)
+
+
+def is_empty(shape: Sequence[Dim]) -> bool:
+    """Whether a shape is known to hold nothing."""
+    return any(isinstance(dim, int) and dim == 0 for dim in shape)
+
+
+def is_large(work: Dim) -> bool:
+    """Whether a loop of `work` operations is worth the threads; if that is not known yet, the runtime decides per call."""
+    return not isinstance(work, int) or work >= PARALLEL_THRESHOLD
+
+
+def ceil_div(size: Any, step: int) -> Any:
+    """How many steps cover `size`: of a size, or of an extent."""
+    return -(-size // step) if isinstance(size, int) else (size + (step - 1)) // step
+
+
+def smaller(a: Extent, b: Extent) -> Extent:
+    return min(a, b) if is_fixed(a, b) else tirx.min(_expr(a), _expr(b))
+
+
+def count(shape: Sequence[Any]) -> Any:
+    """The number of elements: of a shape, or of extents."""
+    return prod(shape, start=1)
