@@ -7,7 +7,6 @@ for what lies between. A schedule with loops of its own (matmul, convolution) gi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,8 +21,19 @@ from transpiler.ops.base import Elementwise, Injective
 from transpiler.ops.dtypes import HALF, numpy_dtype
 from transpiler.plan import Kernel
 
-from .sizes import PARALLEL_THRESHOLD, ceil_div, count, extent, extents, is_empty, is_fixed, smaller, symbol_parameters
-from .tir import LANES, KernelBuilder, Tir, flat_offset, loop, opaque_comparison, opaque_zero, unflatten, value_dtype, vector_loop
+from .sizes import ceil_div, count, extent, extents, is_empty, is_fixed, smaller, symbol_parameters
+from .tir import (
+    LANES,
+    KernelBuilder,
+    Tir,
+    flat_offset,
+    loop,
+    opaque_comparison,
+    opaque_zero,
+    unflatten,
+    value_dtype,
+    vector_loop,
+)
 
 Expr = Any
 Index = Sequence[Expr]
@@ -205,7 +215,8 @@ def output_loops(
     *outer_shape, last = shape or (1,)
     inner = extent(last)
     chunk = inner
-    if is_fixed(*outer_shape) and math.prod(outer_shape) < 16:  # type: ignore[arg-type]
+    outer_count = count(outer_shape)
+    if isinstance(outer_count, int) and outer_count < 16:
         if not is_fixed(inner):
             chunk = CHUNK
         elif inner >= 2 * CHUNK:
@@ -269,7 +280,8 @@ def describe(group: Group, name: str, *, flops: Dim, workspace: Dim = 0, checks_
 
 
 def _bytes(type_: TensorType) -> Dim:
-    return count(type_.shape) * numpy_dtype(type_.dtype).itemsize
+    size: Dim = count(type_.shape) * numpy_dtype(type_.dtype).itemsize
+    return size
 
 
 def lowered(group: Group, builder: KernelBuilder, *, flops: Dim, workspace: Dim = 0) -> Lowered:

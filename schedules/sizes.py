@@ -90,8 +90,13 @@ def is_empty(shape: Sequence[Dim]) -> bool:
 
 
 def is_large(work: Dim) -> bool:
-    """Whether a loop of `work` operations is worth the threads; if that is not known yet, the runtime decides per call."""
+    """Whether a loop of `work` operations is worth the threads; where that varies, the runtime decides per call."""
     return not isinstance(work, int) or work >= PARALLEL_THRESHOLD
+
+
+def is_several(loops: Extent) -> bool:
+    """Whether a loop runs more than once, or may."""
+    return not isinstance(loops, int) or loops > 1
 
 
 def ceil_div(size: Any, step: int) -> Any:

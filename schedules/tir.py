@@ -1,8 +1,8 @@
 """Writing kernels: a thin layer over TVM's IR builder.
 
 A kernel is a C function over raw pointers, `int32_t name(inputs..., outputs..., [workspace], [status], [symbols...])`.
-Buffers are flat; offsets are computed by the schedule. `Tir` implements the `Scalar` protocol of `transpiler.ops.base` on TIR
-expressions, so that an op's element-wise meaning can be placed inside any loop nest.
+Buffers are flat; offsets are computed by the schedule. `Tir` implements the `Scalar` protocol of `transpiler.ops.base`
+on TIR expressions, so that an op's element-wise meaning can be placed inside any loop nest.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class KernelBuilder:
             k.outputs[0].store(i, k.inputs[0][i])
     k.function  # the PrimFunc
 
-    `workspace` is a number (or a size) of elements of `workspace_dtype`, handed out by `scratch`. `noalias` may only be given up
-    by kernels that run in place.
+    `workspace` is a number (or a size) of elements of `workspace_dtype`, handed out by `scratch`. `noalias` may only be
+    given up by kernels that run in place.
     """
 
     def __init__(

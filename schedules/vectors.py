@@ -17,6 +17,7 @@ from tvm.tirx.script.builder import ir as T
 from transpiler.target import Target
 
 from . import vector_math
+from .sizes import Extent, ceil_div, is_fixed
 from .tir import LANES, Buffer, Tir, local
 
 Expr = Any
@@ -78,24 +79,35 @@ class Vectors:
     def splat(self, scalar: Expr) -> Expr:
         return T.broadcast(scalar, self.lanes) if self.lanes > 1 else scalar
 
-    def blocks(self, extent: int) -> int:
+    def blocks(self, extent: Extent) -> Extent:
         """Vectors that hold `extent` elements, the last one perhaps in part."""
-        return -(-extent // self.lanes)
+        return ceil_div(extent, self.lanes)
 
-    def load(self, buffer: Buffer, offset: Expr, count: int | None = None, fill: float | int = 0) -> Expr:
+    def load(self, buffer: Buffer, offset: Expr, count: Extent | None = None, fill: float | int = 0) -> Expr:
         """`lanes` elements; only the first `count` are read, the other lanes are `fill`."""
         if self.lanes == 1:
             return buffer[offset]
+        if count is not None and not is_fixed(count):
+            staged = local(self.lanes, self.dtype)
+            staged.store_vector(0, self.const(fill), self.lanes)
+            with T.serial(0, count) as lane:
+                staged.store(lane, buffer[offset + lane])
+            return staged.vector(0, self.lanes)
         if count is None or count >= self.lanes:
             return buffer.vector(offset, self.lanes)
         filler = Tir.const(self.s, fill, self.dtype)
         elements = [buffer[offset + lane] if lane < count else filler for lane in range(self.lanes)]
         return tirx.Shuffle(elements, [tirx.const(lane, "int32") for lane in range(self.lanes)])
 
-    def store(self, buffer: Buffer, offset: Expr, value: Expr, count: int | None = None) -> None:
+    def store(self, buffer: Buffer, offset: Expr, value: Expr, count: Extent | None = None) -> None:
         """Write the first `count` lanes (default: all)."""
         if self.lanes == 1:
             buffer.store(offset, value)
+        elif count is not None and not is_fixed(count):
+            staged = local(self.lanes, self.dtype)
+            staged.store_vector(0, value, self.lanes)
+            with T.serial(0, count) as lane:
+                buffer.store(offset + lane, staged[lane])
         elif count is None or count >= self.lanes:
             buffer.store_vector(offset, value, self.lanes)
         else:
@@ -161,11 +173,13 @@ class Vectors:
     def lane(self, vector: Expr, lane: int) -> Expr:
         return tirx.Shuffle([vector], [tirx.const(lane, "int32")]) if self.lanes > 1 else vector
 
-    def keep(self, vector: Expr, count: int) -> Expr:
+    def keep(self, vector: Expr, count: Extent) -> Expr:
         """The first `count` lanes, 0 in the others."""
         if self.lanes == 1:
             return vector
-        mask = tirx.LT(T.ramp(0, 1, self.lanes), T.broadcast(tirx.const(count, "int32"), self.lanes))
+        mask = tirx.LT(
+            T.ramp(0, 1, self.lanes), T.broadcast(tirx.const(count, "int32") if is_fixed(count) else count, self.lanes)
+        )
         return tirx.Select(mask, vector, self.const(0))
 
     def exp_nonpositive(self, x: Expr) -> Expr:
@@ -242,7 +256,17 @@ class Registers:
         return values[0]
 
 
-def sweep(vectors: Vectors, extent: int, body: Callable[[Expr, int, int | None], None], *, unroll: int = 4) -> None:
+UNROLL = 4  # accumulators of a sweep
+
+
+def unrolled(vectors: Vectors, extent: Extent) -> int:
+    """How many accumulators a sweep over `extent` can use."""
+    return min(UNROLL, max(1, extent // vectors.lanes)) if is_fixed(extent) else UNROLL
+
+
+def sweep(
+    vectors: Vectors, extent: Extent, body: Callable[[Expr, int, Extent | None], None], *, unroll: int = UNROLL
+) -> None:
     """Run `body(offset, register, count)` for every vector of 0..extent.
 
     The main loop is unrolled `unroll` times, with `register` = 0..unroll-1 naming an accumulator of its own
@@ -252,6 +276,16 @@ def sweep(vectors: Vectors, extent: int, body: Callable[[Expr, int, int | None],
     lanes = vectors.lanes
     full = extent // lanes
     steps = full // unroll
+    if not is_fixed(extent):
+        with T.serial(0, steps) as step:
+            for register in range(unroll):
+                body(step * (unroll * lanes) + register * lanes, register, None)
+        with T.serial(steps * unroll, full) as position:
+            body(position * lanes, 0, None)
+        if lanes > 1:
+            with T.If(extent % lanes > 0), T.Then():
+                body(full * lanes, 0, extent % lanes)
+        return
     if steps > 1:
         with T.serial(0, steps) as step:
             for register in range(unroll):

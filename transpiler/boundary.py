@@ -38,7 +38,10 @@ class Boundary:
         self.paths = innermost(self.module_outputs)
         self.names = Names()
         self.symbol_names = dict(captured.symbol_names)
-        self.ranges = symbol_ranges(self.exported.range_constraints, self.symbol_names)
+        self.ranges = {
+            name: captured.symbol_bounds.get(name, bounds)
+            for name, bounds in symbol_ranges(self.exported.range_constraints, self.symbol_names).items()
+        }
         self.problems = ProblemList()
         self.warnings: list[str] = []
         self.env: dict[FxNode, Any] = {}

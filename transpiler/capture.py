@@ -17,12 +17,14 @@ import torch
 from torch.export import ExportedProgram
 
 from transpiler.decompositions import decomposition_table
-from transpiler.errors import TranspileError
-from transpiler.examples import bind_inputs, draw_placeholders, dynamic_shapes
+from transpiler.dims import SymbolRange
+from transpiler.errors import TranspileError, UsageError
+from transpiler.examples import bind_inputs, draw_placeholders, dynamic_shapes, grown
 from transpiler.export_errors import export_error, first_line
 from transpiler.frames import Files, frames_of_exception, user_location
 from transpiler.source import Entry, ModelSource, choose_entry, missing_inputs, read_source
 from transpiler.specs import DynamicSpec, InputSpec
+from transpiler.symbols import symbol_ranges
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Captured:
     name: str = "model"
     warnings: tuple[str, ...] = ()
     symbol_names: Mapping[str, str] = field(default_factory=dict)
+    symbol_bounds: Mapping[str, SymbolRange] = field(default_factory=dict)  # narrower ones, by the user's names
 
     @property
     def files(self) -> Files:
@@ -180,7 +183,7 @@ def capture_file(
     raise."""
     path = Path(path)
     if path.suffix == ".pt2":
-        return load_exported(path)
+        return load_exported(path, dynamic)
     if path.suffix in (".pt", ".pth", ".bin"):
         raise whole_module_error(path)
     loaded = load_model_file(path, entry, init, inputs)
@@ -215,17 +218,24 @@ def capture_module(
     _register_caches()
     with evaluating(module, warnings), torch.no_grad(), _quiet():
         try:
-            exported = torch.export.export(module, *example, dynamic_shapes=dynamic_shapes)
+            traced = grown(*example, dynamic_shapes) if dynamic_shapes is not None else example
+            exported = torch.export.export(module, *traced, dynamic_shapes=dynamic_shapes)
             exported = exported.run_decompositions(decomposition_table())
         except Exception as error:
             raise export_error(error, files) from error
-    names = _symbol_names(exported, example, dynamic_shapes)
+    names = _default_names(exported, _symbol_names(exported, example, dynamic_shapes))
     name = _identifier(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(module).__name__)).lower()
     return Captured(exported, module, *example, source, name, tuple(warnings), names)
 
 
-def capture_exported(exported: ExportedProgram, name: str = "model") -> Captured:
-    """Capture a program that `torch.export.export` made; examples that it lacks are drawn."""
+def capture_exported(exported: ExportedProgram, name: str = "model", dynamic: Sequence[DynamicSpec] = ()) -> Captured:
+    """Capture a program that `torch.export.export` made; examples that it lacks are drawn.
+
+    `dynamic` names the dimensions that vary in it, and may narrow their bounds.
+
+    Raises:
+        UsageError: `dynamic` names a dimension that is fixed, or allows more than the program does.
+    """
     warnings = []
     with torch.no_grad(), _quiet():
         try:
@@ -237,10 +247,12 @@ def capture_exported(exported: ExportedProgram, name: str = "model") -> Captured
     else:
         args, kwargs = draw_placeholders(decomposed)
         warnings.append("The program holds no example inputs; they were drawn at random.")
-    return Captured(decomposed, None, tuple(args), dict(kwargs), None, name, tuple(warnings))
+    given, bounds = _named_dimensions(decomposed, dynamic)
+    names = _default_names(decomposed, given)
+    return Captured(decomposed, None, tuple(args), dict(kwargs), None, name, tuple(warnings), names, bounds)
 
 
-def load_exported(path: str | Path) -> Captured:
+def load_exported(path: str | Path, dynamic: Sequence[DynamicSpec] = ()) -> Captured:
     """Capture a `.pt2` file. Raises TranspileError if it is not one."""
     path = Path(path)
     if not path.is_file():
@@ -254,7 +266,8 @@ def load_exported(path: str | Path) -> Captured:
                 f"{path.name} is not a readable .pt2 file: {first_line(error)}",
                 hints=["write it with torch.export.save(torch.export.export(model.eval(), args), path)"],
             ) from error
-    return capture_exported(exported, _identifier(path.stem) if _identifier(path.stem).isidentifier() else "model")
+    name = _identifier(path.stem) if _identifier(path.stem).isidentifier() else "model"
+    return capture_exported(exported, name, dynamic)
 
 
 def whole_module_error(path: Path) -> TranspileError:
@@ -363,12 +376,62 @@ def _symbol_names(exported: ExportedProgram, example: Any, shapes: Any) -> dict[
     for value, dims in zip(users, dims_by_input(example, shapes), strict=False):
         for axis, dim in dims.items():
             size = value.shape[axis] if isinstance(value, torch.Tensor) else None
-            name = getattr(dim, "__name__", None)
+            name = getattr(getattr(dim, "root", dim), "__name__", None)  # of 2*half: half
             if isinstance(size, torch.SymInt) and name and str(name).isidentifier():
-                expression = size.node.expr
-                if expression.is_Symbol:
-                    names.setdefault(str(expression), str(name))
+                free = size.node.expr.free_symbols
+                if len(free) == 1:
+                    names.setdefault(str(*free), str(name))
     return names
+
+
+def _varying(exported: ExportedProgram) -> Iterator[tuple[str, int, Any]]:
+    """(input, dimension, sympy expression) of every size of a user input that varies."""
+    nodes = [node for node in exported.graph.nodes if node.op == "placeholder"]
+    for node in nodes[len(nodes) - _user_count(exported) :]:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            for axis, size in enumerate(value.shape):
+                if isinstance(size, torch.SymInt):
+                    yield node.name, axis, size.node.expr
+
+
+def _default_names(exported: ExportedProgram, names: Mapping[str, str]) -> dict[str, str]:
+    """`names`, and for torch's other symbols the input and dimension where they first stand: `ids_1`."""
+    complete = dict(names)
+    for name, axis, expression in _varying(exported):
+        if expression.is_Symbol and str(expression) not in complete:
+            wanted = f"{name}_{axis}"
+            complete[str(expression)] = wanted if wanted not in complete.values() else f"{wanted}_size"
+    return complete
+
+
+def _named_dimensions(
+    exported: ExportedProgram, dynamic: Sequence[DynamicSpec]
+) -> tuple[dict[str, str], dict[str, SymbolRange]]:
+    """What `--dynamic` calls the symbols of a saved program, and the bounds it gives them."""
+    found = {(name, axis): expression for name, axis, expression in _varying(exported)}
+    names: dict[str, str] = {}
+    bounds: dict[str, SymbolRange] = {}
+    for spec in dynamic:
+        flag = f"--dynamic {spec.name}.{spec.dim}={spec.symbol}"
+        expression = found.get((spec.name, spec.dim))
+        if expression is None:
+            known = ", ".join(f"{name}.{axis}" for name, axis in found) or "none"
+            raise UsageError(
+                "bad-dynamic",
+                f"{flag}: this size is fixed in the saved program; those that vary: {known}.",
+                hints=["export it with dynamic_shapes, or transpile the model.py"],
+            )
+        (symbol, *more) = sorted(map(str, expression.free_symbols))
+        if more or names.setdefault(symbol, spec.symbol) != spec.symbol:
+            raise UsageError("bad-dynamic", f"{flag}: the size is {expression} there, which has another name already.")
+        if spec.bounds is not None:
+            allowed = symbol_ranges(exported.range_constraints, {}).get(symbol, SymbolRange())
+            above = allowed.high is not None and (spec.bounds.high is None or spec.bounds.high > allowed.high)
+            if spec.bounds.low < allowed.low or above:
+                raise UsageError("bad-dynamic", f"{flag}: the saved program allows {allowed}, not {spec.bounds}.")
+            bounds[spec.symbol] = spec.bounds
+    return names, bounds
 
 
 def _user_count(exported: ExportedProgram) -> int:

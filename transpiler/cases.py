@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from transpiler.checks import is_float
+from transpiler.dims import Dim, evaluate
 from transpiler.draw import Array, Recipe, integers, make, numpy_dtype, seed_of
 
 DRAWS = 3
@@ -17,21 +18,28 @@ EDGE_INPUTS = 3  # NaN and Inf are planted into at most this many inputs, one at
 
 @dataclass(frozen=True)
 class Argument:
-    """A flat user input; `bounds` (included) are the integers it may hold, None means the example's."""
+    """A flat user input; `bounds` (included) are the integers it may hold, None means the example's.
+
+    Sizes that vary are expressions; the example has values of its own for them.
+    """
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[Dim, ...]
     bounds: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A test case's inputs: a recipe and the array it makes, per flat input."""
+    """A test case's inputs: a recipe and the array it makes, per flat input.
+
+    `resized` says that sizes that vary are not those of the example.
+    """
 
     name: str
     recipes: tuple[Recipe, ...]
     arrays: tuple[Array, ...]
+    resized: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,13 @@ class Inputs:
         return next(case for case in self.cases if case.name == name)
 
 
-def draw_inputs(arguments: Sequence[Argument], examples: Sequence[Array], draws: int = DRAWS) -> Inputs:
-    """The example, `draws` random cases, and edge cases.
+def draw_inputs(
+    arguments: Sequence[Argument],
+    examples: Sequence[Array],
+    draws: int = DRAWS,
+    sizes: Sequence[tuple[str, Mapping[str, int]]] = (),
+) -> Inputs:
+    """The example, `draws` random cases, edge cases, and a random case at each of the `sizes`.
 
     Floats are drawn with the example's mean and standard deviation (standard normal if it is constant),
     never below zero if the example is not; integers within their bounds; masks (zeros and ones, every row
@@ -99,11 +112,31 @@ def draw_inputs(arguments: Sequence[Argument], examples: Sequence[Array], draws:
         Drawn(
             name,
             tuple(recipes),
-            tuple(make(r, a.dtype, a.shape, stored) for r, a in zip(recipes, arguments, strict=True)),
+            tuple(make(r, a.dtype, e.shape, stored) for r, a, e in zip(recipes, arguments, examples, strict=True)),
         )
         for name, recipes in cases
     )
-    return Inputs(drawn, stored)
+    resized = tuple(_resized(name, values, arguments, examples, stored) for name, values in sizes)
+    return Inputs((*drawn, *resized), stored)
+
+
+def _resized(
+    name: str,
+    sizes: Mapping[str, int],
+    arguments: Sequence[Argument],
+    examples: Sequence[Array],
+    stored: Mapping[str, Array],
+) -> Drawn:
+    """A random case at other sizes; what is not drawn at random is the example, repeated or cut."""
+    recipes: list[Recipe] = []
+    arrays: list[Array] = []
+    for item, example in zip(arguments, examples, strict=True):
+        recipe = _random_recipe(item, example, seed_of(f"{name}/{item.name}"))
+        if recipe["kind"] in ("stored", "either"):
+            recipe = {"kind": "resized", "key": f"example/{item.name}"}
+        recipes.append(recipe)
+        arrays.append(make(recipe, item.dtype, [evaluate(dim, sizes) for dim in item.shape], stored))
+    return Drawn(name, tuple(recipes), tuple(arrays), resized=True)
 
 
 def _with(recipes: Sequence[Recipe], changed: Mapping[int, Recipe]) -> list[Recipe]:

@@ -44,7 +44,10 @@ MAX_FAILURES = 20
     help="Shape and type of an input: 1x3x224x224:float32, or ids=1x128:int64[0..30521].",
 )  # fmt: skip
 @click.option("--weights", type=click.Path(path_type=Path), help="A .safetensors or state_dict file to use.")
-@click.option("--dynamic", multiple=True, metavar="NAME.DIM=SYMBOL", help="Let a dimension vary.  (not supported yet)")
+@click.option(
+    "--dynamic", multiple=True, metavar="NAME.DIM=SIZE",
+    help="Let a dimension vary from call to call: x.0=batch, ids.1=seq:1..512, x.2=32*tiles:1..16.",
+)  # fmt: skip
 @click.option(
     "--precision", type=click.Choice(["float32", "tf32", "float16", "bfloat16"]), default="float32",
     help="What the kernels compute in; only float32 is supported yet.",
@@ -104,8 +107,8 @@ def main(
     try:
         if quiet and verbose:
             raise UsageError("quiet-and-verbose", "-q and -v contradict each other.")
-        _refuse_unsupported(targets, precision, tune, dynamic)
-        request = _request(model, targets, entry, inits, inputs, weights, taps, name, out, isas, test)
+        _refuse_unsupported(targets, precision, tune)
+        request = _request(model, targets, entry, inits, inputs, dynamic, weights, taps, name, out, isas, test)
         lines = _run(request, started, check_only=check_only, quiet=quiet, verbose=verbose)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
@@ -116,7 +119,7 @@ def main(
             click.echo(line)
 
 
-def _refuse_unsupported(targets: Sequence[str], precision: str, tune: str, dynamic: Sequence[str]) -> None:
+def _refuse_unsupported(targets: Sequence[str], precision: str, tune: str) -> None:
     """Options that the contract has and this version has not: refused, never ignored. Raises UsageError."""
     from transpiler.target import known_targets
 
@@ -128,12 +131,6 @@ def _refuse_unsupported(targets: Sequence[str], precision: str, tune: str, dynam
         raise _unsupported(f"--precision {precision}", "every package computes in the model's own float32")
     if tune != "none":
         raise _unsupported(f"--tune {tune}", "the default --tune none takes the tiles of the target's file")
-    if dynamic:
-        from transpiler.specs import parse_dynamic
-
-        for text in dynamic:
-            parse_dynamic(text)
-        raise _unsupported("--dynamic", "every package is built for fixed sizes: transpile once per size")
 
 
 def _unsupported(what: str, instead: str) -> UsageError:
@@ -146,6 +143,7 @@ def _request(
     entry: str | None,
     inits: Sequence[str],
     inputs: Sequence[str],
+    dynamic: Sequence[str],
     weights: Path | None,
     taps: str | None,
     name: str | None,
@@ -153,7 +151,7 @@ def _request(
     isas: Sequence[str],
     test: bool,
 ) -> Request:
-    from transpiler.specs import parse_inits, parse_input
+    from transpiler.specs import parse_dynamic, parse_inits, parse_input
 
     for file in (model, *([weights] if weights else [])):
         if not file.is_file():
@@ -169,6 +167,7 @@ def _request(
         entry=entry,
         init=parse_inits(inits),
         inputs=tuple(parse_input(text) for text in inputs),
+        dynamic=tuple(parse_dynamic(text) for text in dynamic),
         weights=weights,
         taps=taps,
         isas=tuple(dict.fromkeys(isas)),

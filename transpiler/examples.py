@@ -89,7 +89,7 @@ def dynamic_shapes(
     dims: dict[str, Any] = {}
     for spec in specs:
         if spec.symbol not in dims or spec.bounds is not None:
-            low, high = (spec.bounds.low, spec.bounds.high) if spec.bounds else (None, None)
+            low, high = (spec.bounds.low, spec.bounds.high) if spec.bounds else (1, None)
             dims[spec.symbol] = torch.export.Dim(spec.symbol, min=low, max=high)
     shapes: dict[str, Any] = {name: _nothing(value) for name, value in arguments.items()}
     for spec in specs:
@@ -102,8 +102,30 @@ def dynamic_shapes(
             )
         if spec.dim >= value.dim():
             raise UsageError("bad-dynamic", f"--dynamic {spec.name}.{spec.dim}: {spec.name} has {value.dim()} dims.")
-        shapes[spec.name] = {**(shapes[spec.name] or {}), spec.dim: dims[spec.symbol]}
+        dim = dims[spec.symbol]
+        dim = spec.scale * dim if spec.scale != 1 else dim
+        dim = dim + spec.offset if spec.offset else dim
+        shapes[spec.name] = {**(shapes[spec.name] or {}), spec.dim: dim}
     return shapes
+
+
+def grown(args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with every varying dimension of size 1 doubled: torch.export takes a 1 for a fixed size."""
+    from torch.utils import _pytree
+
+    example = (tuple(args), dict(kwargs))
+    leaves, spec = _pytree.tree_flatten(example)
+    dims = list(dims_by_input(example, shapes))
+    if len(dims) != len(leaves):
+        return example
+    for position, (leaf, varying) in enumerate(zip(leaves, dims, strict=True)):
+        for axis, dim in varying.items():
+            named = isinstance(getattr(dim, "__name__", None), str)
+            if isinstance(leaf, torch.Tensor) and leaf.shape[axis] == 1 and (named or dim is torch.export.Dim.DYNAMIC):
+                leaf = torch.cat([leaf, leaf], axis)
+        leaves[position] = leaf
+    result: tuple[tuple[Any, ...], dict[str, Any]] = _pytree.tree_unflatten(leaves, spec)
+    return result
 
 
 def _nothing(value: Any) -> Any:

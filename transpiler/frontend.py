@@ -69,7 +69,7 @@ def _capture(request: Request) -> Captured:
     if isinstance(model, str | Path):
         return capture.capture_file(model, request.entry, request.init, request.inputs, request.dynamic)
     if hasattr(model, "graph_signature"):
-        return capture.capture_exported(model)
+        return capture.capture_exported(model, dynamic=request.dynamic)
     if not hasattr(model, "named_modules"):
         raise UsageError(
             "not-a-module", f"model is a {type(model).__name__}, expected an nn.Module, an ExportedProgram or a path."
@@ -80,7 +80,14 @@ def _capture(request: Request) -> Captured:
             "An nn.Module needs example inputs.",
             hints=["transpile(model, args=(torch.randn(1, 3, 224, 224),))"],
         )
-    return capture.capture_module(model, request.args or (), request.kwargs, request.dynamic_shapes)
+    args, kwargs, shapes = request.args or (), request.kwargs or {}, request.dynamic_shapes
+    if request.dynamic and shapes is not None:
+        raise UsageError("bad-dynamic", "Give dynamic or dynamic_shapes, not both.")
+    if request.dynamic:
+        from transpiler.examples import dynamic_shapes
+
+        shapes = dynamic_shapes(model, args, kwargs, request.dynamic)
+    return capture.capture_module(model, args, kwargs, shapes)
 
 
 def _from_torch(request: Request) -> Model:

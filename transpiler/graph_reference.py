@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from transpiler.dims import evaluate
 from transpiler.draw import integers, normal, numpy_dtype, seed_of
 from transpiler.interpreter import run_graph
 from transpiler.ir import Array, Graph, Node, Program, TensorType, Value
@@ -75,9 +76,11 @@ class GraphReference:
     def examples(self) -> tuple[Array, ...]:
         """Drawn inputs: normal floats, integers within their bounds (0 and 1 where there are none)."""
         bounds = self.bounds()
+        limits = self.program.main.symbols.items()
+        sizes = {name: max(item.low, min(4, item.high or 4)) for name, item in limits}
         drawn = []
         for item in self.program.main.user_inputs():
-            shape = item.value.type.static_shape()
+            shape = tuple(evaluate(dim, sizes) for dim in item.value.shape)
             count, seed = int(np.prod(shape, dtype=np.int64)), seed_of(item.key)
             dtype = numpy_dtype(item.value.dtype)
             flat = normal(seed, count) if dtype.kind == "f" else integers(seed, count, *bounds.get(item.key, (0, 1)))

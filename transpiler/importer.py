@@ -13,7 +13,7 @@ from torch.fx import Node as FxNode
 
 from transpiler.boundary import Boundary, Unknown
 from transpiler.capture import Captured
-from transpiler.dims import Dim
+from transpiler.dims import Dim, SymbolRange, free_symbols, symbol_places
 from transpiler.errors import TranspileErrors
 from transpiler.ir import (
     Array,
@@ -90,6 +90,7 @@ class _Importer(Boundary):
             elif node.op == "get_attr":
                 self.env[node] = Unknown()  # a subgraph: its user is reported
         outputs, out_structure = self.import_outputs()
+        symbols = self._symbols()
         problems = self.problems.found()
         if problems:
             raise NotImported(problems, self._understood())
@@ -100,7 +101,7 @@ class _Importer(Boundary):
             outputs,
             in_structure,
             out_structure,
-            self.ranges,
+            symbols,
         )
         verify(graph)
         program = Program({"forward": graph}, self.constants, aliases)
@@ -117,6 +118,20 @@ class _Importer(Boundary):
             self.integer_bounds(),
             (*self.captured.warnings, *self.warnings),
         )
+
+    def _symbols(self) -> dict[str, SymbolRange]:
+        """The symbols that the user inputs determine; any other that is used is a problem."""
+        places = symbol_places([item.value.shape for item in self.inputs if item.role is Role.USER])
+        sizes = [dim for item in self.inputs for dim in item.value.shape]
+        sizes += [dim for node in self.nodes for value in node.outputs for dim in value.shape]
+        used = {name for dim in sizes for name in free_symbols(dim)}
+        for name in sorted(used - set(places)):
+            self.problems.add(
+                "dynamic-shape",
+                f"The size {name} varies, but no dimension of an input determines it",
+                hint="let a dimension of an input be that size, or a multiple of it",
+            )
+        return {name: self.ranges.get(name, SymbolRange(1)) for name in sorted(used)}
 
     def _understood(self) -> Program:
         """What was imported, with every value that nothing reads as an output."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from transpiler.dims import Dim, SymExpr, evaluate, free_symbols
+from transpiler.dims import Dim, SymExpr, evaluate, free_symbols, symbol_places
 from transpiler.ir import Array, Graph, IRError, Program, Role, TensorType, Value
 from transpiler.ops import Op
 
@@ -74,19 +74,16 @@ def _run_nodes(graph: Graph, env: dict[str, Array], symbols: Mapping[str, int]) 
 
 
 def bind_symbols(values: Sequence[Value], arrays: Sequence[Array]) -> dict[str, int]:
-    """Symbol values from the shapes of the inputs; each symbol is the size of some dimension.
+    """Symbol values from the shapes of the inputs.
 
     Raises:
-        ValueError: a symbol that no dimension names alone.
+        ValueError: a symbol that no dimension determines.
     """
-    symbols: dict[str, int] = {}
-    wanted: set[str] = set()
-    for value, array in zip(values, arrays, strict=True):
-        for dim, size in zip(value.shape, array.shape, strict=False):
-            names = free_symbols(dim)
-            wanted |= names
-            if len(names) == 1 and str(dim) in names:
-                symbols.setdefault(str(dim), size)
+    places = symbol_places([value.shape for value in values])
+    symbols = {
+        name: (arrays[place.input].shape[place.dim] - place.offset) // place.scale for name, place in places.items()
+    }
+    wanted = {name for value in values for dim in value.shape for name in free_symbols(dim)}
     if missing := sorted(wanted - set(symbols)):
         raise ValueError(f"no input has the size {', '.join(missing)} as a dimension")
     return symbols

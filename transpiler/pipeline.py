@@ -93,7 +93,6 @@ def build(request: Request, progress: Progress | None = None) -> Report:
 
     progress = progress or Silent()
     targets = _targets(request)
-    _check_options(request)
     c_compiler()
     with tempfile.TemporaryDirectory(prefix="transpile-") as scratch, ThreadPoolExecutor(2) as background:
         # The fixed part of the library compiles while the model is traced.
@@ -147,7 +146,6 @@ def check(request: Request, progress: Progress | None = None) -> Checked:
 
     progress = progress or Silent()
     targets = _targets(request)
-    _check_options(request)
     progress.stage("tracing the model")
     try:
         model = _front_end(request)
@@ -179,15 +177,6 @@ def _targets(request: Request) -> list[Target]:
     if more:
         raise UsageError("several-targets", "Several targets in one package are not supported; name one --target.")
     return [load_target(name, isa) for isa in (request.isas or (None,))]
-
-
-def _check_options(request: Request) -> None:
-    if request.dynamic or request.dynamic_shapes is not None:
-        raise UsageError(
-            "dynamic-shapes",
-            "Dynamic shapes are not supported yet: every package is built for fixed sizes.",
-            hints=["transpile one package per size, or pad inputs to the largest size"],
-        )
 
 
 def _compile_runtime() -> None:
@@ -236,12 +225,13 @@ def _compile(lowered: LoweredProgram, target: Target, name: str, progress: Progr
 
 def _record(model: Model, plan: Any) -> Recording:
     from transpiler.cases import Argument
+    from transpiler.interpreter import bind_symbols
     from transpiler.link import output_names
+    from transpiler.size_cases import size_cases
     from transpiler.verify import OutputSpec, record
 
     arguments = [
-        Argument(item.key, item.value.dtype, item.value.type.static_shape(), model.bounds.get(item.key))
-        for item in plan.inputs
+        Argument(item.key, item.value.dtype, item.value.shape, model.bounds.get(item.key)) for item in plan.inputs
     ]
     outputs = [OutputSpec(name, value.dtype) for name, value in zip(output_names(plan), plan.outputs, strict=True)]
     return record(
@@ -253,6 +243,11 @@ def _record(model: Model, plan: Any) -> Recording:
         state=model.state,
         aliases=model.program.aliases,
         taps={path: model.taps[path] for path in plan.taps if path in model.taps},
+        sizes=size_cases(
+            plan.symbols,
+            bind_symbols([item.value for item in plan.inputs], model.examples),
+            [plan.kernel(call.kernel).flops for call in plan.calls()],
+        ),
     )
 
 
@@ -307,6 +302,7 @@ def _view(
         tool_versions={tool: _version(tool) for tool in TOOLS},
         graph_json=model.graph_json,
         bounds=model.bounds,
+        examples=[array.shape for array in model.examples],
     )
 
 
@@ -355,6 +351,7 @@ def _write(view: PackageView, model: Model, recording: Recording, plan: Any, fol
         in_structure=graph.in_structure or Sequence_("tuple", tuple(positional)),
         out_structure=graph.out_structure or Sequence_("tuple", tuple(map(Leaf, range(len(plan.outputs))))),
         aliases=model.program.aliases,
+        symbols=view.manifest["symbols"],
         taps=[path for path in plan.taps if recording.taps is not None and path in recording.taps.values],
     )
     write_package(emit_package(view, tests), folder)

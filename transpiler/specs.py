@@ -14,7 +14,7 @@ from transpiler.errors import UsageError
 from transpiler.ir import DTYPES
 
 _INPUT_EXAMPLES = ("1x3x224x224:float32", "x=1x128", "ids=1x128:int64[0..30521]", "scale=scalar:float32")
-_DYNAMIC_EXAMPLES = ("x.0=batch", "ids.1=seq:1..512")
+_DYNAMIC_EXAMPLES = ("x.0=batch", "ids.1=seq:1..512", "x.2=32*tiles:1..16")
 _INTEGERS = ("int8", "uint8", "int16", "int32", "int64")
 
 
@@ -45,13 +45,15 @@ class InitSpec:
 
 @dataclass(frozen=True)
 class DynamicSpec:
-    """Dimension `dim` of the input `name` varies: it is called `symbol`; None bounds are left to
-    torch.export."""
+    """Dimension `dim` of the input `name` varies: it is `scale * symbol + offset`; None bounds (of the symbol) are left
+    to torch.export."""
 
     name: str
     dim: int
     symbol: str
     bounds: SymbolRange | None = None
+    scale: int = 1
+    offset: int = 0
 
 
 _INPUT = re.compile(
@@ -96,11 +98,14 @@ def parse_init(text: str) -> InitSpec:
     return InitSpec(key.strip(), parsed)
 
 
-_DYNAMIC = re.compile(r"(?P<name>[^.=]+)\.(?P<dim>\d+)=(?P<symbol>[^:]+)(?::(?P<low>\d+)\.\.(?P<high>\d*))?")
+_DYNAMIC = re.compile(
+    r"(?P<name>[^.=]+)\.(?P<dim>\d+)=(?:(?P<scale>\d+)\*)?(?P<symbol>[^:+*]+)(?:\+(?P<offset>\d+))?"
+    r"(?::(?P<low>\d+)\.\.(?P<high>\d*))?"
+)
 
 
 def parse_dynamic(text: str) -> DynamicSpec:
-    """`NAME.DIM=SYMBOL[:LO..[HI]]`, the bounds inclusive. Raises UsageError."""
+    """`NAME.DIM=[N*]SYMBOL[+N][:LO..[HI]]`, the bounds inclusive and the symbol's. Raises UsageError."""
     match = _DYNAMIC.fullmatch(text.replace(" ", ""))
     if match is None:
         raise _usage("dynamic", text, "expected NAME.DIM=SYMBOL[:LO..HI]", _DYNAMIC_EXAMPLES)
@@ -109,9 +114,14 @@ def parse_dynamic(text: str) -> DynamicSpec:
     bounds = None
     if match["low"] is not None:
         bounds = SymbolRange(int(match["low"]), int(match["high"]) if match["high"] else None)
+        if bounds.low < 1:
+            raise _usage("dynamic", text, "sizes are 1 or more", _DYNAMIC_EXAMPLES)
         if bounds.high is not None and bounds.low > bounds.high:
             raise _usage("dynamic", text, f"the bounds {bounds} are empty", _DYNAMIC_EXAMPLES)
-    return DynamicSpec(name, int(match["dim"]), symbol, bounds)
+    scale, offset = int(match["scale"] or 1), int(match["offset"] or 0)
+    if scale < 1:
+        raise _usage("dynamic", text, "the factor is 1 or more", _DYNAMIC_EXAMPLES)
+    return DynamicSpec(name, int(match["dim"]), symbol, bounds, scale, offset)
 
 
 def parse_inits(texts: Iterable[str]) -> dict[str, Any]:

@@ -104,13 +104,14 @@ def _product(parts: list[Dim]) -> Dim:
 
 
 def symbol_ranges(constraints: Mapping[Any, Any], names: Mapping[str, str]) -> dict[str, SymbolRange]:
-    """torch's value ranges by our symbol names, sorted; an infinite bound is None."""
+    """torch's value ranges by our symbol names, sorted; an infinite bound is None. No size is 0: loops over nothing are
+    compiled away, never run."""
     ranges = {}
     for key, bounds in constraints.items():
         if not getattr(key, "is_Symbol", False) or str(key).startswith("u"):
             continue
         high = int(bounds.upper) if bounds.upper.is_Integer and int(bounds.upper) < 2**62 else None
-        ranges[names.get(str(key), str(key))] = SymbolRange(max(0, int(bounds.lower)), high)
+        ranges[names.get(str(key), str(key))] = SymbolRange(max(1, int(bounds.lower)), high)
     return dict(sorted(ranges.items()))
 
 

@@ -42,6 +42,7 @@ def emit_tests(
     out_structure: Structure,
     aliases: Mapping[str, str] | None = None,
     taps: Collection[str] | None = None,
+    symbols: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, bytes]:
     """The folder `tests/` of a package: relative path -> content.
 
@@ -49,6 +50,7 @@ def emit_tests(
         package: import name of the package.
         in_structure: how the flat inputs nest in `(args, kwargs)`.
         aliases: tied state_dict keys -> the key that stores the tensor.
+        symbols: the sizes that vary, as in the manifest.
         taps: the module paths that the package can tap; None for all that were recorded.
 
     Raises:
@@ -57,10 +59,12 @@ def emit_tests(
     if not package.isidentifier():
         raise ValueError(f"not an import name: {package!r}")
     files = {f"tests/{name}": text.encode() for name, text in _render(package).items()}
+    if not symbols:
+        del files["tests/test_sizes.py"]
     # The generator and the comparison are the very code that recorded the data, so that they cannot disagree.
     for name, module in (("_draw", draw), ("_checks", checks)):
         files[f"tests/{name}.py"] = Path(str(module.__file__)).read_bytes()
-    files.update(_data(recording, in_structure, out_structure, aliases or {}, taps))
+    files.update(_data(recording, in_structure, out_structure, aliases or {}, taps, symbols))
     return dict(sorted(files.items()))
 
 
@@ -84,6 +88,7 @@ def _data(
     out_structure: Structure,
     aliases: Mapping[str, str],
     taps: Collection[str] | None,
+    symbols: Sequence[Mapping[str, Any]],
 ) -> dict[str, bytes]:
     outputs: dict[str, Array] = {}
     weights: dict[str, Array] = {}
@@ -93,11 +98,20 @@ def _data(
         "factors": {"torch": checks.FACTOR_TORCH, "eps": checks.FACTOR_EPS, "eps_half": checks.FACTOR_EPS_HALF},
         "in_structure": to_json(in_structure),
         "out_structure": to_json(out_structure),
-        "inputs": [{"name": item.name, "dtype": item.dtype, "shape": list(item.shape)} for item in recording.arguments],
+        "inputs": [
+            {
+                "name": item.name,
+                "dtype": item.dtype,
+                "shape": [size if isinstance(size, int) else str(size) for size in item.shape],
+            }
+            for item in recording.arguments
+        ],
+        "symbols": [dict(item) for item in symbols],
         "cases": [
             {
                 "name": case.name,
                 "inputs": [dict(recipe) for recipe in case.drawn.recipes],
+                "shapes": [list(array.shape) for array in case.drawn.arrays],
                 "outputs": [_entry(e, f"{case.name}/{i}", outputs) for i, e in enumerate(case.outputs)],
             }
             for case in recording.cases

@@ -14,6 +14,7 @@ import numpy as np
 from transpiler.cases import DRAWS, Argument, Drawn, Inputs, State, draw_inputs, draw_state
 from transpiler.checks import Expected, comparable, compare, is_float, part_norms, same_kind, tolerance_of
 from transpiler.draw import Array, numpy_dtype, sample_positions, seed_of
+from transpiler.errors import TranspileError
 from transpiler.testing import TestReport, run_generated_tests
 
 __all__ = [
@@ -135,6 +136,7 @@ def record(
     aliases: Mapping[str, str] | None = None,
     taps: Mapping[str, str] | None = None,
     draws: int = DRAWS,
+    sizes: Sequence[tuple[str, Mapping[str, int]]] = (),
 ) -> Recording:
     """Run PyTorch on every case.
 
@@ -142,19 +144,24 @@ def record(
         eager, reference: `functools.partial(run_eager, captured)` and the same of `run_reference`.
         state: the model's state_dict; `aliases` maps tied keys to the key that stores the tensor.
         taps: module path -> name of the FX value that is its output.
+        sizes: names and values of the sizes that vary, a case each.
 
     Raises:
+        TranspileError: "dynamic-shape": the graph that was traced is not the module at some size.
         Exception: whatever PyTorch raises for the user's own example. A drawn case that it refuses is
         dropped.
     """
-    inputs = draw_inputs(arguments, examples, draws)
+    inputs = draw_inputs(arguments, examples, draws, sizes)
     cases: list[Recorded] = []
     dropped: list[str] = []
+    at = dict(sizes)
     for drawn in inputs.cases:
         try:
+            if drawn.resized:
+                _check_traced(drawn, at[drawn.name], eager, reference)
             cases.append(Recorded(drawn, _outputs(outputs, drawn.arrays, eager, reference, None)))
         except Exception as error:
-            if drawn.name == "example":
+            if drawn.name == "example" or isinstance(error, TranspileError):
                 raise
             dropped.append(f"{drawn.name}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
 
@@ -180,6 +187,38 @@ def _outputs(
     torch = eager([array.copy() for array in inputs], weights=state)
     double, _ = reference([array.copy() for array in inputs], double=True, capture_values=(), weights=state)
     return tuple(_expect_output(*item) for item in zip(specs, torch, double, strict=True))
+
+
+def _check_traced(drawn: Drawn, sizes: Mapping[str, int], eager: Eager, reference: Reference) -> None:
+    """Whether the traced graph does at other sizes what the module does: torch.export may have fixed a branch.
+
+    Raises:
+        TranspileError: "dynamic-shape".
+    """
+    where = ", ".join(f"{name} = {value}" for name, value in sizes.items())
+    wanted = eager([array.copy() for array in drawn.arrays], weights=None)
+    try:
+        got, _ = reference([array.copy() for array in drawn.arrays], double=False, capture_values=(), weights=None)
+        reason = "" if all(map(_alike, wanted, got)) else "its results differ"
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if reason:
+        raise TranspileError(
+            "dynamic-shape",
+            f"The traced model is not the model at {where}: {reason}",
+            notes=["torch.export traced it at the sizes of the example inputs, and fixed what depends on them"],
+            hints=["narrow the bounds, as in --dynamic x.0=batch:2..64, or avoid branches on sizes in forward"],
+        )
+
+
+def _alike(wanted: Array, got: Array) -> bool:
+    """Equal but for rounding: a wrong branch shows in the first digits."""
+    if wanted.shape != got.shape or wanted.dtype != got.dtype:
+        return False
+    if not is_float(wanted.dtype.name):
+        return True  # a tie of an argmax may fall either way
+    scale = float(np.max(np.abs(wanted[np.isfinite(wanted)]), initial=0.0))
+    return bool(np.allclose(wanted, got, rtol=1e-2, atol=1e-2 * scale, equal_nan=True))
 
 
 def _reload(

@@ -13,6 +13,9 @@ and S no tail:
 4. Output rows x value columns: a register tile accumulates over S, weights as broadcasts, V as it lies;
    scaled by 1/sum on the way out.
 
+Where L or S is a symbol, the last tile of keys overlaps the one before it: scores that are computed twice come out the
+same. Fewer keys than a tile has go one by one.
+
 Scores take 4 * S * rows bytes (16 KB at S = 128: L1; 128 KB at S = 1024: L2). Multiply-adds limit it; a mask
 that differs per row costs 16 strided loads per vector of scores. A row whose scores are all -inf or NaN is 0.
 """
@@ -26,10 +29,12 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from transpiler.dims import floordiv
 from transpiler.group import Group, Lowered
 from transpiler.target import Target
 
-from ..fuse import PARALLEL_THRESHOLD, lowered
+from ..fuse import lowered
+from ..sizes import ceil_div, count, extent, is_empty, is_fixed, is_large
 from ..tir import KernelBuilder, loop, unflatten
 from ..vectors import Registers, Vectors, accumulators, held
 
@@ -47,6 +52,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     node = group.nodes[0]
     if node.output.dtype not in ("float32", "float64"):
         return None
+    if not is_fixed(node.inputs[0].shape[-1], node.inputs[2].shape[-1]):
+        return None
     attention = _Attention(group, target)
     builder = KernelBuilder(
         name,
@@ -56,7 +63,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         workspace_dtype=attention.dtype,
     )
     with builder:
-        if attention.workspace:
+        if attention.workspace != 0:
             attention.emit(builder)
     width = 8 if attention.dtype == "float64" else 4
     return lowered(group, builder, flops=attention.flops, workspace=attention.workspace * width)
@@ -70,38 +77,42 @@ class _Attention:
         op: Any = node.op
         self.op = op
         self.positions = [group.input_index(value) for value in node.inputs]
-        self.shapes = [value.type.static_shape() for value in node.inputs]
-        self.out_shape = node.output.type.static_shape()
+        self.shapes = [value.type.shape for value in node.inputs]
+        self.out_shape = node.output.type.shape
         self.dtype = node.output.dtype
         self.v = v = Vectors(self.dtype)
-        (self.L, self.E), (self.S, self.Ev) = self.shapes[0][-2:], self.shapes[2][-2:]
+        length, keys = self.shapes[0][-2], self.shapes[2][-2]
+        self.E, self.Ev = int(self.shapes[0][-1]), int(self.shapes[2][-1])  # type: ignore[arg-type]
+        self.L, self.S = extent(length), extent(keys)
         self.batch = self.out_shape[:-2]
         self.scale = 1 / math.sqrt(max(self.E, 1)) if op.scale is None else float(op.scale)
-        self.vectors = min(QUERY_VECTORS, max(1, v.blocks(self.L)))
+        self.vectors = min(QUERY_VECTORS, max(1, v.blocks(self.L))) if is_fixed(self.L) else QUERY_VECTORS
         self.rows = self.vectors * v.lanes
         limit = accumulators(target, v)
         self.keys = max(1, limit // self.vectors)
         # Of the output tile: value vectors and rows (a power of two, which divides the block).
         self.columns = min(2 if limit >= 16 else 1, max(1, v.blocks(self.Ev)))
         self.out_rows = min(self.rows, 1 << (max(1, limit // self.columns).bit_length() - 1))
-        self.blocks = -(-self.L // self.rows)
-        items = math.prod(self.batch) * self.blocks
-        self.items = items
-        self.flops = 2 * math.prod(self.batch) * self.L * self.S * (self.E + self.Ev + 6)
-        self.tasks = min(TASKS, items) if self.flops >= 4 * PARALLEL_THRESHOLD else 1
+        self.blocks = ceil_div(self.L, self.rows)
+        items = count(self.batch) * ceil_div(length, self.rows)
+        self.items = extent(items)
+        self.flops = 2 * count(self.batch) * length * keys * (self.E + self.Ev + 6)
+        tasks = min(TASKS, items) if is_fixed(items) else TASKS
+        self.tasks = tasks if is_large(self.flops // 4) else 1
+        task_size = ceil_div((self.E + keys + 1) * self.rows, 16) * 16
         self.sizes = [self.E * self.rows, self.S * self.rows, self.rows]
-        self.task_size = -(-sum(self.sizes) // 16) * 16
-        self.workspace = self.tasks * self.task_size if math.prod(self.out_shape) else 0
+        self.task_size = extent(task_size)
+        self.workspace = 0 if is_empty(self.out_shape) else self.tasks * task_size
 
     def emit(self, builder: KernelBuilder) -> None:
         self.q, self.k, self.value, *masks = (builder.inputs[position] for position in self.positions)
         self.mask = masks[0] if masks else None
         self.output = builder.outputs[0]
         self.space = builder.scratch(self.workspace)
-        per_task = -(-self.items // self.tasks)
+        per_task = ceil_div(self.items, self.tasks)
         with loop(self.tasks, parallel=self.tasks > 1) as task, T.serial(0, per_task) as turn:
             item = task * per_task + turn
-            if self.tasks * per_task == self.items:
+            if is_fixed(self.items) and self.tasks * per_task == self.items:
                 self._item(task, item)
             else:
                 with T.If(item < self.items), T.Then():
@@ -113,11 +124,11 @@ class _Attention:
         batch = shape[:-2]
         own = list(index[len(index) - len(batch) :]) if batch else []
         if gqa and batch[-1] != self.batch[-1]:
-            own[-1] = tirx.floordiv(own[-1], self.batch[-1] // batch[-1])
+            own[-1] = tirx.floordiv(own[-1], extent(floordiv(self.batch[-1], batch[-1])))
         offset: Expr = 0
-        for position, extent in zip(own, batch, strict=True):
-            offset = offset * extent + (0 if extent == 1 else position)
-        return offset * math.prod(shape[-2:])
+        for position, size in zip(own, batch, strict=True):
+            offset = offset * extent(size) + (0 if size == 1 else position)
+        return offset * extent(count(shape[-2:]))
 
     def _item(self, task: Expr, item: Expr) -> None:
         index = unflatten(tirx.floordiv(item, self.blocks), self.batch) if self.batch else []
@@ -131,7 +142,7 @@ class _Attention:
 
     def _row(self, row: Expr) -> Expr:
         """A query row that exists: the last one in place of those beyond it."""
-        return row if self.L % self.rows == 0 else T.min(row, self.L - 1)
+        return row if is_fixed(self.L) and self.L % self.rows == 0 else T.min(row, self.L - 1)
 
     def _pack_queries(self, base: Expr, start: Expr, queries: Expr) -> None:
         v = self.v
@@ -154,17 +165,24 @@ class _Attention:
         base = held(self._base(index, 1, self.op.enable_gqa))
         largest = Registers(v, self.vectors)
         largest.fill(-math.inf)
-        full, rest = divmod(self.S, self.keys)
+        full, rest = self.S // self.keys, self.S % self.keys
         if self.op.causal:
             tiles = held(T.min(tirx.floordiv(start + (self.rows + self.keys - 1), self.keys), full))
             beyond = held(T.Cast("int32", start + self.rows > full * self.keys))
             columns = held(tiles * self.keys + beyond * rest)
         else:
             tiles, columns = full, self.S
-        if full:
+        if not is_fixed(full) or full:
             with T.serial(0, tiles) as tile:
                 self._score_tile(index, base, start, queries, scores, tile * self.keys, self.keys, largest)
-        if rest and self.op.causal:
+        if not is_fixed(rest):
+            tail = rest > 0
+            with T.If(tirx.And(tail, beyond != 0) if self.op.causal else tail), T.Then(), T.If(full > 0):
+                with T.Then():
+                    self._score_tile(index, base, start, queries, scores, self.S - self.keys, self.keys, largest)
+                with T.Else(), T.serial(0, rest) as key:
+                    self._score_tile(index, base, start, queries, scores, key, 1, largest)
+        elif rest and self.op.causal:
             with T.If(beyond != 0), T.Then():
                 self._score_tile(index, base, start, queries, scores, full * self.keys, rest, largest)
         elif rest:
@@ -228,18 +246,18 @@ class _Attention:
         """The mask of `lanes` query rows from `row` on against one key."""
         assert self.mask is not None
         v, mask = self.v, self.mask
-        shape = self.shapes[3]
+        shape = tuple(self.shapes[3])
         if len(shape) < 2:
             shape = (1, *shape) if shape else (1, 1)
         batch = shape[:-2]
         own = index[len(index) - len(batch) :] if batch else []
         base: Expr = 0
-        for position, extent in zip(own, batch, strict=True):
-            base = base * extent + (0 if extent == 1 else position)
-        base = base * (shape[-2] * shape[-1]) + (0 if shape[-1] == 1 else column)
+        for position, size in zip(own, batch, strict=True):
+            base = base * extent(size) + (0 if size == 1 else position)
+        base = base * extent(shape[-2] * shape[-1]) + (0 if shape[-1] == 1 else column)
         if shape[-2] == 1:
             return v.splat(mask[base])
-        offsets = [base + self._row(row + lane) * shape[-1] for lane in range(v.lanes)]
+        offsets = [base + self._row(row + lane) * extent(shape[-1]) for lane in range(v.lanes)]
         if v.lanes == 1:
             return mask[offsets[0]]
         loaded = tirx.Shuffle([mask.handle[offset] for offset in offsets], _numbers(v.lanes))
@@ -260,7 +278,7 @@ class _Attention:
                 if self.Ev % width:
                     self._output_tile(base, target, start, row, scores, inverse, columns, full * width, self.Ev % width)
 
-            if self.L % self.rows:
+            if not is_fixed(self.L) or self.L % self.rows:
                 with T.If(start + row < self.L), T.Then():
                     tiles()
             else:
@@ -293,7 +311,7 @@ class _Attention:
                 v.store(self.output, at, tile[lane * count + part] * scale, valid[part])
 
         for lane in range(self.out_rows):
-            if self.L % self.rows:
+            if not is_fixed(self.L) or self.L % self.rows:
                 with T.If(start + row + lane < self.L), T.Then():
                     write(lane)
             else:

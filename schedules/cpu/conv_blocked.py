@@ -21,8 +21,9 @@ from transpiler.group import Group, Lowered
 from transpiler.ops.packed import ConvBlocked, ConvStem, blocks
 from transpiler.target import Target
 
-from ..fuse import PARALLEL_THRESHOLD, lowered
-from ..tir import LANES, Buffer, KernelBuilder, when
+from ..fuse import lowered
+from ..sizes import Extent, extent, is_large, is_several
+from ..tir import LANES, Buffer, KernelBuilder, loop, when
 from .epilogue import Epilogue, elementwise_epilogue
 from .gemm import Accumulators, Tile, choose_tile, max_rows
 from .padding import pad_map
@@ -36,7 +37,7 @@ Expr = Any
 class Geometry:
     """Sizes of a convolution: input blocks (or channels), map sizes after padding, output map, kernel, steps."""
 
-    batch: int
+    batch: Extent
     inner: int  # input blocks of 16 (blocked) or input channels (stem)
     lanes: int  # 16 or 1: input channels per pixel of the source
     in_channels: int  # logical ones
@@ -63,24 +64,24 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         return None
     op = node.op
     x, weight, *bias = node.inputs
-    shape = x.type.static_shape()
     blocked = isinstance(op, ConvBlocked)
-    n, inner, h, w = shape[:4]
+    n, *fixed = x.type.shape[:4]
+    inner, h, w = (int(size) for size in fixed)  # type: ignore[arg-type]  # the layout pass sees to it
     lanes = LANES if blocked else 1
-    oh, ow = node.output.type.static_shape()[2:4]
+    oh, ow = (int(size) for size in node.output.type.shape[2:4])  # type: ignore[arg-type]
     (ph, pw), pointwise = op.padding, op.kernel == (1, 1) and op.stride == (1, 1) and op.padding == (0, 0)
     padded = (h + 2 * ph, w + 2 * pw)
     geometry = Geometry(
-        n, inner, lanes, op.in_channels, *padded, blocks(op.channels), oh, ow,
+        extent(n), inner, lanes, op.in_channels, *padded, blocks(op.channels), oh, ow,
         (op.kernel[0], op.kernel[1]), (op.stride[0], op.stride[1]), (op.dilation[0], op.dilation[1]),
     )  # fmt: skip
     size = n * inner * padded[0] * padded[1] * lanes if ph or pw else 0
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type], workspace=size)
     with builder:
         source = builder.inputs[group.input_index(x)]
-        if size:
+        if size != 0:
             target_map = builder.scratch(size)
-            pad_map(source, target_map, n * inner, (h, w), (ph, pw), lanes)
+            pad_map(source, target_map, extent(n) * inner, (h, w), (ph, pw), lanes)
             source = target_map
         _convolve(
             target, geometry, source,
@@ -108,7 +109,7 @@ def _convolve(
         max(1, min(max_rows(target.isa, tile.panels) // row_length, rows_of_pixels)) if row_length <= tile.rows else 1
     )
     work = g.batch * g.out_blocks * g.out_height * g.out_width * g.depth * LANES
-    parallel = work >= PARALLEL_THRESHOLD
+    parallel = is_large(work)
     groups, rest = divmod(g.out_blocks, tile.panels)
     emit = _Emitter(g, source, weight, bias, epilogue, pointwise)
     if groups:
@@ -138,7 +139,7 @@ class _Emitter:
         per_run = -(-full // runs) if full else 0
         runs = -(-full // per_run) if full else 1
         tasks = self.g.batch * groups * bands * runs
-        with T.parallel(0, tasks) if parallel and tasks > 1 else T.serial(0, tasks) as task:
+        with loop(tasks, parallel=parallel and is_several(tasks)) as task:
             run = tirx.floormod(task, runs) if runs > 1 else 0
             task = tirx.floordiv(task, runs) if runs > 1 else task
             band = tirx.floormod(task, bands) if bands > 1 else 0

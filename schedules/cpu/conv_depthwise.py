@@ -17,8 +17,9 @@ from transpiler.group import Group, Lowered
 from transpiler.ops.packed import ConvDepthwise
 from transpiler.target import Target
 
-from ..fuse import PARALLEL_THRESHOLD, lowered
-from ..tir import LANES, KernelBuilder, local, splat
+from ..fuse import lowered
+from ..sizes import extent, is_large, is_several
+from ..tir import LANES, KernelBuilder, local, loop, splat
 from .epilogue import Epilogue, elementwise_epilogue
 from .gemm import MAX_ROWS, register_budget
 from .padding import pad_map_plane
@@ -34,8 +35,9 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         return None
     op = node.op
     x, weight, *bias = node.inputs
-    n, cb, h, w, _ = x.type.static_shape()
-    oh, ow = node.output.type.static_shape()[2:4]
+    n, *fixed = x.type.shape[:4]
+    cb, h, w = (int(size) for size in fixed)  # type: ignore[arg-type]  # the layout pass sees to it
+    oh, ow = (int(size) for size in node.output.type.shape[2:4])  # type: ignore[arg-type]
     (kh, kw), (sh, sw), (dh, dw), (ph, pw) = op.kernel, op.stride, op.dilation, op.padding
     height, width = h + 2 * ph, w + 2 * pw
     plane = height * width * LANES
@@ -46,12 +48,12 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         given = builder.inputs[group.input_index(x)]
         weights = builder.inputs[group.input_index(weight)]
         offsets = builder.inputs[group.input_index(bias[0])] if bias else None
-        source = builder.scratch(size) if size else given
+        source = builder.scratch(size) if size != 0 else given
         epilogue = Epilogue(group, builder)
-        parallel = n * cb * oh * ow * kh * kw * LANES >= PARALLEL_THRESHOLD
-        with T.parallel(0, n * cb) if parallel else T.serial(0, n * cb) as task:
-            block = task % cb if n > 1 else task
-            if size:
+        tasks = extent(n) * cb
+        with loop(tasks, parallel=is_large(n * cb * oh * ow * kh * kw * LANES)) as task:
+            block = task % cb if is_several(n) else task
+            if size != 0:
                 pad_map_plane(given, source, task, (h, w), (ph, pw), LANES)
 
             def pixels(row: Expr, column: Expr, count: int) -> None:
@@ -68,7 +70,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
                             accumulators.store_vector(
                                 number * LANES, accumulators.vector(number * LANES) + value * factor
                             )
-                image = task // cb if n > 1 else 0
+                image = task // cb if is_several(n) else 0
 
                 def place(number: Expr, lane: Expr) -> list[Expr]:
                     return [image, block, row, column + number, lane]

@@ -10,7 +10,6 @@ of the row.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +19,10 @@ from tvm.tirx.script.builder import ir as T
 from transpiler.group import Group, Lowered
 from transpiler.target import Target
 
-from ..fuse import PARALLEL_THRESHOLD, lowered
+from ..fuse import lowered
+from ..sizes import Extent, count, extent, is_empty, is_fixed, is_large, is_several
 from ..tir import loop, unflatten
-from ..vectors import Registers, Vectors, held, sweep
+from ..vectors import Registers, Vectors, held, sweep, unrolled
 from .rows import RowGroup
 
 Expr = Any
@@ -40,22 +40,24 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         return None
     op: Any = group.anchor_node.op
     if op.name == "group_norm":
+        if not isinstance(rows.shape[1], int):
+            return None
         channels = rows.shape[1] // op.groups
-        count, extent = rows.shape[0] * op.groups, math.prod(rows.shape[1:]) // op.groups
+        outer, along = rows.shape[0] * op.groups, channels * count(rows.shape[2:])
     else:
         channels = 0
-        extent = math.prod(rows.shape[len(rows.shape) - op.rank :])
-        count = rows.size // max(extent, 1)
+        first = len(rows.shape) - op.rank
+        outer, along = count(rows.shape[:first]), count(rows.shape[first:])
     builder = rows.builder(name)
     with builder:
-        if rows.size:
+        if not is_empty(rows.shape):
             rows.begin(builder)
-            with loop(count, parallel=count > 1 and rows.size * COST >= PARALLEL_THRESHOLD) as row:
-                _row(rows, op, row, extent, channels)
+            with loop(extent(outer), parallel=is_several(outer) and is_large(rows.size * COST)) as row:
+                _row(rows, op, row, extent(along), channels)
     return lowered(group, builder, flops=rows.size * COST, workspace=rows.workspace_bytes)
 
 
-def _row(rows: RowGroup, op: Any, row: Expr, extent: int, channels: int) -> None:
+def _row(rows: RowGroup, op: Any, row: Expr, extent: Extent, channels: int) -> None:
     """Normalise row number `row` of `extent` elements; `channels` of them share a group, 0 if weights run
     along it.
     """
@@ -66,14 +68,14 @@ def _row(rows: RowGroup, op: Any, row: Expr, extent: int, channels: int) -> None
     rows.fill(extent, lambda x: unflatten(base + x, rows.shape), lambda x: base + x)
 
     def mean_of(term: Callable[[Expr], Expr]) -> Expr:
-        unroll = min(4, max(1, extent // v.lanes))
+        unroll = unrolled(v, extent)
         sums = Registers(v, unroll + 1)
         sums.fill(0.0)
 
-        def accumulate(offset: Expr, register: int, valid: int | None) -> None:
+        def accumulate(offset: Expr, register: int, valid: Extent | None) -> None:
             value = term(v.load(source, base + offset, valid))
-            register = unroll if valid else register
-            sums[register] = sums[register] + (v.keep(value, valid) if valid else value)
+            register = unroll if valid is not None else register
+            sums[register] = sums[register] + (v.keep(value, valid) if valid is not None else value)
 
         sweep(v, extent, accumulate, unroll=unroll)
         return held(v.fold(sums.combined(lambda a, b: a + b), lambda a, b: a + b) / _const(rows, extent))
@@ -85,7 +87,7 @@ def _row(rows: RowGroup, op: Any, row: Expr, extent: int, channels: int) -> None
     mean = None if op.name == "rms_norm" else mean_of(lambda x: x)
     scale = held(_const(rows, 1.0) / T.sqrt(mean_of(squared) + _const(rows, op.eps)))
 
-    def write(start: Expr, length: int, element: Callable[[Expr, Expr], Expr]) -> None:
+    def write(start: Expr, length: Extent, element: Callable[[Expr, Expr], Expr]) -> None:
         def normalised(position: Expr) -> Expr:
             x = source[start + position]
             return element((x - mean if mean is not None else x) * scale, position)
@@ -94,7 +96,7 @@ def _row(rows: RowGroup, op: Any, row: Expr, extent: int, channels: int) -> None
 
     if weight is None:
         write(base, extent, lambda x, _: x)
-    elif not channels or channels == extent:
+    elif not channels or (is_fixed(extent) and channels == extent):
         first = tirx.floormod(row, op.groups) * channels if channels else 0
         if bias is None:
             write(base, extent, lambda x, position: x * weight[position])
@@ -109,5 +111,5 @@ def _row(rows: RowGroup, op: Any, row: Expr, extent: int, channels: int) -> None
             write(base + channel * length, length, lambda x, _: x * factor + shift)
 
 
-def _const(rows: RowGroup, value: float) -> Expr:
-    return tirx.const(float(value), rows.dtype)
+def _const(rows: RowGroup, value: float | Extent) -> Expr:
+    return tirx.const(float(value), rows.dtype) if isinstance(value, int | float) else T.Cast(rows.dtype, value)

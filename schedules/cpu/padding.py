@@ -7,14 +7,14 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..fuse import PARALLEL_THRESHOLD
-from ..tir import LANES, Buffer, splat
+from ..sizes import Extent, is_large
+from ..tir import LANES, Buffer, loop, splat
 
 Expr = Any
 
 
 def pad_map(
-    source: Buffer, target: Buffer, planes: int, size: tuple[int, int], padding: tuple[int, int], lanes: int
+    source: Buffer, target: Buffer, planes: Extent, size: tuple[int, int], padding: tuple[int, int], lanes: int
 ) -> None:
     """Copy [planes, H, W, lanes] into [planes, H + 2ph, W + 2pw, lanes], zeros around; lanes is 16 or 1.
 
@@ -22,7 +22,7 @@ def pad_map(
     """
     height, width = size[0] + 2 * padding[0], size[1] + 2 * padding[1]
     rows = planes * height
-    with T.parallel(0, rows) if rows * width * lanes >= PARALLEL_THRESHOLD else T.serial(0, rows) as row:
+    with loop(rows, parallel=is_large(rows * width * lanes)) as row:
         _pad_row(source, target, tirx.floordiv(row, height), tirx.floormod(row, height), size, padding, lanes)
 
 

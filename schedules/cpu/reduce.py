@@ -12,20 +12,20 @@ The output dims are one parallel loop. Cheap producers are evaluated where they 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from transpiler.dims import Dim
 from transpiler.group import Group, Lowered
-from transpiler.ir import TensorType
 from transpiler.ops.base import Elementwise, Injective, Reduce, Reduction
 from transpiler.target import Target
 
-from ..fuse import PARALLEL_THRESHOLD, Inline, Probe, lowered, needs_status, probe_index
-from ..tir import LANES, KernelBuilder, Tir, local, unflatten, vector_loop
+from ..fuse import Inline, Probe, lowered, needs_status, probe_index
+from ..sizes import Extent, count, extents, is_empty, is_fixed, is_large, is_several
+from ..tir import LANES, KernelBuilder, Tir, local, loop, unflatten, vector_loop
 from .epilogue import Epilogue, elementwise_epilogue
 from .plain import plain_reduction
 
@@ -46,7 +46,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     if plain is None and not isinstance(node.op, Reduce):
         return None
     result = node.output
-    shape = result.type.static_shape()
+    shape = result.type.shape
     builder = KernelBuilder(
         name,
         [value.type for value in group.inputs],
@@ -68,22 +68,26 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         index = probe_index(len(shape))
         across_outputs = Probe(index[-1] if index else None)
         reduction = _evaluate(reducer, across_outputs, index)
-        extents = list(TensorType("int64", reduction.extents).static_shape())
-        inner = probe_index(len(extents))
+        reduced = reduction.extents
+        inner = probe_index(len(reduced))
         across_reduction = Probe(inner[-1] if inner else None)
         _evaluate(reducer, across_reduction, index, inner)
         single = len(reduction.init) == 1
-        last_reduced = bool(extents) and _reduces_last(node.op, types[0].rank)
+        last_reduced = bool(reduced) and _reduces_last(node.op, types[0].rank)
         states = [across_outputs.dtype(value) for value in reduction.init]
-        form = _Loops(builder, Epilogue(group, builder), reducer, shape, extents, across_outputs, states)
-        if single and last_reduced and extents[-1] >= LANES and not across_reduction.scalar_only:
+        form = _Loops(builder, Epilogue(group, builder), reducer, shape, reduced, across_outputs, states)
+        if single and last_reduced and _is_long(reduced[-1], LANES) and not across_reduction.scalar_only:
             form.across_reduction()
-        elif shape and shape[-1] >= LANES // 2 and not across_outputs.scalar_only:
+        elif shape and _is_long(shape[-1], LANES // 2) and not across_outputs.scalar_only:
             form.across_outputs()
         else:
             form.scalar()
-    work = math.prod(shape) * math.prod(extents) * (1 + across_outputs.cost)
+    work = count(shape) * count(reduced) * (1 + across_outputs.cost)
     return lowered(group, builder, flops=work)
+
+
+def _is_long(size: Dim, least: int) -> bool:
+    return not isinstance(size, int) or size >= least
 
 
 def _reduces_last(op: object, rank: int) -> bool:
@@ -104,19 +108,19 @@ class _Loops:
         builder: KernelBuilder,
         epilogue: Epilogue,
         reducer: Reducer,
-        shape: tuple[int, ...],
-        extents: list[int],
+        shape: Sequence[Dim],
+        reduced: Sequence[Dim],
         probed: Probe,
         states: Sequence[str],
     ) -> None:
         self.builder, self.epilogue, self.reducer = builder, epilogue, reducer
-        self.shape, self.extents = shape, extents
-        self.parallel = math.prod(shape) * math.prod(extents) * (1 + probed.cost) >= PARALLEL_THRESHOLD
+        self.shape, self.extents = extents(shape), extents(reduced)
+        self.parallel = is_large(count(shape) * count(reduced) * (1 + probed.cost))
         # `_step` binds an element and a combined value per state besides what the expressions bind.
         self.temporaries = [*probed.binds, *states, *states]
 
-    def _outer(self, count: int) -> Any:
-        return T.parallel(0, count) if self.parallel and count > 1 else T.serial(0, count)
+    def _outer(self, loops: Extent) -> Any:
+        return loop(loops, parallel=self.parallel and is_several(loops))
 
     def _tir(self) -> Tir:
         return Tir(status=self.builder.status)
@@ -127,9 +131,9 @@ class _Loops:
 
     def scalar(self) -> None:
         """One output element after the other."""
-        if not math.prod(self.shape):
+        if is_empty(self.shape):
             return
-        with self._outer(math.prod(self.shape)) as fused:
+        with self._outer(count(self.shape)) as fused:
             index = unflatten(fused, self.shape)
             self._one(index)
 
@@ -155,15 +159,18 @@ class _Loops:
     def across_outputs(self) -> None:
         """16 neighbouring outputs at once."""
         *outer, last = self.shape
-        if not math.prod(self.shape):
+        if is_empty(self.shape):
             return
-        vectors, rest = divmod(last, LANES)
-        with self._outer(math.prod(outer)) as fused:
+        vectors, rest = last // LANES, last % LANES
+        with self._outer(count(outer)) as fused:
             leading = unflatten(fused, outer)
-            if vectors:
+            if not is_fixed(vectors) or vectors:
                 with T.serial(0, vectors) as step:
                     self._lanes(leading, step * LANES, LANES)
-            if rest:
+            if not is_fixed(rest):
+                with T.serial(0, rest) as column:
+                    self._one([*leading, vectors * LANES + column])
+            elif rest:
                 self._lanes(leading, vectors * LANES, rest)
 
     def _lanes(self, leading: list[Expr], base: Expr, lanes: int) -> None:
@@ -187,11 +194,11 @@ class _Loops:
 
     def across_reduction(self) -> None:
         """16 partial results along the last reduced extent, combined at the end."""
-        if not math.prod(self.shape):
+        if is_empty(self.shape):
             return
         *outer, last = self.extents
-        vectors, rest = divmod(last, LANES)
-        with self._outer(math.prod(self.shape)) as fused:
+        vectors, rest = last // LANES, last % LANES
+        with self._outer(count(self.shape)) as fused:
             index = unflatten(fused, self.shape)
             reduction = self.reducer(self._tir(), index)
             partial, total = self._states(reduction, LANES), self._states(reduction, 1)
@@ -202,7 +209,7 @@ class _Loops:
                 inner = [loops.enter_context(T.serial(0, extent)) for extent in outer]
                 with T.serial(0, vectors) as step, vector_loop(LANES, self.temporaries) as lane:
                     self._step(reduction, partial, [*inner, step * LANES + lane], lane)
-                if rest:
+                if not is_fixed(rest) or rest:
                     with T.serial(0, rest) as step:
                         self._step(reduction, total, [*inner, vectors * LANES + step], 0)
             with T.serial(0, LANES) as lane:

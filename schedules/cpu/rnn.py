@@ -15,15 +15,18 @@ and ends the threads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from transpiler.dims import Dim
 from transpiler.group import Group, Lowered
 from transpiler.target import Target
 
 from ..fuse import lowered
+from ..sizes import extent, is_fixed
 from ..tir import Buffer, KernelBuilder, loop
 from ..vectors import Registers, Vectors, accumulators, held
 from .rows import lane_loop
@@ -44,7 +47,9 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     node = group.nodes[0]
     if node.inputs[0].dtype not in ("float32", "float64"):
         return None
-    scan = _Scan(node.op, [value.type.static_shape() for value in node.outputs], node.inputs[0].dtype, target)
+    if not is_fixed(node.outputs[0].shape[2]):
+        return None
+    scan = _Scan(node.op, node.outputs[0].shape, node.inputs[0].dtype, target)
     builder = KernelBuilder(
         name,
         [value.type for value in group.inputs],
@@ -56,40 +61,44 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         # The same tensor may stand for several inputs.
         scan.emit(builder, [builder.inputs[group.input_index(value)] for value in node.inputs])
     width = 8 if scan.dtype == "float64" else 4
-    return lowered(group, builder, flops=scan.steps * scan.step_flops, workspace=scan.workspace * width)
+    return lowered(group, builder, flops=scan.flops, workspace=scan.workspace * width)
 
 
 class _Scan:
     """One scan: T steps, N rows, H units."""
 
-    def __init__(self, op: Any, outputs: list[tuple[int, ...]], dtype: str, target: Target) -> None:
+    def __init__(self, op: Any, shape: Sequence[Dim], dtype: str, target: Target) -> None:
         self.op, self.dtype = op, dtype
         self.gates = GATES[op.name]
-        self.steps, self.rows, self.units = outputs[0]
+        steps, rows, units = shape
+        self.steps, self.rows, self.units = extent(steps), extent(rows), int(units)  # type: ignore[arg-type]
         self.v = Vectors(dtype)
         self.panels = self.v.blocks(self.units)
         self.padded = self.panels * self.v.lanes
-        self.step_flops = 2 * self.rows * self.gates * self.units**2
+        self.step_flops = 2 * rows * self.gates * self.units**2
+        self.flops = steps * self.step_flops
         self.packed: bool = getattr(op, "packed", False)
         limit = accumulators(target, self.v)
-        self.tile = max(1, min(self.rows, limit // self.gates))
+        most = max(1, limit // self.gates)
+        self.tile = max(1, min(self.rows, most)) if is_fixed(self.rows) else most
         self.split = 1
         while self.gates * self.tile * self.split < IN_FLIGHT and self.gates * self.tile * self.split * 2 <= limit:
             self.split *= 2
         self._weight_size = 0 if self.packed else self.gates * self.padded * self.units
-        self._state_size = self.rows * self.padded
-        self.workspace = self._weight_size + 3 * self._state_size + 48 if self._state_size else 0
+        self._state_dim = rows * self.padded
+        self._state_size = extent(self._state_dim)
+        self.workspace = 0 if self._state_dim == 0 else self._weight_size + 3 * self._state_dim + 48
 
     def emit(self, builder: KernelBuilder, inputs: list[Buffer]) -> None:
-        if not self.workspace:
+        if self.workspace == 0:
             return
         v = self.v
         gates, h0, *_ = inputs
         self.x, self.y = gates, builder.outputs[0]
         self.bias = inputs[3] if self.op.name == "gru_scan" else None
         weight = inputs[{"lstm_scan": 3, "gru_scan": 2, "rnn_scan": 2}[self.op.name]]
-        self.h = builder.scratch(2 * self._state_size)
-        self.c = builder.scratch(self._state_size)
+        self.h = builder.scratch(2 * self._state_dim)
+        self.c = builder.scratch(self._state_dim)
         self.weight = weight if self.packed else builder.scratch(self._weight_size)
         if not self.packed:
             self._pack(weight)
@@ -101,7 +110,7 @@ class _Scan:
             old = held(tirx.floormod(count, 2) * self._state_size)
             full = self.units // v.lanes
             if full:
-                with loop(full, parallel=full > 1 and self.step_flops >= STEP_FLOPS) as panel:
+                with loop(full, parallel=full > 1 and self._is_split()) as panel:
                     self._panel(step, old, panel, None)
             if self.units % v.lanes:
                 self._panel(step, old, full, self.units % v.lanes)
@@ -109,7 +118,10 @@ class _Scan:
         if self.op.name == "lstm_scan":
             self._copy(self.c, 0, self.padded, builder.outputs[2], 0, self.units)
 
-    def _copy(self, source: Buffer, start: int, pitch: int, target: Buffer, offset: int, target_pitch: int) -> None:
+    def _is_split(self) -> bool:
+        return not isinstance(self.step_flops, int) or self.step_flops >= STEP_FLOPS
+
+    def _copy(self, source: Buffer, start: Expr, pitch: int, target: Buffer, offset: Expr, target_pitch: int) -> None:
         """A state of [rows][units] between buffers of different row pitch."""
         with T.serial(0, self.rows) as row:
             lane_loop(
@@ -142,6 +154,13 @@ class _Scan:
     def _panel(self, step: Expr, old: Expr, panel: Expr, valid: int | None) -> None:
         """One vector of units for all rows; `valid` units of it exist."""
         full = self.rows // self.tile
+        if not is_fixed(full):
+            with T.serial(0, full) as block:
+                self._tile(step, old, panel, valid, block * self.tile, self.tile)
+            for rest in range(1, self.tile):
+                with T.If(tirx.EQ(self.rows % self.tile, rest)), T.Then():
+                    self._tile(step, old, panel, valid, full * self.tile, rest)
+            return
         if full > 1:
             with T.serial(0, full) as block:
                 self._tile(step, old, panel, valid, block * self.tile, self.tile)

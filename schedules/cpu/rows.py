@@ -4,17 +4,18 @@ output.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from transpiler.dims import Dim
 from transpiler.group import Group
 from transpiler.ops.base import Elementwise
 from transpiler.ops.dtypes import numpy_dtype
 
 from ..fuse import Inline, Probe, needs_status, probe
+from ..sizes import Extent, count, is_fixed
 from ..tir import LANES, Buffer, KernelBuilder, Tir, vector_loop
 
 Expr = Any
@@ -34,11 +35,11 @@ class RowGroup:
         self.x = self.anchor.inputs[0]
         self.result = self.anchor.outputs[0]
         self.output = group.outputs[0]
-        self.shape = self.result.type.static_shape()
-        self.size = math.prod(self.shape)
+        self.shape = self.result.type.shape
+        self.size = count(self.shape)
         self.dtype = self.result.dtype
         self.has_prologue = any(value.name == self.x.name for node in group.prologue for value in node.outputs)
-        self.workspace = self.size if self.output.dtype != self.dtype else 0
+        self.workspace: Dim = self.size if self.output.dtype != self.dtype else 0
 
     @property
     def fits(self) -> bool:
@@ -47,7 +48,7 @@ class RowGroup:
         return (
             self.dtype in ("float32", "float64")
             and len(self.group.outputs) == 1
-            and self.output.type.static_shape() == self.shape
+            and self.output.type.shape == self.shape
             and all(isinstance(node.op, Elementwise) for node in self.group.epilogue)
             and not any(value.name in inside for value in self.anchor.inputs[1:])
         )
@@ -71,7 +72,7 @@ class RowGroup:
         self._epilogue = probe(self.group, builder, self.output, self.result)
 
     @property
-    def workspace_bytes(self) -> int:
+    def workspace_bytes(self) -> Dim:
         return self.workspace * numpy_dtype(self.dtype).itemsize
 
     def parameter(self, position: int) -> Buffer | None:
@@ -80,7 +81,7 @@ class RowGroup:
             return None
         return self.kernel.inputs[self.group.input_index(self.anchor.inputs[position])]
 
-    def fill(self, extent: int, index: Callable[[Expr], Sequence[Expr]], offset: Callable[[Expr], Expr]) -> None:
+    def fill(self, extent: Extent, index: Callable[[Expr], Sequence[Expr]], offset: Callable[[Expr], Expr]) -> None:
         """Write the prologue's values of a row to `rows`; nothing to do without a prologue."""
         if not self.has_prologue:
             return
@@ -94,7 +95,7 @@ class RowGroup:
 
     def finish(
         self,
-        extent: int,
+        extent: Extent,
         index: Callable[[Expr], Sequence[Expr]],
         offset: Callable[[Expr], Expr],
         element: Callable[[Expr], Expr],
@@ -115,12 +116,12 @@ class RowGroup:
         lane_loop(extent, body, self._epilogue)
 
 
-def lane_loop(extent: int, body: Callable[[Expr], None], needs: Probe | None = None) -> None:
+def lane_loop(extent: Extent, body: Callable[[Expr], None], needs: Probe | None = None) -> None:
     """`body(position)` for 0..extent, LANES positions at a time if what it `needs` can stand in a vector loop."""
     main = 0 if needs is not None and needs.scalar_only else extent // LANES * LANES
-    if main:
+    if not is_fixed(main) or main:
         with T.serial(0, main // LANES) as step, vector_loop(LANES, needs.binds if needs else ()) as lane:
             body(step * LANES + lane)
-    if extent - main:
+    if not is_fixed(extent - main) or extent - main:
         with T.serial(0, extent - main) as rest:
             body(main + rest)

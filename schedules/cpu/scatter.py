@@ -7,19 +7,20 @@ latency of a dependent read and write per update.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from transpiler.dims import Dim
 from transpiler.group import Group, Lowered
 from transpiler.ir import TensorType
 from transpiler.ops.base import broadcast_shapes
 from transpiler.target import Target
 
 from ..fuse import lowered
+from ..sizes import count, extent, is_empty
 from ..tir import KernelBuilder, Tir, flat_offset
 from ..vectors import held
 from .rows import lane_loop
@@ -50,11 +51,11 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         positions = list(range(len(types)))
     op: Any = group.nodes[0].op
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type], checks_index=True)
-    size = math.prod(types[0].static_shape())
+    updates: Dim
     with builder:
-        if size:
+        if not is_empty(types[0].shape):
             lane_loop(
-                size,
+                extent(count(types[0].shape)),
                 lambda at: builder.outputs[0].store(at, builder.inputs[positions[0]][at]),
             )
             if op.name == "index_put":
@@ -68,22 +69,22 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     return lowered(group, builder, flops=updates)
 
 
-def _nest(shape: Sequence[int], body: Any) -> None:
+def _nest(shape: Sequence[Dim], body: Any) -> None:
     """A loop per dim."""
 
     def level(index: list[Expr]) -> None:
         if len(index) == len(shape):
             body(index)
         else:
-            with T.serial(0, shape[len(index)]) as position:
+            with T.serial(0, extent(shape[len(index)])) as position:
                 level([*index, position])
 
-    if math.prod(shape):
+    if not is_empty(shape):
         level([])
 
 
-def _scatter(builder: KernelBuilder, positions: list[int], types: list[TensorType], axis: int, combine: Combine) -> int:
-    x, indices, source = (item.static_shape() for item in types)
+def _scatter(builder: KernelBuilder, positions: list[int], types: list[TensorType], axis: int, combine: Combine) -> Dim:
+    x, indices, source = (item.shape for item in types)
     output = builder.outputs[0]
     s = Tir(status=builder.status)
 
@@ -94,15 +95,16 @@ def _scatter(builder: KernelBuilder, positions: list[int], types: list[TensorTyp
         output.store(at, combine(s, output[at], value))
 
     _nest(indices, update)
-    return math.prod(indices)
+    updates: Dim = count(indices)
+    return updates
 
 
 def _index_put(
     builder: KernelBuilder, positions: list[int], types: list[TensorType], axes: tuple[int, ...], combine: Combine
-) -> int:
+) -> Dim:
     """The box of the index tensors outside, the untouched axes inside, in the order of the indexed shape."""
-    x, values, *picks = (item.static_shape() for item in types)
-    box = list(TensorType("int64", broadcast_shapes(*picks)).static_shape())
+    x, values, *picks = (item.shape for item in types)
+    box = broadcast_shapes(*picks)
     kept = [axis for axis in range(len(x)) if axis not in axes]
     adjacent = list(axes) == list(range(axes[0], axes[0] + len(axes)))
     front = axes[0] if adjacent else 0
@@ -123,4 +125,5 @@ def _index_put(
         builder.outputs[0].store(at, combine(s, builder.outputs[0][at], value))
 
     _nest(shape, update)
-    return math.prod(shape)
+    updates: Dim = count(shape)
+    return updates

@@ -22,9 +22,10 @@ from tvm.tirx.script.builder import ir as T
 from transpiler.group import Group, Lowered
 from transpiler.target import Target
 
-from ..fuse import PARALLEL_THRESHOLD, lowered
+from ..fuse import lowered
+from ..sizes import Extent, count, extent, is_empty, is_fixed, is_large, is_several
 from ..tir import loop, unflatten
-from ..vectors import Registers, Vectors, held, sweep
+from ..vectors import Registers, Vectors, held, sweep, unrolled
 from .rows import RowGroup
 
 Expr = Any
@@ -41,39 +42,40 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     if not rows.fits:
         return None
     axis: int = getattr(group.anchor_node.op, "axis")  # noqa: B009
-    outer, inner = math.prod(rows.shape[:axis]), math.prod(rows.shape[axis + 1 :])
+    outer, inner = extent(count(rows.shape[:axis])), extent(count(rows.shape[axis + 1 :]))
+    along = extent(rows.shape[axis])
     builder = rows.builder(name)
     with builder:
-        if rows.size:
+        if not is_empty(rows.shape):
             rows.begin(builder)
-            if inner == 1:
-                _last_axis(rows, outer, rows.shape[axis])
+            if is_fixed(inner) and inner == 1:
+                _last_axis(rows, outer, along)
             else:
-                _other_axis(rows, outer, rows.shape[axis], inner)
+                _other_axis(rows, outer, along, inner)
     return lowered(group, builder, flops=rows.size * EXP_COST, workspace=rows.workspace_bytes)
 
 
 def _is_parallel(rows: RowGroup) -> bool:
-    return rows.size * EXP_COST >= PARALLEL_THRESHOLD
+    return is_large(rows.size * EXP_COST)
 
 
-def _last_axis(rows: RowGroup, count: int, extent: int) -> None:
+def _last_axis(rows: RowGroup, outer: Extent, extent: Extent) -> None:
     v = Vectors(rows.dtype)
     log = rows.anchor.op.name == "log_softmax"
     source, row = rows.source, rows.rows
-    with loop(count, parallel=count > 1 and _is_parallel(rows)) as position:
+    with loop(outer, parallel=is_several(outer) and _is_parallel(rows)) as position:
         base = position * extent
 
         def index(column: Expr) -> list[Expr]:
             return unflatten(base + column, rows.shape)
 
         rows.fill(extent, index, lambda column: base + column)
-        unroll = min(4, max(1, extent // v.lanes))
+        unroll = unrolled(v, extent)
         largest = Registers(v, unroll + 1)
         largest.fill(-math.inf)
 
-        def find_largest(offset: Expr, register: int, valid: int | None) -> None:
-            register = unroll if valid else register
+        def find_largest(offset: Expr, register: int, valid: Extent | None) -> None:
+            register = unroll if valid is not None else register
             largest[register] = T.max(largest[register], v.load(source, base + offset, valid, -math.inf))
 
         sweep(v, extent, find_largest, unroll=unroll)
@@ -81,13 +83,13 @@ def _last_axis(rows: RowGroup, count: int, extent: int) -> None:
         sums = Registers(v, unroll + 1)
         sums.fill(0.0)
 
-        def exponentiate(offset: Expr, register: int, valid: int | None) -> None:
-            register = unroll if valid else register
+        def exponentiate(offset: Expr, register: int, valid: Extent | None) -> None:
+            register = unroll if valid is not None else register
             x = v.load(source, base + offset, valid, -math.inf)
             exponential = held(v.exp_nonpositive(x - v.splat(maximum)))
             if not log:
                 v.store(row, base + offset, exponential, valid)
-            if valid:  # a lane without an element adds exp(-inf - max), which is NaN if max is infinite
+            if valid is not None:  # a lane without an element adds exp(-inf - max), which is NaN if max is infinite
                 exponential = v.keep(exponential, valid)
             sums[register] = sums[register] + exponential
 
@@ -106,13 +108,22 @@ def _last_axis(rows: RowGroup, count: int, extent: int) -> None:
             rows.finish(extent, index, lambda column: base + column, lambda column: row[base + column] * scale)
 
 
-def _other_axis(rows: RowGroup, outer: int, extent: int, inner: int) -> None:
+def _other_axis(rows: RowGroup, outer: Extent, extent: Extent, inner: Extent) -> None:
     """Columns of `inner` side by side: `width` of them per step of the parallel loop, the rest after."""
     v = Vectors(rows.dtype)
+    if not is_fixed(inner):
+        with loop(outer, parallel=is_several(outer) and _is_parallel(rows)) as position:
+            with loop(inner // v.lanes, parallel=not is_several(outer) and _is_parallel(rows)) as block:
+                _columns(rows, v, (position * extent) * inner + block * v.lanes, extent, inner, v.lanes)
+            if v.lanes > 1:
+                rest = inner % v.lanes
+                with T.If(rest > 0), T.Then():
+                    _columns(rows, v, (position * extent) * inner + (inner - rest), extent, inner, rest)
+        return
     width = v.lanes * (4 if inner >= 4 * v.lanes else 1)
-    with loop(outer, parallel=outer > 1 and _is_parallel(rows)) as position:
+    with loop(outer, parallel=is_several(outer) and _is_parallel(rows)) as position:
         if inner >= width:
-            with loop(inner // width, parallel=outer == 1 and _is_parallel(rows)) as block:
+            with loop(inner // width, parallel=not is_several(outer) and _is_parallel(rows)) as block:
                 _columns(rows, v, (position * extent) * inner + block * width, extent, inner, width)
         rest = inner % width
         for start in range(inner - rest, inner, v.lanes):
@@ -120,12 +131,12 @@ def _other_axis(rows: RowGroup, outer: int, extent: int, inner: int) -> None:
             _columns(rows, v, (position * extent) * inner + start, extent, inner, columns)
 
 
-def _columns(rows: RowGroup, v: Vectors, base: Expr, extent: int, inner: int, width: int) -> None:
+def _columns(rows: RowGroup, v: Vectors, base: Expr, extent: Extent, inner: Extent, width: Extent) -> None:
     """Softmax down `width` neighbouring columns that start at flat offset `base`."""
     log = rows.anchor.op.name == "log_softmax"
     source, row = rows.source, rows.rows
-    vectors = v.blocks(width)
-    valid = [min(v.lanes, width - number * v.lanes) for number in range(vectors)]
+    vectors = v.blocks(width) if is_fixed(width) else 1
+    valid = [min(v.lanes, width - number * v.lanes) if is_fixed(width) else width for number in range(vectors)]
 
     def each(step: Expr, body: Callable[[int, Expr], None]) -> None:
         for number in range(vectors):

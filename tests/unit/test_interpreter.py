@@ -1,28 +1,23 @@
 import numpy as np
 import pytest
 import torch
-from graphs import everything
 from torch import nn
 
 from transpiler.capture import capture_module
 from transpiler.dims import symbol
 from transpiler.importer import import_program
-from transpiler.interpreter import bind_op, run_graph
+from transpiler.interpreter import bind_op, bind_symbols, run_graph
+from transpiler.ir import TensorType, Value
 from transpiler.ops import REGISTRY
 from transpiler.reference import run_reference
 from transpiler.weights import state_arrays
 
 
-def weights() -> dict[str, np.ndarray]:
-    import ml_dtypes
-
-    return {"fc.weight": np.zeros((4, 4), ml_dtypes.bfloat16), "cell.state": np.zeros(4, np.float32)}
-
-
 def test_symbols_are_bound() -> None:
-    # 2*batch is no dimension on its own, so nothing says what batch is.
-    with pytest.raises(ValueError, match="no input has the size batch"):
-        run_graph(everything(), weights(), [np.ones((6, 4), np.float32)])
+    values = [Value("x", TensorType("float32", (symbol("n") * 2 + 1, symbol("m") % 3)))]
+    with pytest.raises(ValueError, match="no input has the size m"):
+        bind_symbols(values, [np.ones((7, 2), np.float32)])
+    assert bind_symbols([Value("x", TensorType("float32", (symbol("n") * 2 + 1,)))], [np.ones(7)]) == {"n": 3}
 
 
 def test_bind_op() -> None:

@@ -89,7 +89,8 @@ class TensorSpec:
             return np.empty(shape, self.storage)
         memory = np.empty(nbytes + 64, np.uint8)
         start = -memory.ctypes.data % 64
-        return memory[start : start + nbytes].view(self.storage).reshape(shape)
+        array: Array = memory[start : start + nbytes].view(self.storage).reshape(shape)
+        return array
 
     def give(self, array: Array) -> Array:
         """What the caller sees of an array that the kernels wrote."""

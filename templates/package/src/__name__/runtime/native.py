@@ -169,8 +169,8 @@ def _address(array: Array) -> int:
 class KernelLibrary:
     """Base of `Kernels`: runs kernels one by one, in the plan's order, for one pass of `forward`.
 
-    `plan` names the kernel of every call. `tape`, if given, collects the outputs of every call. `sizes` are the values
-    of the symbols, which `symbols` holds for the native library.
+    `plan` names the kernel of every call. `tape`, if given, collects the outputs of every call. `sizes`
+    are the values of the symbols, which `symbols` holds for the native library.
     """
 
     plan: tuple[str, ...] = ()

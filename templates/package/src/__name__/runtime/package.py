@@ -116,7 +116,7 @@ class Package:
         return outputs
 
     def _take(self, inputs: Iterable[Any]) -> tuple[list[Array], Sizes, bytes | None]:
-        """The checked arrays of a call, and the values of the sizes that vary, by name and for the library."""
+        """The checked arrays of a call, and the sizes that vary, by name and for the library."""
         arrays = [spec.take(value) for spec, value in zip(self._inputs, inputs, strict=True)]
         if not self._symbols.all:
             return arrays, {}, None

@@ -1,4 +1,4 @@
-"""Sizes that vary from call to call: bound from the shapes of the arguments, checked, and put into expressions."""
+"""Sizes that vary from call to call: read off the arguments, checked, and put into expressions."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Symbols:
         text = str(self._inputs[index][1].dims[axis])
         used = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
         given = [
-            f"{symbol.name} is {sizes[symbol.name]} by dimension {symbol.dim} of {self._inputs[symbol.input][0]}"
+            f"{symbol.name} is {sizes[symbol.name]} in {self._inputs[symbol.input][0]}"
             for symbol in self.all
             if symbol.name in used
         ]
