@@ -55,11 +55,17 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array]) -> None:
 
 @dataclass(frozen=True)
 class Argument:
-    """A flat input of the model."""
+    """A flat input of the model; sizes that vary are texts."""
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: tuple[int | str, ...]
+
+    @property
+    def shape_text(self) -> str:
+        """The shape as messages spell it."""
+        inside = ", ".join(map(str, self.shape))
+        return f"({inside},)" if len(self.shape) == 1 else f"({inside})"
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class Case:
 
     name: str
     recipes: tuple[Mapping[str, Any], ...]
+    shapes: tuple[tuple[int, ...], ...]
     output_entries: tuple[Mapping[str, Any], ...]
 
     def __str__(self) -> str:
@@ -75,8 +82,8 @@ class Case:
 
     def inputs(self) -> list[Array]:
         """Fresh arrays, one per flat input."""
-        pairs = zip(self.recipes, CASES.arguments, strict=True)
-        return [make(recipe, item.dtype, item.shape, CASES.stored_inputs) for recipe, item in pairs]
+        given = zip(self.recipes, CASES.arguments, self.shapes, strict=True)
+        return [make(recipe, item.dtype, shape, CASES.stored_inputs) for recipe, item, shape in given]
 
     def outputs(self) -> list[Expected]:
         return [expected(entry, CASES.stored_outputs) for entry in self.output_entries]
@@ -113,7 +120,10 @@ class Cases:
     @cached_property
     def all(self) -> list[Case]:
         return [
-            Case(item["name"], tuple(item["inputs"]), tuple(item["outputs"])) for item in self.index["cases"]
+            Case(
+                item["name"], tuple(item["inputs"]), tuple(map(tuple, item["shapes"])), tuple(item["outputs"])
+            )
+            for item in self.index["cases"]
         ]
 
     def case(self, name: str) -> Case:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from .host import bfloat16_bits
 from .safetensors import bfloat16_array, storage_dtype
+from .sizes import Shape, Sizes
 
 Array = npt.NDArray[Any]
 
@@ -48,17 +49,21 @@ def as_array(value: Any, name: str) -> Array:
 
 
 class TensorSpec:
-    """Name, dtype and shape of one flat input or output."""
+    """Name, dtype and shape of one flat input or output; dimensions that vary are texts."""
 
-    def __init__(self, name: str, dtype: str, shape: Sequence[int]) -> None:
+    def __init__(self, name: str, dtype: str, shape: Sequence[int | str]) -> None:
         self.name = name
         self.dtype = dtype
+        self.varying = Shape(shape) if any(isinstance(dim, str) for dim in shape) else None
         self.shape = tuple(shape)
         self.storage = storage_dtype(dtype)
-        self.nbytes = int(np.prod(self.shape, dtype=np.int64)) * self.storage.itemsize
+        self.nbytes = 0 if self.varying else self._bytes(self.shape)
 
     def __str__(self) -> str:
-        return f"{self.dtype}{list(self.shape)}"
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+    def _bytes(self, shape: tuple[Any, ...]) -> int:
+        return int(np.prod(shape, dtype=np.int64)) * self.storage.itemsize
 
     def take(self, value: Any) -> Array:
         """`value` as the C-contiguous array that the kernels read.
@@ -72,17 +77,20 @@ class TensorSpec:
             array = _bfloat16_bits(array, self)
         elif array.dtype != self.storage:
             raise TypeError(f"{self.name}: expected dtype {self.dtype}, got {array.dtype}")
-        if array.shape != self.shape:
-            raise ValueError(f"{self.name}: expected shape {self.shape}, got {array.shape}")
+        if array.shape != self.shape and not (self.varying and self.varying.fits(array.shape)):
+            raise ValueError(f"{self.name}: expected shape {self.varying or self.shape}, got {array.shape}")
         return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
-    def allocate(self) -> Array:
+    def allocate(self, sizes: Sizes) -> Array:
         """An uninitialised array for the kernels to write; large ones are aligned to 64 bytes."""
-        if self.nbytes < ALIGNED_FROM_BYTES:
-            return np.empty(self.shape, self.storage)
-        memory = np.empty(self.nbytes + 64, np.uint8)
+        shape: Any = self.varying.at(sizes) if self.varying else self.shape
+        nbytes = self._bytes(shape) if self.varying else self.nbytes
+        if nbytes < ALIGNED_FROM_BYTES:
+            return np.empty(shape, self.storage)
+        memory = np.empty(nbytes + 64, np.uint8)
         start = -memory.ctypes.data % 64
-        return memory[start : start + self.nbytes].view(self.storage).reshape(self.shape)
+        array: Array = memory[start : start + nbytes].view(self.storage).reshape(shape)
+        return array
 
     def give(self, array: Array) -> Array:
         """What the caller sees of an array that the kernels wrote."""

@@ -8,6 +8,7 @@ An array is described by a recipe, a JSON object with a `kind`, so that it can b
 stored:
 
     {"kind": "stored", "key": K}                            the stored array K
+    {"kind": "resized", "key": K}                           the stored array K, repeated or cut to the shape
     {"kind": "fill", "value": V}                            V everywhere
     {"kind": "normal", "seed", "mean", "std", "low"}        nearly normal; at least `low` if that is not null
     {"kind": "uniform", "seed", "mean", "std", "low"}       uniform with that mean and standard deviation
@@ -106,6 +107,11 @@ def _made(recipe: Recipe, dtype: str, shape: Sequence[int], stored: Mapping[str,
     match recipe["kind"]:
         case "stored":
             return np.array(stored[recipe["key"]], dtype=target).reshape(shape)
+        case "resized":
+            array = np.asarray(stored[recipe["key"]], dtype=target)
+            for axis, size in enumerate(shape):
+                array = np.take(array, np.arange(size) % array.shape[axis], axis)
+            return array
         case "fill":
             return np.full(shape, recipe["value"], dtype=target)
         case "normal":

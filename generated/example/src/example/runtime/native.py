@@ -18,7 +18,7 @@ from .errors import PackageError
 
 Array = npt.NDArray[Any]
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 INDEX_OUT_OF_BOUNDS = 2
 # What /proc/cpuinfo must list for an instruction set, best set first. It lists only what the OS enabled.
 ISA_FLAGS: dict[str, frozenset[str]] = {
@@ -90,10 +90,9 @@ class Library:
             self.create = bind("create", int32, pointer, size, int32, ctypes.POINTER(pointer))
             self.destroy = bind("destroy", None, pointer)
             self.set_threads = bind("set_threads", None, pointer, int32)
-            self.run = bind("run", int32, pointer, pointer, pointer)
-            self.run_timed = bind("run_timed", int32, pointer, pointer, pointer, pointer)
-            self.call = bind("call", int32, pointer, int32, pointer)
-            self.arena_bytes = int(bind("arena_bytes", size)())
+            self.run = bind("run", int32, pointer, pointer, pointer, pointer)
+            self.run_timed = bind("run_timed", int32, pointer, pointer, pointer, pointer, pointer)
+            self.call = bind("call", int32, pointer, int32, pointer, pointer)
             call_name = bind("call_name", ctypes.c_char_p, int32)
             self.calls = tuple(call_name(index).decode() for index in range(bind("call_count", int32)()))
         except (OSError, AttributeError) as error:
@@ -125,25 +124,30 @@ class Session:
     def set_threads(self, threads: int) -> None:
         self.library.set_threads(self._handle, threads)
 
-    def run(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-        """The whole plan: fills `outputs`. Raises IndexError or RuntimeError."""
-        code = self._run(self._handle, _pointers(inputs), _pointers(outputs))
+    def run(self, inputs: Sequence[Array], outputs: Sequence[Array], symbols: bytes | None = None) -> None:
+        """The whole plan: fills `outputs`; `symbols` are the values of sizes that vary.
+
+        Raises IndexError or RuntimeError.
+        """
+        code = self._run(self._handle, _pointers(inputs), _pointers(outputs), symbols)
         if code:
             self.library.raise_error(code)
 
-    def run_timed(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Array:
+    def run_timed(
+        self, inputs: Sequence[Array], outputs: Sequence[Array], symbols: bytes | None = None
+    ) -> Array:
         """As `run`; the seconds that every call took."""
         seconds = np.zeros(len(self.library.calls) + 1, np.float64)
         code = self.library.run_timed(
-            self._handle, _pointers(inputs), _pointers(outputs), seconds.ctypes.data
+            self._handle, _pointers(inputs), _pointers(outputs), symbols, seconds.ctypes.data
         )
         if code:
             self.library.raise_error(code)
         return seconds[:-1]
 
-    def call(self, index: int, buffers: Sequence[Array]) -> None:
+    def call(self, index: int, buffers: Sequence[Array], symbols: bytes | None = None) -> None:
         """One call of the plan on arrays of the caller's. Raises IndexError or RuntimeError."""
-        code = self.library.call(self._handle, index, _pointers(buffers))
+        code = self.library.call(self._handle, index, _pointers(buffers), symbols)
         if code:
             self.library.raise_error(code)
 
@@ -165,14 +169,23 @@ def _address(array: Array) -> int:
 class KernelLibrary:
     """Base of `Kernels`: runs kernels one by one, in the plan's order, for one pass of `forward`.
 
-    `plan` names the kernel of every call. `tape`, if given, collects the outputs of every call.
+    `plan` names the kernel of every call. `tape`, if given, collects the outputs of every call. `sizes`
+    are the values of the symbols, which `symbols` holds for the native library.
     """
 
     plan: tuple[str, ...] = ()
 
-    def __init__(self, session: Session, tape: list[tuple[Array, ...]] | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        tape: list[tuple[Array, ...]] | None = None,
+        sizes: Mapping[str, int] | None = None,
+        symbols: bytes | None = None,
+    ) -> None:
         self._session = session
         self._tape = tape
+        self.sizes = sizes or {}
+        self._symbols = symbols
         self._position = 0
 
     def launch(self, kernel: str, inputs: tuple[Array, ...], outputs: tuple[Array, ...]) -> None:
@@ -181,7 +194,8 @@ class KernelLibrary:
         if index >= len(self.plan) or self.plan[index] != kernel:
             index = self.plan.index(kernel)
         self._position += 1
-        self._session.call(index, [np.ascontiguousarray(array) for array in inputs] + list(outputs))
+        arrays = [np.ascontiguousarray(array) for array in inputs]
+        self._session.call(index, arrays + list(outputs), self._symbols)
         if self._tape is not None:
             self._tape.append(outputs)
 

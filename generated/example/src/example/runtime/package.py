@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,11 +19,12 @@ from .errors import PackageError, TapError, WeightsError
 from .host import unblock
 from .native import KernelLibrary, Library, Session, choose_isa, default_threads
 from .safetensors import File, FormatError
+from .sizes import Shape, Sizes, Symbols
 from .weights import PREPARED, Weights, map_prepared, prepare_state, read_state
 
 Array = npt.NDArray[Any]
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Package:
@@ -74,6 +75,10 @@ class Package:
         self._outputs = tuple(
             TensorSpec(item["name"], item["dtype"], item["shape"]) for item in self.manifest["outputs"]
         )
+        self._symbols = Symbols(
+            self.manifest["symbols"],
+            [(spec.name, spec.varying or Shape(spec.shape)) for spec in self._inputs],
+        )
         self._session: Session | None = None
         path = self.folder / "weights.cpu.safetensors"
         if isinstance(weights, str | os.PathLike) and _is_prepared(Path(weights)):
@@ -99,15 +104,24 @@ class Package:
             IndexError: an index (of an embedding, a gather) is out of bounds.
         """
         session = self._running()
-        arrays = [spec.take(value) for spec, value in zip(self._inputs, inputs, strict=True)]
+        arrays, sizes, symbols = self._take(inputs)
         if not self.native:
-            outputs = self.forward(self.kernels(session), Weights(session.weights), *arrays)
+            kernels = self.kernels(session, None, sizes, symbols)
+            outputs = self.forward(kernels, Weights(session.weights), *arrays)
         else:
-            outputs = tuple([spec.allocate() for spec in self._outputs])
-            session.run(arrays, outputs)
+            outputs = tuple([spec.allocate(sizes) for spec in self._outputs])
+            session.run(arrays, outputs, symbols)
         if self._has_bfloat16:
             return tuple(spec.give(array) for spec, array in zip(self._outputs, outputs, strict=True))
         return outputs
+
+    def _take(self, inputs: Iterable[Any]) -> tuple[list[Array], Sizes, bytes | None]:
+        """The checked arrays of a call, and the sizes that vary, by name and for the library."""
+        arrays = [spec.take(value) for spec, value in zip(self._inputs, inputs, strict=True)]
+        if not self._symbols.all:
+            return arrays, {}, None
+        sizes = self._symbols.bind(arrays)
+        return arrays, sizes, self._symbols.packed(sizes)
 
     @cached_property
     def _has_bfloat16(self) -> bool:
@@ -125,8 +139,8 @@ class Package:
     def profile(self, *inputs: Any) -> list[tuple[str, float]]:
         """One native run on flat inputs: (kernel, seconds) of every call, in order."""
         session = self._running()
-        arrays = [spec.take(value) for spec, value in zip(self._inputs, inputs, strict=True)]
-        seconds = session.run_timed(arrays, [spec.allocate() for spec in self._outputs])
+        arrays, sizes, symbols = self._take(inputs)
+        seconds = session.run_timed(arrays, [spec.allocate(sizes) for spec in self._outputs], symbols)
         return list(zip(self._library.calls, seconds.tolist(), strict=True))
 
     # --- weights ------------------------------------------------------------------------------------------
@@ -192,9 +206,9 @@ class Package:
     def tap_values(self, paths: Sequence[str], inputs: Sequence[Any]) -> list[Array]:
         """The outputs of the modules at `paths` (members of `taps`) for flat inputs, from one run."""
         session = self._running()
-        arrays = [spec.take(value) for spec, value in zip(self._inputs, inputs, strict=True)]
+        arrays, sizes, symbols = self._take(inputs)
         tape: list[tuple[Array, ...]] = []
-        self.forward(self.kernels(session, tape), Weights(session.weights), *arrays)
+        self.forward(self.kernels(session, tape, sizes, symbols), Weights(session.weights), *arrays)
         values = []
         for item in (self.manifest["taps"][path] for path in paths):
             match item["kind"]:
@@ -206,7 +220,7 @@ class Package:
                     value = tape[item["index"]][item["output"]]
             if item["blocked_channels"] is not None:
                 value = unblock(value, item["blocked_channels"])
-            shape = tuple(item["shape"])
+            shape = Shape(item["shape"]).at(sizes)
             values.append(
                 np.array(TensorSpec(item["value"], item["dtype"], shape).give(value.reshape(shape)))
             )
