@@ -59,9 +59,9 @@ def _matmul(op: Matmul, s: Tir, x: Sequence[Load], types: Sequence[TensorType], 
     *batch, row, column = index
 
     def entry(type_: TensorType) -> list[Expr]:
-        shape = type_.static_shape()[:-2]
+        shape = type_.shape[:-2]
         own = batch[len(batch) - len(shape) :]
-        return [0 if extent == 1 else i for i, extent in zip(own, shape, strict=True)]
+        return [0 if size == 1 else i for i, size in zip(own, shape, strict=True)]
 
     left, right = entry(types[0]), entry(types[1])
 
@@ -75,7 +75,7 @@ def _matmul(op: Matmul, s: Tir, x: Sequence[Load], types: Sequence[TensorType], 
 def _conv(op: Conv, s: Tir, x: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Reduction:
     n, channel, *position = index
     out_channels, group_size, *kernel = types[1].static_shape()
-    spatial = types[0].static_shape()[2:]
+    spatial = [s.size(size) for size in types[0].shape[2:]]
     first = s.floordiv(channel, out_channels // op.groups) * group_size if op.groups > 1 else 0
 
     def body(r: Sequence[Expr]) -> Expr:
@@ -103,7 +103,7 @@ def _conv_transpose(
     """Gathers: input position i and tap k meet output i * stride - padding + k * dilation."""
     n, channel, *position = index
     in_channels, group_out, *kernel = types[1].static_shape()
-    spatial = types[0].static_shape()[2:]
+    spatial = [s.size(size) for size in types[0].shape[2:]]
     per_group = in_channels // op.groups
     group = s.floordiv(channel, group_out) if op.groups > 1 else 0
     within = s.floormod(channel, group_out) if op.groups > 1 else channel

@@ -316,10 +316,6 @@ def test_output_folder_cannot_be_made(command: Command) -> None:
             ["--tune", "fast"],
             "--tune fast is not supported yet; the default --tune none takes the tiles of the target's file.",
         ),
-        (
-            ["--taps", "layer*"],
-            "--taps 'layer*' is not supported yet; --taps all keeps every module's output.",
-        ),
         (["-v"], "-q and -v contradict each other."),
         (["--init", "a=1", "--init", "a=2"], "--init a is given twice."),
     ],
