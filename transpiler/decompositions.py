@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from transpiler.decomposed_here import own_decompositions
 from transpiler.ops import ATEN
 
 # No dot: the default overload. The definitions are PyTorch's.
@@ -29,8 +30,9 @@ DECOMPOSED = (
     "addcdiv", "addcmul", "lerp.Scalar", "lerp.Tensor", "fix",
     "std_mean.correction", "std_mean", "std_mean.dim", "one_hot",
     # Not in PyTorch's default table, but it has a definition.
-    "dist", "cartesian_prod", "hypot", "tril_indices", "triu_indices",
-    "_native_batch_norm_legit_functional", "_batch_norm_with_update_functional", "max_pool2d_with_indices_backward",
+    "dist", "cartesian_prod", "hypot", "tril_indices", "triu_indices", "ldexp.Tensor",
+    "addmm.dtype", "_addmm_activation", "lift", "max_pool2d_with_indices_backward",
+    "_native_batch_norm_legit_functional", "_batch_norm_with_update_functional", "_batch_norm_no_update",
 )  # fmt: skip
 
 
@@ -40,7 +42,7 @@ def decomposition_table() -> dict[Any, Callable[..., Any]]:
     Names that this torch does not have, or has no decomposition for, are left out: such an op then stays whole and is
     reported as unsupported if a model uses it.
     """
-    return {**listed_decompositions(), **automatic_decompositions()}
+    return {**listed_decompositions(), **automatic_decompositions(), **own_decompositions()}
 
 
 @cache

@@ -9,7 +9,7 @@ from transpiler.ir import Value
 from transpiler.ops import compose
 from transpiler.ops.activation import Relu, Sigmoid, Tanh
 from transpiler.ops.base import ImportContext, aten
-from transpiler.ops.linalg import Linear
+from transpiler.ops.linalg import Linear, Matmul
 from transpiler.ops.rnn import GruScan, LstmScan, RnnScan
 
 # (context, projected gates, the initial states, the direction's parameters, reverse) -> (y, *last states)
@@ -24,9 +24,8 @@ def _layers(
     """Stacked layers. `params` holds (weight_ih, weight_hh[, bias_ih, bias_hh]) per layer and direction."""
     if train and dropout:
         raise context.unsupported("dropout between layers draws random numbers; call model.eval() first")
-    directions, per_direction = 2 if bidirectional else 1, 4 if has_biases else 2
-    if len(params) != layers * directions * per_direction:
-        raise context.unsupported("projections (proj_size) are not implemented")
+    directions = 2 if bidirectional else 1
+    per_direction = len(params) // (layers * directions)
     y = compose.transpose(context, x, (1, 0, 2)) if batch_first else x
     last: list[Sequence[Value]] = []
     for layer in range(layers):
@@ -34,8 +33,13 @@ def _layers(
         for direction in range(directions):
             index = layer * directions + direction
             own = params[index * per_direction : (index + 1) * per_direction]
+            weights, projection = own[: 4 if has_biases else 2], own[4 if has_biases else 2 :]
             initial = [compose.select(context, state, 0, index) for state in states]
-            out, *final = scan(context, project(context, y, own), initial, own, direction == 1)
+            gates = project(context, y, weights)
+            if projection:
+                out, *final = _projected_lstm(context, gates, initial, weights[1], projection[0], direction == 1)
+            else:
+                out, *final = scan(context, gates, initial, weights, direction == 1)
             outputs.append(out)
             last.append(final)
         y = compose.concat(context, outputs, 2)
@@ -61,6 +65,30 @@ def _scan_lstm(
 ) -> Sequence[Value]:
     result: Sequence[Value] = context.emit(LstmScan(reverse), gates, *states, params[1])
     return result
+
+
+def _projected_lstm(
+    context: ImportContext, gates: Value, states: Sequence[Value], weight: Value, projection: Value, reverse: bool
+) -> Sequence[Value]:
+    """An LSTM whose output is `projection` @ h (proj_size; Sak et al., arXiv:1402.1128).
+
+    The recurrence runs over the h before the projection, with `weight` @ `projection`; what the first state, which is
+    given projected, adds to the gates is added before.
+    """
+    h, c = states
+    steps = gates.shape[0]
+    first = compose.reshape(context, context.emit(Linear(), h, weight), (1, *gates.shape[1:]))
+    if steps == 1:
+        gates = compose.add(context, gates, first)
+    elif reverse:
+        last = compose.add(context, compose.slice_axis(context, gates, 0, steps - 1, steps), first)
+        gates = compose.concat(context, [compose.slice_axis(context, gates, 0, 0, steps - 1), last], 0)
+    else:
+        start = compose.add(context, compose.slice_axis(context, gates, 0, 0, 1), first)
+        gates = compose.concat(context, [start, compose.slice_axis(context, gates, 0, 1, steps)], 0)
+    zero = compose.full(context, 0.0, c.shape, c.dtype)
+    y, h, c = context.emit(LstmScan(reverse), gates, zero, c, context.emit(Matmul(), weight, projection))
+    return context.emit(Linear(), y, projection), context.emit(Linear(), h, projection), c
 
 
 def _scan_gru(

@@ -15,7 +15,7 @@ from tests.conformance.databases.fast_export import fast_export
 from tests.conformance.databases.outcome import EQUAL, MISMATCH, NOT_EXPORTABLE, Result, crash, refusal
 from tests.conformance.databases.plans import KernelPool, kernel_library, run_plan
 from tests.conformance.databases.samples import Entry, Sample
-from tests.conformance.databases.torch_side import differences, expected, input_arrays
+from tests.conformance.databases.torch_side import differences, expected, exported_differs, input_arrays
 from transpiler.capture import Captured, capture_module
 from transpiler.checks import Expected
 from transpiler.errors import TranspileErrors
@@ -109,6 +109,8 @@ class Evaluator:
         except Exception as error:
             return crash(self._id(sample.number), "reference", error)
         if problem := differences(wanted, got):
+            if exported_differs(sample, wanted):
+                return self._result(sample.number, NOT_EXPORTABLE, "export", "torch.export changes the result")
             return self._result(sample.number, MISMATCH, "reference", problem)
         return Ready(sample.number, graph, inputs, wanted)
 

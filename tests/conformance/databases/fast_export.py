@@ -15,6 +15,7 @@ from unittest import mock
 
 import torch.export.exported_program as exported_program
 
+from transpiler.decomposed_here import own_decompositions
 from transpiler.decompositions import automatic_decompositions, is_composite, listed_decompositions
 
 
@@ -27,7 +28,7 @@ def _overridden() -> frozenset[Any]:
 @cache
 def _table() -> dict[Any, Any]:
     rest = {op: function for op, function in automatic_decompositions().items() if not is_composite(op)}
-    return {**listed_decompositions(), **rest}
+    return {**listed_decompositions(), **rest, **own_decompositions()}
 
 
 def _table_copy() -> dict[Any, Any]:

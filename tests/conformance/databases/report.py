@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from tests.conformance.databases.outcome import BAD, EQUAL, NOT_EXPORTABLE, OUTCOMES, REFUSED, Result
 
+SHOWN = 3
 TITLES = {"module": "torch.nn modules (`module_db`)", "op": "operators (`op_db`)"}
 
 
@@ -52,12 +54,22 @@ def text(results: Iterable[Result], *, refused: bool = True) -> str:
     table = [["", "dtype", "of", *OUTCOMES], *counts(results)]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
-    bad = sorted((item for item in results if item.outcome in BAD), key=lambda item: (item.entry, item.number))
-    lines += [f"{item.outcome} {item.id} ({item.stage}): {item.reason}" for item in bad]
+    for entry, items in by_entry(item for item in results if item.outcome in BAD).items():
+        numbers = ", ".join(str(item.number) for item in items)
+        lines.append(f"{verdict(items)} {entry}/{numbers}")
+        lines += [f"    {item.outcome} {item.number} ({item.stage}): {item.reason}" for item in _different(items)]
     if refused:
         lines += ["", "refused, by reason (names, samples):"]
         lines += [f"{names:5d} {count:6d}  {reason}" for reason, names, count in refusals(results)]
     return "\n".join(lines)
+
+
+def _different(items: Sequence[Result]) -> list[Result]:
+    """A few that fail in different ways: the first of each, numbers in the text set aside."""
+    first: dict[str, Result] = {}
+    for item in items:
+        first.setdefault(item.outcome + item.stage + re.sub(r"[\d.e+-]+", "#", item.reason)[:60], item)
+    return list(first.values())[:SHOWN]
 
 
 def refusals(results: Iterable[Result]) -> list[tuple[str, int, int]]:

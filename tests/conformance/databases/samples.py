@@ -141,7 +141,11 @@ def _module_calls(info: Any, dtype: torch.dtype) -> Iterator[tuple[Any, tuple[An
             continue
         _seed(number)
         module = info.module_cls(*given.constructor_input.args, **given.constructor_input.kwargs)
-        yield module.to(dtype).eval(), tuple(given.forward_input.args), dict(given.forward_input.kwargs)
+        args, kwargs = tuple(given.forward_input.args), dict(given.forward_input.kwargs)
+        module = module.to(dtype).eval()
+        if isinstance(module, torch.nn.modules.lazy.LazyModuleMixin):
+            module(*args, **kwargs)  # its weights get their shapes
+        yield module, args, kwargs
 
 
 def _seed(number: int) -> None:

@@ -8,8 +8,10 @@ worker takes the rest. If it was at a whole batch, the rest is done in smaller b
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -128,7 +130,11 @@ def _lost(worker: _Worker) -> list[Result]:
 
 
 def _work(connection: Connection, task: Task, target: Target | None) -> None:
-    """A worker's whole life."""
+    """A worker's whole life. What torch prints about graphs that it cannot export goes nowhere."""
+    warnings.simplefilter("ignore")
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
 
     def report(number: int | None, stage: str, kernels: int) -> None:
         connection.send(("step", number, stage, kernels))
