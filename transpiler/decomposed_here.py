@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -16,9 +16,7 @@ def own_decompositions() -> Mapping[Any, Callable[..., Any]]:
     """By operator. Those of namespaces that this torch does not have are left out."""
     aten = torch.ops.aten
     table: dict[Any, Callable[..., Any]] = {
-        aten.as_strided.default: as_strided,
-        aten.as_strided_copy.default: as_strided,
-        aten.as_strided_scatter.default: as_strided_scatter,
+        aten.multilabel_margin_loss.default: multilabel_margin_loss,
     }
     importlib.import_module("torch.nn.modules.linear_cross_entropy")  # registers them
     for name, function in (
@@ -31,41 +29,13 @@ def own_decompositions() -> Mapping[Any, Callable[..., Any]]:
     return table
 
 
-# --- views of storage ---------------------------------------------------------------------------------------------
-
-
-def as_strided(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Any:
-    """Elements of the flat tensor at offset + sum(index * stride); only of a tensor that fills its storage in order."""
-    if not _dense(x):
-        return NotImplemented
-    flat = x.reshape(-1)
-    return flat.index_select(0, _positions(x, size, stride, storage_offset)).reshape(tuple(size))
-
-
-def as_strided_scatter(
-    x: Tensor, source: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
-) -> Any:
-    """`x` with `source` written to what `as_strided` would read."""
-    if not _dense(x):
-        return NotImplemented
-    positions = _positions(x, size, stride, storage_offset)
-    return x.reshape(-1).scatter(0, positions, source.reshape(-1)).reshape(x.shape)
-
-
-def _dense(x: Tensor) -> bool:
-    return x.is_contiguous() and x.storage_offset() == 0
-
-
-def _positions(x: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None) -> Tensor:
-    positions = torch.full((1,) * len(size), offset or 0, dtype=torch.int64, device=x.device)
-    for axis, (count, step) in enumerate(zip(size, stride, strict=True)):
-        shape = [1] * len(size)
-        shape[axis] = count
-        positions = positions + (torch.arange(count, device=x.device) * step).reshape(shape)
-    return positions.expand(tuple(size)).reshape(-1)
-
-
 # --- losses -------------------------------------------------------------------------------------------------------
+
+
+def multilabel_margin_loss(input: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
+    """PyTorch's own definition, whose loss of a vector has a shape of (1,) where the operator's has none."""
+    loss: Tensor = torch._decomp.decompositions.multilabel_margin_loss_forward(input, target, reduction)[0]
+    return loss.reshape(()) if input.dim() < 2 else loss
 
 
 def linear_cross_entropy(

@@ -30,7 +30,7 @@ DECOMPOSED = (
     "addcdiv", "addcmul", "lerp.Scalar", "lerp.Tensor", "fix",
     "std_mean.correction", "std_mean", "std_mean.dim", "one_hot",
     # Not in PyTorch's default table, but it has a definition.
-    "dist", "cartesian_prod", "hypot", "tril_indices", "triu_indices", "ldexp.Tensor",
+    "dist", "cartesian_prod", "tril_indices", "triu_indices", "ldexp.Tensor",
     "addmm.dtype", "_addmm_activation", "lift", "max_pool2d_with_indices_backward",
     "_native_batch_norm_legit_functional", "_batch_norm_with_update_functional", "_batch_norm_no_update",
 )  # fmt: skip

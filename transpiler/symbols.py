@@ -108,7 +108,7 @@ def symbol_ranges(constraints: Mapping[Any, Any], names: Mapping[str, str]) -> d
     compiled away, never run."""
     ranges = {}
     for key, bounds in constraints.items():
-        if not getattr(key, "is_Symbol", False) or str(key).startswith("u"):
+        if not getattr(key, "is_Symbol", False) or str(key).startswith(("u", "zuf")):
             continue
         high = int(bounds.upper) if bounds.upper.is_Integer and int(bounds.upper) < 2**62 else None
         ranges[names.get(str(key), str(key))] = SymbolRange(max(1, int(bounds.lower)), high)

@@ -51,7 +51,7 @@ def cut(context: ImportContext, x: Value, axis: int, start: Dim, stop: Dim, step
     "view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "unflatten.int",
     "unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "view_as.default",
     "reshape_as.default", "_reshape_alias.default", "view_copy.default", "unsqueeze_copy.default",
-    "squeeze_copy.dims", "ravel.default",
+    "squeeze_copy.default", "squeeze_copy.dim", "squeeze_copy.dims", "ravel.default",
 )  # fmt: skip
 def _reshape(context: ImportContext, x: Value, *_: Any, **__: Any) -> Any:
     return reshape(context, x, out_type(context).shape)
@@ -192,7 +192,7 @@ def _split(context: ImportContext, x: Value, how: Any, dim: int = 0) -> tuple[Va
     return tuple(parts)
 
 
-@aten("unbind.int")
+@aten("unbind.int", "unbind_copy.int")
 def _unbind(context: ImportContext, x: Value, dim: int = 0) -> tuple[Value, ...]:
     axis = normalize_axis(dim, len(x.shape))
     return tuple(

@@ -7,12 +7,11 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
-import re
 import sys
 import time
 from pathlib import Path
 
-from tests.conformance.databases.outcome import BAD, Results
+from tests.conformance.databases.outcome import BAD, OUTCOMES, REFUSED, Results
 from tests.conformance.databases.report import markdown, text, verdict
 from tests.conformance.databases.samples import DATABASES, entries
 from tests.conformance.databases.workers import Task, evaluate
@@ -69,24 +68,23 @@ def main() -> int:
 def _tasks(options: argparse.Namespace, results: Results) -> list[Task]:
     wanted = None if options.samples == "all" else int(options.samples)
     dtypes = ALL_DTYPES if options.dtype == "all" else options.dtype.split(",")
-    keep: dict[str, set[int]] = {}
-    for result in results.by_id.values():
-        forget = {
-            "no": False,
-            "bad": result.outcome in BAD,
-            "refused": result.outcome in (*BAD, "refused"),
-            "all": True,
-        }[options.again]
-        if not forget:
-            keep.setdefault(result.entry, set()).add(result.number)
-    tasks = []
-    for database in options.db or DATABASES:
-        for dtype in dtypes:
-            for entry in entries(database, dtype, options.ops):
-                tasks.append(Task(entry, wanted, frozenset(keep.get(entry.id, ()))))
-    if not tasks:
-        sys.exit(f"no entry of {', '.join(options.db or DATABASES)} matches {re.escape(options.ops)!r}")
-    return tasks
+    asked = [
+        entry
+        for database in options.db or DATABASES
+        for dtype in dtypes
+        for entry in entries(database, dtype, options.ops)
+    ]
+    if not asked:
+        sys.exit(f"no entry matches {options.ops!r}")
+    names = {entry.id for entry in asked}
+    again = {"no": (), "bad": BAD, "refused": (*BAD, REFUSED), "all": OUTCOMES}[options.again]
+    known: dict[str, set[int]] = {}
+    for result in list(results.by_id.values()):
+        if result.outcome in again and result.entry in names:
+            del results.by_id[result.id]
+        else:
+            known.setdefault(result.entry, set()).add(result.number)
+    return [Task(entry, wanted, frozenset(known.get(entry.id, ()))) for entry in asked]
 
 
 if __name__ == "__main__":

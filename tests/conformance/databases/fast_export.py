@@ -22,7 +22,7 @@ from transpiler.decompositions import automatic_decompositions, is_composite, li
 @cache
 def _overridden() -> frozenset[Any]:
     every = exported_program._collect_all_valid_cia_ops()
-    return frozenset(every - set(automatic_decompositions()))
+    return frozenset(every - (set(automatic_decompositions()) - set(own_decompositions())))
 
 
 @cache
