@@ -78,6 +78,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "atanh": np.arctanh,
     "round": np.rint,
     "pow": lambda a, b: np.power(np.array([a]), np.array([b]))[0],
+    "logb": lambda x: type(x)(math.frexp(x)[1] - 1) if math.isfinite(x) and x else type(x)(abs(x) if x else -math.inf),
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "erf": lambda x: type(x)(math.erf(x)),

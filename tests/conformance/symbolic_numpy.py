@@ -18,6 +18,7 @@ from transpiler.ops.base import Elementwise, Injective, Load, Op, Reduce
 from transpiler.ops.dtypes import numpy_dtype
 
 _FUNCTIONS = {
+    "logb": lambda x: np.where(np.isfinite(x) & (x != 0), np.frexp(x)[1] - 1.0, np.where(x == 0, -np.inf, np.abs(x))),
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "erf": np.vectorize(math.erf, otypes=[np.float64]),

@@ -127,6 +127,14 @@ ARITHMETIC: list[Case] = [
     ("atan2.default", F, G),
     ("atan2.default", *corner_pairs()),
     ("atan2.default", J, J),
+    *(
+        (f"{name}.default", *pair)
+        for name in ("fmax", "fmin", "hypot", "nextafter")
+        for pair in ((F, G), corner_pairs())
+    ),
+    ("fmax.default", J, J),
+    *(("copysign.Tensor", *pair) for pair in ((F, G), corner_pairs(), (J, F), (HALF, HALF))),
+    ("copysign.Scalar", F, -1.0),
     ("lerp.Scalar", G, G + 1, 0.3),
     ("lerp.Tensor", G, G + 1, ROW),
     ("addcmul.default", G, G, ROW, Named(value=0.5)),
@@ -178,6 +186,8 @@ UNARY: list[Case] = [
     ),
     ("sign.default", C),
     *((f"{name}.default", x) for name in ("isnan", "isinf", "isfinite") for x in (CORNERS, J, C, HALF)),
+    *((f"{name}.default", x) for name in ("signbit", "angle") for x in (CORNERS, F, J, C)),
+    *(("frexp.Tensor", x) for x in (CORNERS, F, HALF, EMPTY, np.array([1e-45, -3e38, 1e-38, 0.5], np.float32))),
     ("round.decimals", F, Named(decimals=0)),
     ("clamp.default", F, -1.0, 2.0),
     ("clamp.default", CORNERS, -1, 1),
