@@ -508,13 +508,14 @@ def _half_value(x: tirx.IntImm | tirx.FloatImm) -> float:
 
 
 def opaque_comparison(x: Expr) -> Expr:
-    """A comparison of floats as the bool of an int8, which TVM does not reason about.
+    """A comparison of floats as the bool of a chosen int8, which TVM does not reason about.
 
     It takes `not (a < b)`, and what is left where `a < b` does not hold, for `a >= b`, and `a < b or a >= b` for true:
     all wrong for NaN.
     """
     if isinstance(x, tirx.LT | tirx.LE | tirx.GT | tirx.GE | tirx.EQ) and str(x.a.ty.dtype) in ("float32", "float64"):
-        return tirx.NE(T.Cast("int8", x), tirx.const(0, "int8"))
+        # Not a cast: the analysis of a variable that holds one (common subexpressions do) fails on vectors.
+        return tirx.NE(tirx.Select(x, tirx.const(1, "int8"), tirx.const(0, "int8")), tirx.const(0, "int8"))
     return x
 
 
