@@ -47,6 +47,7 @@ REDUCE: list[Case] = [
     ("mean.dim", EMPTY, [0]),
     ("mean.dim", J, [0], Named(dtype="float32")),
     ("mean.dim", SCALAR_F, [0]),
+    *(("histc.default", X, *bins) for bins in ((7, -1.3, 2.1), (10, 0, 3), (1, -2, 2))),
     ("prod.dim_int", X, 1),
     ("prod.dim_int", J, 0, True),
     ("prod.dim_int", C, 0),

@@ -13,6 +13,7 @@ CI = (
     "bert",
     "llama",
     "mamba",
+    "mixtral",
     "t5",
     "convnext",
     "swin",

@@ -12,6 +12,7 @@ from transpiler.ops import einsum as einsum
 from transpiler.ops import elementwise as elementwise
 from transpiler.ops import elementwise_unary as elementwise_unary
 from transpiler.ops import embedding as embedding
+from transpiler.ops import experts as experts
 from transpiler.ops import floats as floats
 from transpiler.ops import fractional_pool as fractional_pool
 from transpiler.ops import grid_sample as grid_sample
