@@ -13,12 +13,17 @@ from torch.fx import Node as FxNode
 from transpiler.capture import Captured
 from transpiler.errors import Location, TranspileErrors
 from transpiler.ir import DTYPES, Array, Input, Output, Role, TensorType, Value
+from transpiler.ops.complex_pairs import Pair
 from transpiler.problems import ProblemList
 from transpiler.signature import to_structure
 from transpiler.structure import Leaf, Literal, Structure
 from transpiler.symbols import dtype_name, symbol_ranges, tensor_type
 from transpiler.taps import Names, innermost, module_outputs, origins
 from transpiler.weights import to_numpy
+
+_COMPLEX_INPUT = "take it as real numbers, torch.view_as_real(x), and begin forward with torch.view_as_complex(x)"
+_COMPLEX_WEIGHT = "keep it as real numbers, torch.view_as_real(w); a constant can be a buffer with persistent=False"
+_COMPLEX_OUTPUT = "return its parts: torch.view_as_real(y), y.real, y.abs(); inside of a model complex numbers are fine"
 
 
 class Unknown:
@@ -103,6 +108,9 @@ class Boundary:
             self.problems.add("unsupported-constant", f"Unsupported constant {target!r} of type {kind}")
             self.env[node] = Unknown()
             return
+        if tensor.is_complex() and role is Role.CONSTANT:
+            self.env[node] = self._complex_constant(key, tensor)
+            return
         if key not in stored:
             type_ = self.type_of(tensor, f"{role} {key!r}", None)
             if type_ is None:
@@ -112,6 +120,18 @@ class Boundary:
             if role is Role.CONSTANT:
                 self.constants[key] = to_numpy(tensor)
         self.env[node] = stored[key]
+
+    def _complex_constant(self, key: str, tensor: torch.Tensor) -> Pair:
+        """A complex constant (precomputed rotations) as two constants of the package."""
+        parts = torch.view_as_real(tensor.detach().resolve_conj())
+        values = []
+        for index, name in enumerate(("real", "imag")):
+            part = parts[..., index].contiguous()
+            label = f"{key}.{name}"
+            kind = TensorType(dtype_name(part.dtype), tuple(part.shape))
+            values.append(self.add_input(_weight_name(label), label, Role.CONSTANT, kind, None))
+            self.constants[label] = to_numpy(part)
+        return Pair(values[0], values[1])
 
     def add_input(self, wish: str, key: str, role: Role, type_: TensorType, node: FxNode | None) -> Value:
         value = Value(self.names.unique(wish), type_, hint=key if role is Role.USER else None)
@@ -134,6 +154,14 @@ class Boundary:
             if isinstance(value, Value):
                 leaves.append(Leaf(len(outputs)))
                 outputs.append(Output(value))
+            elif isinstance(value, Pair):
+                leaves.append(Literal(None))
+                self.problems.add(
+                    "unsupported-dtype",
+                    f"Output {len(leaves) - 1} is complex",
+                    self.location_of(item) if isinstance(item, FxNode) else None,
+                    hint=_COMPLEX_OUTPUT,
+                )
             elif isinstance(value, None | bool | int | float | str):
                 leaves.append(Literal(value))
             elif isinstance(value, Unknown):
@@ -192,7 +220,10 @@ class Boundary:
     def type_of(self, value: torch.Tensor, what: str, location: Location | None) -> TensorType | None:
         """The tensor's type, or None after noting why it has none here."""
         if dtype_name(value.dtype) not in DTYPES:
-            self.problems.add("unsupported-dtype", f"Unsupported dtype {dtype_name(value.dtype)} of {what}", location)
+            complex_hint = _COMPLEX_INPUT if what.startswith("input") else _COMPLEX_WEIGHT
+            hint = complex_hint if value.is_complex() else None
+            message = f"Unsupported dtype {dtype_name(value.dtype)} of {what}"
+            self.problems.add("unsupported-dtype", message, location, hint=hint)
             return None
         if value.layout is not torch.strided:
             self.problems.add("unsupported-layout", f"Unsupported layout {value.layout} of {what}", location)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from transpiler.ir import (
     verify,
 )
 from transpiler.ops import ATEN, Op, OpError
+from transpiler.ops.complex_pairs import COMPLEX, Pair, complex_importer
 from transpiler.problems import NotImported
 from transpiler.symbols import dtype_name, same_type, tensor_type, to_dim
 from transpiler.taps import Origin
@@ -164,9 +165,13 @@ class _Importer(Boundary):
             self.env[node] = Unknown()
             return
         self.current, self.pending = node, []
+        importer = self._importer(node, target, [*args, *kwargs.values()])
+        if importer is None:
+            self.env[node] = Unknown()
+            return
         try:
             expected = self.out_types()
-            result = ATEN[target](self, *args, **kwargs)
+            result = importer(self, *args, **kwargs)
         except (OpError, _UnsupportedError) as error:
             self.problems.add("unsupported-use", f"Unsupported use of '{node.target}': {error}", self.location_of(node))
             self.env[node] = Unknown()
@@ -180,14 +185,30 @@ class _Importer(Boundary):
             raise IRError(f"importer of '{node.target}' failed at {where}: {type(error).__name__}: {error}") from error
         self.env[node] = self._finish(node, result, expected)
 
+    def _importer(self, node: FxNode, target: str, args: Sequence[Any]) -> Callable[..., Any] | None:
+        """The importer of the call, or None after noting that there is none for complex numbers."""
+        complex_args = any(isinstance(item, Pair | complex) for item in _flat(args))
+        if not complex_args and not any(value.is_complex() for value in _tensors(node)):
+            if target not in ATEN:
+                self.problems.add_operator(str(node.target), self.location_of(node))
+            return ATEN.get(target)
+        found = complex_importer(target)
+        if found is None:
+            self.problems.add(
+                "unsupported-use",
+                f"Unsupported use of '{node.target}': of complex numbers",
+                self.location_of(node),
+                hint="torch.view_as_real(x), x.real and x.imag give the parts; compute with them",
+            )
+        return found
+
     def _check_known(self, node: FxNode, target: str) -> bool:
         """Report what can be said without importing: the operator itself and the dtypes of its results."""
-        known = target in ATEN
+        known = target in ATEN or target in COMPLEX
         if not known:
             self.problems.add_operator(str(node.target), self.location_of(node))
-        values = node.meta.get("val")
-        for value in values if isinstance(values, tuple | list) else (values,):
-            if isinstance(value, torch.Tensor):
+        for value in _tensors(node):
+            if not value.is_complex():
                 known &= self.type_of(value, f"result of '{node.target}'", self.location_of(node)) is not None
         return known
 
@@ -196,11 +217,13 @@ class _Importer(Boundary):
         value = self.env[source]  # type: ignore[index]
         if isinstance(value, tuple | list):
             value = value[index]  # type: ignore[index]
-        elif isinstance(value, Value) and index != 0:
+        elif isinstance(value, Value | Pair) and index != 0:
             raise IRError(f"'{source}' was imported as one value, but its element {index} is used")
         self.env[node] = value
-        if isinstance(value, Value):
-            self._check(node, value, node.meta["val"])
+        if isinstance(value, Value | Pair):
+            self._check_type(
+                f"'{node.name}'", value, tensor_type(node.meta["val"], self.symbol_names), node.meta["val"]
+            )
 
     def _import_size(self, node: FxNode, meta: Any) -> None:
         if str(node.target).startswith(("aten.item", "aten._local_scalar_dense")):
@@ -216,11 +239,15 @@ class _Importer(Boundary):
     def _finish(self, node: FxNode, result: Any, expected: tuple[TensorType, ...]) -> Any:
         """Name the nodes that were emitted for `node` and check the result against PyTorch's types."""
         results = list(result) if isinstance(result, tuple | list) else [result]
-        wishes: dict[str, tuple[Origin | None, str | None, FxNode]] = {}
+        wishes: dict[str, _Wish] = {}
         for index, value in enumerate(results):
+            owner = _owner(node, index, len(results) > 1 or isinstance(node.meta.get("val"), tuple | list))
+            origin = self.origins.get(owner.name)
             if isinstance(value, Value):
-                owner = _owner(node, index, len(results) > 1 or isinstance(node.meta.get("val"), tuple | list))
-                wishes.setdefault(value.name, (self.origins.get(owner.name), self.paths.get(owner), owner))
+                wishes.setdefault(value.name, _Wish(origin, self.paths.get(owner), owner))
+            elif isinstance(value, Pair):
+                wishes.setdefault(value.real.name, _Wish(origin, None, None, "_real"))
+                wishes.setdefault(value.imag.name, _Wish(origin, None, None, "_imag"))
         renamed: dict[str, Value] = {}
         for item in self.pending:
             outputs = tuple(self._named(value, item.op, wishes.get(value.name), node) for value in item.outputs)
@@ -228,30 +255,38 @@ class _Importer(Boundary):
             inputs = tuple(renamed.get(value.name, value) for value in item.inputs)
             self.nodes.append(Node(item.op, inputs, outputs))
         self.pending = []
-        final = [renamed.get(value.name, value) if isinstance(value, Value) else value for value in results]
-        for index, (value, type_) in enumerate(zip(final, expected, strict=False)):
-            if isinstance(value, Value) and not same_type(value.type, type_, self.ranges):
-                raise IRError(f"'{node.target}' ({node.name}) #{index}: imported as {value.type}, expected {type_}")
+        final: list[Any] = []
+        for value in results:
+            if isinstance(value, Pair):
+                final.append(Pair(*(renamed.get(part.name, part) for part in (value.real, value.imag))))
+            else:
+                final.append(renamed.get(value.name, value) if isinstance(value, Value) else value)
+        values = [value for value in final if value is not None]
+        for index, (value, type_, tensor) in enumerate(zip(values, expected, _tensors(node), strict=False)):
+            self._check_type(f"'{node.target}' ({node.name}) #{index}", value, type_, tensor)
         return tuple(final) if isinstance(result, tuple | list) else final[0]
 
-    def _named(
-        self, value: Value, op: Op, wish: tuple[Origin | None, str | None, FxNode] | None, node: FxNode
-    ) -> Value:
+    def _named(self, value: Value, op: Op, wish: _Wish | None, node: FxNode) -> Value:
         location = self.location_of(node)
         if wish is None:
             return replace(value, name=self.names.unique(op.name), location=location)
-        origin, path, owner = wish
-        hint = origin.hint if origin else None
-        label = hint or (origin.label if origin else None) or op.name
-        named = replace(value, name=self.names.unique(label), path=path, location=location, hint=hint)
-        if isinstance(owner.meta.get("val"), torch.Tensor):
-            self.fx_names[named.name] = owner.name
+        hint = wish.origin.hint if wish.origin else None
+        label = hint or (wish.origin.label if wish.origin else None) or op.name
+        name = self.names.unique(label + wish.suffix)
+        named = replace(value, name=name, path=wish.path, location=location, hint=None if wish.suffix else hint)
+        if wish.owner is not None and isinstance(wish.owner.meta.get("val"), torch.Tensor):
+            self.fx_names[named.name] = wish.owner.name
         return named
 
-    def _check(self, node: FxNode, value: Value, meta: torch.Tensor) -> None:
-        expected = tensor_type(meta, self.symbol_names)
-        if not same_type(value.type, expected, self.ranges):
-            raise IRError(f"'{node.name}' was imported as {value.type}, PyTorch says {expected}")
+    def _check_type(self, what: str, value: Any, expected: TensorType, meta: torch.Tensor) -> None:
+        """The importer's result against PyTorch's type."""
+        if not isinstance(value, Value | Pair):
+            return
+        if isinstance(value, Pair) != meta.is_complex():
+            raise IRError(f"{what}: imported as {value}, PyTorch says {meta.dtype}")
+        for part in (value.real, value.imag) if isinstance(value, Pair) else (value,):
+            if not same_type(part.type, expected, self.ranges):
+                raise IRError(f"{what}: imported as {part.type}, expected {expected}")
 
     def _argument(self, item: Any) -> Any:
         if isinstance(item, FxNode):
@@ -300,9 +335,7 @@ class _Importer(Boundary):
 
     def out_types(self) -> tuple[TensorType, ...]:
         assert self.current is not None
-        values = self.current.meta.get("val")
-        values = values if isinstance(values, tuple | list) else (values,)
-        return tuple(tensor_type(value, self.symbol_names) for value in values if isinstance(value, torch.Tensor))
+        return tuple(tensor_type(value, self.symbol_names) for value in _tensors(self.current))
 
     def storage(self) -> tuple[tuple[Dim, ...], Dim]:
         assert self.current is not None
@@ -312,6 +345,18 @@ class _Importer(Boundary):
 
     def unsupported(self, reason: str) -> Exception:
         return _UnsupportedError(reason)
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What a value that an importer returned is called: after `origin`, the module path it is the output of, the FX
+    node that stands for it; the parts of a complex value have a suffix instead.
+    """
+
+    origin: Origin | None
+    path: str | None
+    owner: FxNode | None
+    suffix: str = ""
 
 
 class _UnsupportedError(Exception):
@@ -328,6 +373,13 @@ def _owner(node: FxNode, index: int, several: bool) -> FxNode:
             if user.target is operator.getitem and user.args[1] == index:
                 return user
     return node
+
+
+def _tensors(node: FxNode) -> list[torch.Tensor]:
+    """The node's results that are tensors."""
+    values = node.meta.get("val")
+    values = values if isinstance(values, tuple | list) else (values,)
+    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
 def _flat(items: Sequence[Any]) -> list[Any]:

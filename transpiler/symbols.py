@@ -24,6 +24,7 @@ from transpiler.dims import (
 )
 from transpiler.errors import TranspileError
 from transpiler.ir import TensorType
+from transpiler.ops.complex_pairs import PART_DTYPES
 
 
 def to_dim(size: Any, names: Mapping[str, str]) -> Dim:
@@ -121,8 +122,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def tensor_type(value: torch.Tensor, names: Mapping[str, str]) -> TensorType:
-    """The type of a (fake) tensor. Raises TranspileError for a size that cannot be expressed."""
-    return TensorType(dtype_name(value.dtype), tuple(to_dim(size, names) for size in value.shape))
+    """The type of a (fake) tensor; of its parts if it is complex.
+
+    Raises:
+        TranspileError: a size cannot be expressed.
+    """
+    dtype = dtype_name(value.dtype)
+    return TensorType(PART_DTYPES.get(dtype, dtype), tuple(to_dim(size, names) for size in value.shape))
 
 
 def same_type(ours: TensorType, theirs: TensorType, ranges: Mapping[str, SymbolRange]) -> bool:

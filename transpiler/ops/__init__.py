@@ -4,6 +4,7 @@ from transpiler.ops import activation as activation
 from transpiler.ops import adaptive_pool as adaptive_pool
 from transpiler.ops import attention as attention
 from transpiler.ops import compare as compare
+from transpiler.ops import complex_pairs as complex_pairs
 from transpiler.ops import conv as conv
 from transpiler.ops import creation as creation
 from transpiler.ops import distance as distance
@@ -14,6 +15,7 @@ from transpiler.ops import elementwise_unary as elementwise_unary
 from transpiler.ops import embedding as embedding
 from transpiler.ops import experts as experts
 from transpiler.ops import floats as floats
+from transpiler.ops import fourier as fourier
 from transpiler.ops import fractional_pool as fractional_pool
 from transpiler.ops import grid_sample as grid_sample
 from transpiler.ops import index as index

@@ -41,7 +41,10 @@ class _Slot:
 
 
 class Call(torch.nn.Module):
-    """`function(*args, **kwargs)` as a module of its tensor arguments; returns the flat tuple of its tensor results."""
+    """`function(*args, **kwargs)` as a module of its tensor arguments; returns the flat tuple of its tensor results.
+
+    Complex results, which no package returns, are returned as pairs of real numbers.
+    """
 
     def __init__(self, function: Callable[..., Any], leaves: Sequence[Any], spec: Any) -> None:
         super().__init__()
@@ -54,7 +57,7 @@ class Call(torch.nn.Module):
         leaves = [next(given) if isinstance(leaf, _Slot) else leaf for leaf in self.leaves]
         args, kwargs = _pytree.tree_unflatten(leaves, self.spec)
         result = self.function(*args, **kwargs)
-        return tuple(leaf for leaf in _pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor))
+        return tuple(_real_form(leaf) for leaf in _pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor))
 
     def double(self) -> Call:
         """The same call in float64: weights, and dtypes among the arguments."""
@@ -68,6 +71,10 @@ class Call(torch.nn.Module):
         """Equal for calls of the same function with the same plain arguments."""
         plain = tuple("tensor" if isinstance(leaf, _Slot) else f"{type(leaf)}{leaf!r}" for leaf in self.leaves)
         return (id(self.function), str(self.spec), plain)
+
+
+def _real_form(x: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 @dataclass(frozen=True)
