@@ -6,7 +6,6 @@ alone (views, joins, sums) is imported once for each, the others are written her
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 from transpiler.dims import Dim
 from transpiler.ir import Value
 from transpiler.ops import compose
-from transpiler.ops.base import ATEN, ImportContext, aten
-from transpiler.ops.compare import Eq, IsNan, Lt, Ne
+from transpiler.ops.base import ATEN, ImportContext
+from transpiler.ops.compare import Eq, IsNan, Ne
 from transpiler.ops.dtypes import category, out_type, plain
 from transpiler.ops.elementwise import Atan2, Div, Maximum, Minimum
 from transpiler.ops.elementwise_unary import Abs, Cos, Exp, Log, Neg, Sin, Sqrt
@@ -345,16 +344,6 @@ def magnitude(context: ImportContext, x: Pair) -> Value:
 @on_complex("angle.default")
 def _angle(context: ImportContext, x: Pair) -> Value:
     return compose.emit(context, Atan2(), x.imag, x.real)
-
-
-@aten("angle.default")
-def _angle_of_real(context: ImportContext, x: Value) -> Value:
-    """pi for negative numbers, 0 for others, NaN for NaN."""
-    out = out_type(context)
-    x = context.cast(x, out.dtype)
-    zero, pi = context.scalar(0.0, out.dtype), context.scalar(math.pi, out.dtype)
-    angle = compose.where(context, compose.emit(context, Lt(), x, zero), pi, zero)
-    return compose.where(context, compose.emit(context, IsNan(), x), x, angle)
 
 
 @on_complex("exp.default")
