@@ -22,11 +22,14 @@ from tvm.tirx.script.builder import ir as T
 from transpiler.dims import Dim
 from transpiler.ir import TensorType
 from transpiler.ops.dtypes import HALF, category, numpy_dtype
+from transpiler.ops.special_numpy import FUNCTIONS
 
 from . import vector_math
 from .sizes import Extent, ceil_div, extent, extents, symbol_parameters
 
 Expr = Any
+# What templates/runtime/cpu/special.h declares: functions of float64. libm has the error function itself.
+SPECIAL = frozenset(FUNCTIONS) - {"erfc"}
 LANES = 16  # lanes of the vectors that schedules write; LLVM splits them for narrower machines
 
 
@@ -459,6 +462,8 @@ class Tir:
                     "sin" | "cos":  # fmt: skip
                 # LLVM has these for any width; those without an instruction become one libm call per lane.
                 return getattr(T, function)(*args)
+            case _ if function in SPECIAL:
+                return T.call_pure_extern("float64", f"tp_math_{function}", *args)
             case _:
                 name = function + {"float32": "f", "float64": ""}[dtype]
                 return T.call_pure_extern(dtype, name, *args)

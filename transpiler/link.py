@@ -23,7 +23,12 @@ from transpiler.resources import tree
 
 # The part of the runtime that is the same in every library, and the part that carries the package's name.
 SHARED_FILES = ("runtime.c", "pool.c")
-RUNTIME_FILES = ("runtime.h", "exports.c", *SHARED_FILES)
+# Linked if a kernel calls one of their functions, which all have this prefix.
+SPECIAL_FILES = ("special_bessel.c", "special_error.c", "special_gamma.c", "special_polynomials.c")
+SPECIAL_PREFIX = b"tp_math_"
+RUNTIME_FILES = (
+    "runtime.h", "exports.c", *SHARED_FILES, "special.h", "special_cephes.h", "special_tables.h", *SPECIAL_FILES,
+)  # fmt: skip
 # fmt: off
 COMPILE = (
     "-std=c11", "-O2", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections",
@@ -323,10 +328,20 @@ def shared_objects(compiler: tuple[str, ...]) -> tuple[bytes, ...]:
     Raises:
         TranspileError: "link-failed".
     """
+    return _compiled(compiler, SHARED_FILES)
+
+
+@cache
+def special_objects(compiler: tuple[str, ...]) -> tuple[bytes, ...]:
+    """The special functions, compiled once per process. Raises TranspileError "link-failed"."""
+    return _compiled(compiler, SPECIAL_FILES)
+
+
+def _compiled(compiler: tuple[str, ...], files: Sequence[str]) -> tuple[bytes, ...]:
     with tempfile.TemporaryDirectory(prefix="transpile-runtime-") as folder:
         work = _work_folder(folder)
-        _run([*compiler, *COMPILE, "-c", *SHARED_FILES], work)
-        return tuple((work / file).with_suffix(".o").read_bytes() for file in SHARED_FILES)
+        _run([*compiler, *COMPILE, "-c", *files], work)
+        return tuple((work / file).with_suffix(".o").read_bytes() for file in files)
 
 
 def link_library(objects: Sequence[bytes], plan: KernelPlan, name: str, isa: str) -> Linked:
@@ -345,7 +360,8 @@ def link_library(objects: Sequence[bytes], plan: KernelPlan, name: str, isa: str
         work = _work_folder(folder)
         (work / "plan.c").write_text(source, encoding="utf-8")
         (work / "exports.map").write_text(f"{{ global: {prefix}*; local: *; }};\n", encoding="ascii")
-        linked = [*shared_objects(compiler), *objects]
+        special = special_objects(compiler) if any(SPECIAL_PREFIX in item for item in objects) else ()
+        linked = [*shared_objects(compiler), *special, *objects]
         names = [f"object{index}.o" for index in range(len(linked))]
         for file, content in zip(names, linked, strict=True):
             (work / file).write_bytes(content)

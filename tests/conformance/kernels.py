@@ -17,8 +17,13 @@ import numpy as np
 from transpiler.compile import compile_kernels
 from transpiler.group import Group, Lowered, make_group
 from transpiler.ir import Array, Node, TensorType, Value
+from transpiler.link import SPECIAL_FILES
 from transpiler.ops.base import Op
+<<<<<<< HEAD
 from transpiler.ops.dtypes import numpy_dtype
+=======
+from transpiler.resources import tree
+>>>>>>> 2b44870 (Special functions: Bessel, Airy, gamma, zeta, error functions, orthogonal polynomials)
 from transpiler.schedule import schedule
 from transpiler.target import Target
 
@@ -53,6 +58,7 @@ class KernelLibrary:
             path = folder / f"k{number}.o"
             path.write_bytes(data)
             objects.append(str(path))
+        objects += [str(tree("templates") / "runtime" / "cpu" / file) for file in SPECIAL_FILES]
         library = folder / "kernels.so"
         subprocess.run(["cc", "-O1", "-fPIC", "-shared", "-o", library, folder / "stub.c", *objects, "-lm"], check=True)
         self._library = ctypes.CDLL(str(library))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from tests.conformance.eager import type_of
 from transpiler.ir import Array, Dim, TensorType
 from transpiler.ops.base import Elementwise, Injective, Op, Reduce
 from transpiler.ops.dtypes import numpy_dtype
+from transpiler.ops.special_numpy import special_function
 
 
 class Lazy:
@@ -124,7 +126,7 @@ class NumpyScalar:
     def call(self, function: str, *args: Lazy) -> Lazy:
         dtype = "bool" if function.startswith("is") else args[0].dtype
         assert all("float" in arg.dtype for arg in args), f"{function} of {args[0].dtype}"
-        apply = _FUNCTIONS.get(function) or getattr(np, function)
+        apply = _FUNCTIONS.get(function) or getattr(np, function, None) or partial(special_function, function)
         return Lazy(dtype, lambda: apply(*(arg.value() for arg in args)))
 
     def eq(self, a: Any, b: Any) -> Lazy:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from transpiler.dims import evaluate
 from transpiler.ir import Array, TensorType
 from transpiler.ops.base import Elementwise, Injective, Load, Op, Reduce
 from transpiler.ops.dtypes import numpy_dtype
+from transpiler.ops.special_numpy import special_function
 
 _FUNCTIONS = {
     "logb": lambda x: np.where(np.isfinite(x) & (x != 0), np.frexp(x)[1] - 1.0, np.where(x == 0, -np.inf, np.abs(x))),
@@ -57,7 +59,7 @@ class NumpyScalar:
     guarded = select
 
     def call(self, function: str, *args: Any) -> Any:
-        implementation = _FUNCTIONS.get(function) or getattr(np, function)
+        implementation = _FUNCTIONS.get(function) or getattr(np, function, None) or partial(special_function, function)
         result = implementation(*args)
         return result if result.dtype == bool else result.astype(args[0].dtype)
 

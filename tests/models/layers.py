@@ -126,6 +126,12 @@ function(
 )
 function("interpolate", lambda x: F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False), IMAGE)
 
+function(
+    "special_functions",
+    lambda x: (torch.special.i0e(x) + torch.erfc(x), torch.igamma(x.abs(), x.square()), torch.special.erfcx(x.abs())),
+    (3, 37),
+)
+
 
 def _assign(x):
     y = x.clone()

@@ -14,7 +14,7 @@ import pytest
 import toy
 
 from transpiler.errors import TranspileError
-from transpiler.link import RUNTIME_FILES, c_compiler, link_library, render_plan
+from transpiler.link import RUNTIME_FILES, SPECIAL_FILES, c_compiler, link_library, render_plan
 from transpiler.resources import tree
 
 PREFIX = "toy_baseline_"
@@ -236,7 +236,7 @@ def test_the_c_text_compiles_without_warnings(tmp_path: Path) -> None:
         shutil.copy(tree("templates") / "runtime" / "cpu" / file, tmp_path)
     (tmp_path / "plan.c").write_text(render_plan(toy.plan(), "toy"))
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers", "-Wstrict-prototypes"]
-    for file in ("plan.c", "exports.c", "runtime.c", "pool.c"):
+    for file in ("plan.c", "exports.c", "runtime.c", "pool.c", *SPECIAL_FILES):
         command = [*c_compiler(), "-std=c11", *warnings, "-DTRANSPILE_PREFIX=toy_", "-fsyntax-only", file]
         subprocess.run(command, cwd=tmp_path, check=True)
 

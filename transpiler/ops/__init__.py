@@ -36,6 +36,8 @@ from transpiler.ops import scatter as scatter
 from transpiler.ops import shape as shape
 from transpiler.ops import shape_edges as shape_edges
 from transpiler.ops import softmax as softmax
+from transpiler.ops import special as special
+from transpiler.ops import special_pairs as special_pairs
 from transpiler.ops import statistics as statistics
 from transpiler.ops import strided as strided
 from transpiler.ops import views as views
