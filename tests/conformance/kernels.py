@@ -19,11 +19,8 @@ from transpiler.group import Group, Lowered, make_group
 from transpiler.ir import Array, Node, TensorType, Value
 from transpiler.link import SPECIAL_FILES
 from transpiler.ops.base import Op
-<<<<<<< HEAD
 from transpiler.ops.dtypes import numpy_dtype
-=======
 from transpiler.resources import tree
->>>>>>> 2b44870 (Special functions: Bessel, Airy, gamma, zeta, error functions, orthogonal polynomials)
 from transpiler.schedule import schedule
 from transpiler.target import Target
 
