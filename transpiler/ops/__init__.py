@@ -23,6 +23,7 @@ from transpiler.ops import linalg as linalg
 from transpiler.ops import logic as logic
 from transpiler.ops import norm as norm
 from transpiler.ops import norm_layers as norm_layers
+from transpiler.ops import order as order
 from transpiler.ops import packed as packed
 from transpiler.ops import pool as pool
 from transpiler.ops import power as power
@@ -31,6 +32,7 @@ from transpiler.ops import resize as resize
 from transpiler.ops import rnn as rnn
 from transpiler.ops import rnn_layers as rnn_layers
 from transpiler.ops import rounding as rounding
+from transpiler.ops import running as running
 from transpiler.ops import scan as scan
 from transpiler.ops import scatter as scatter
 from transpiler.ops import shape as shape
