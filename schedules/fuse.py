@@ -261,10 +261,13 @@ def merge_dims(shapes: Sequence[tuple[Dim, ...]], full: tuple[Dim, ...]) -> list
     return runs
 
 
-def describe(group: Group, name: str, *, flops: Dim, workspace: Dim = 0, checks_index: bool = False) -> Kernel:
+def describe(
+    group: Group, name: str, *, flops: Dim, workspace: Dim = 0, checks_index: bool = False, in_place: bool = False
+) -> Kernel:
     """The kernel record; `workspace` in bytes."""
     moved: Dim = 0
-    for value in (*group.inputs, *group.outputs):
+    # In place, what is read is written, and no more.
+    for value in (*group.inputs, *(group.inputs if in_place else group.outputs)):
         moved = moved + _bytes(value.type)
     return Kernel(
         name=name,
@@ -276,6 +279,7 @@ def describe(group: Group, name: str, *, flops: Dim, workspace: Dim = 0, checks_
         flops=flops,
         bytes=moved,
         symbols=tuple(symbol_parameters()),
+        in_place=in_place,
     )
 
 
@@ -284,7 +288,9 @@ def _bytes(type_: TensorType) -> Dim:
     return size
 
 
-def lowered(group: Group, builder: KernelBuilder, *, flops: Dim, workspace: Dim = 0) -> Lowered:
+def lowered(group: Group, builder: KernelBuilder, *, flops: Dim, workspace: Dim = 0, in_place: bool = False) -> Lowered:
     """`Lowered` of a finished builder; `workspace` in bytes."""
-    kernel = describe(group, builder.name, flops=flops, workspace=workspace, checks_index=builder.checks_index)
+    kernel = describe(
+        group, builder.name, flops=flops, workspace=workspace, checks_index=builder.checks_index, in_place=in_place
+    )
     return Lowered(kernel, builder.function)

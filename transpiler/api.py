@@ -41,6 +41,7 @@ def transpile(
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     *,
+    functions: Mapping[str, Any] | None = None,
     target: str | Sequence[str] = "cpu",
     name: str | None = None,
     out: str | Path | None = None,
@@ -61,6 +62,9 @@ def transpile(
     Args:
         model: an nn.Module, a torch.export.ExportedProgram, or the path of a model.py, .pt2 or .graph.json.
         args, kwargs: example inputs of an nn.Module; their shapes and dtypes are the package's.
+        functions: example inputs of several functions, by name, in place of args and kwargs: each a tuple of arguments
+            or `(args, kwargs)`. A function is the module's method of that name, or `forward` with these inputs if
+            it has none. They share weights and state: `{"prefill": (ids,), "decode": (token, position)}`.
         target: "cpu".
         name: import name of the package; from the model by default.
         out: the folder that gets the package's folder; `generated` by default.
@@ -86,6 +90,7 @@ def transpile(
             model=model,
             args=None if args is None else tuple(args),
             kwargs=kwargs,
+            functions=functions,
             targets=(target,) if isinstance(target, str) else tuple(target),
             name=name,
             out=Path(out) if out is not None else Path("generated"),

@@ -3,7 +3,7 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,12 +30,22 @@ class Unknown:
     """Stands for the result of something that was not imported; its users are not reported again."""
 
 
+MUTATIONS = frozenset({OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION})
+
+
+def mutated_buffers(captured: Captured) -> frozenset[str]:
+    """The state_dict keys (and names of other buffers) that the function writes."""
+    specs = captured.exported_program.graph_signature.output_specs
+    return frozenset(str(spec.target) for spec in specs if spec.kind in MUTATIONS)
+
+
 class Boundary:
     """State of one import, and the part of it that deals with inputs and outputs."""
 
-    def __init__(self, captured: Captured) -> None:
+    def __init__(self, captured: Captured, state: Collection[str] = ()) -> None:
         self.captured = captured
         self.exported = captured.exported_program
+        self.state = frozenset(state) | mutated_buffers(captured)
         self.fx_nodes: Sequence[FxNode] = list(self.exported.graph.nodes)
         self.files = captured.files
         self.origins = origins(self.fx_nodes, self.files)
@@ -103,12 +113,16 @@ class Boundary:
             tensor = state[key]
         elif isinstance(constants.get(target), torch.Tensor):
             key, role, tensor = target, Role.CONSTANT, constants[target]
+            tensor = tensor.detach().clone() if target in self.state else tensor
         else:
             kind = type(constants.get(target)).__name__
             self.problems.add("unsupported-constant", f"Unsupported constant {target!r} of type {kind}")
             self.env[node] = Unknown()
             return
-        if tensor.is_complex() and role is Role.CONSTANT:
+        if target in self.state:
+            self.constants.update({key: to_numpy(tensor)} if role is Role.CONSTANT else {})
+            role = Role.STATE
+        elif tensor.is_complex() and role is Role.CONSTANT:
             self.env[node] = self._complex_constant(key, tensor)
             return
         if key not in stored:
@@ -144,10 +158,19 @@ class Boundary:
         (output,) = (node for node in self.fx_nodes if node.op == "output")
         items = list(output.args[0])  # type: ignore[arg-type]
         specs = self.exported.graph_signature.output_specs
-        self._check_mutations(items, specs)
         outputs: list[Output] = []
+        updates: list[Output] = []
         leaves: list[Structure] = []
         for item, spec in zip(items, specs, strict=True):
+            if spec.kind in MUTATIONS:
+                new = self.env.get(item)
+                if isinstance(new, Value):
+                    updates.append(Output(new, str(spec.target)))
+                continue
+            if spec.kind is OutputKind.USER_INPUT_MUTATION:
+                self.warnings.append(
+                    f"forward changes its input {spec.target!r} in place; the package leaves it alone."
+                )
             if spec.kind is not OutputKind.USER_OUTPUT:
                 continue
             value = self.env.get(item) if isinstance(item, FxNode) else item
@@ -174,44 +197,10 @@ class Boundary:
                     hint="return the tensor, and read its shape outside of the model",
                 )
         try:
-            return tuple(outputs), to_structure(self.exported.call_spec.out_spec, iter(leaves))
+            return (*outputs, *updates), to_structure(self.exported.call_spec.out_spec, iter(leaves))
         except TranspileErrors as error:
             self.problems.extend(error)
             return (), None
-
-    def _check_mutations(self, items: Sequence[Any], specs: Sequence[Any]) -> None:
-        """Buffers that forward writes are refused, unless no output depends on them (a counter of calls)."""
-        users = [item for item, spec in zip(items, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
-        needed: set[FxNode] = set()
-        stack = [item for item in users if isinstance(item, FxNode)]
-        while stack:
-            node = stack.pop()
-            if node not in needed:
-                needed.add(node)
-                stack.extend(node.all_input_nodes)
-        used = {node.name for node in needed if node.op == "placeholder"}
-        buffers = {
-            str(spec.target): spec.arg.name
-            for spec in self.exported.graph_signature.input_specs
-            if spec.kind in (InputKind.BUFFER, InputKind.PARAMETER)
-        }
-        for item, spec in zip(items, specs, strict=True):
-            if spec.kind is OutputKind.USER_INPUT_MUTATION:
-                self.warnings.append(
-                    f"forward changes its input {spec.target!r} in place; the package leaves it alone."
-                )
-            elif spec.kind in (OutputKind.USER_OUTPUT, OutputKind.TOKEN):
-                continue
-            elif buffers.get(str(spec.target)) not in used:
-                self.warnings.append(f"forward updates {spec.target!r}, on which no output depends; it is left alone.")
-            else:
-                origin = self.origins.get(item.name) if isinstance(item, FxNode) else None
-                self.problems.add(
-                    "mutated-buffer",
-                    f"forward changes the buffer {spec.target!r}, and its outputs depend on it",
-                    origin.location if origin else None,
-                    hint="pass the state in as an argument and return the new one",
-                )
 
     def location_of(self, node: FxNode) -> Location | None:
         origin = self.origins.get(node.name)

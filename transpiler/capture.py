@@ -26,13 +26,15 @@ from transpiler.source import Entry, ModelSource, choose_entry, missing_inputs, 
 from transpiler.specs import DynamicSpec, InputSpec
 from transpiler.symbols import symbol_ranges
 
+Example = tuple[tuple[Any, ...], Mapping[str, Any]]
+
 
 @dataclass(frozen=True)
 class Captured:
     """An exported program after our decompositions, and what it came from.
 
     `module` is the user's module as it was given (not copied, training flags untouched): run it inside
-    `evaluating(module)`. `symbol_names` maps torch's symbols to the user's names.
+    `evaluating(module)` and `called_as(module, function)`. `symbol_names` maps torch's symbols to the user's names.
     """
 
     exported_program: ExportedProgram
@@ -44,6 +46,8 @@ class Captured:
     warnings: tuple[str, ...] = ()
     symbol_names: Mapping[str, str] = field(default_factory=dict)
     symbol_bounds: Mapping[str, SymbolRange] = field(default_factory=dict)  # narrower ones, by the user's names
+    function: str = "forward"
+    keeps_cache: bool = False
 
     @property
     def files(self) -> Files:
@@ -52,13 +56,21 @@ class Captured:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model file that was run: its module and example inputs."""
+    """A model file that was run: its module, and example inputs per function."""
 
     module: torch.nn.Module
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
+    functions: Mapping[str, Example]
     source: ModelSource
     name: str
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional example inputs of the first function."""
+        return next(iter(self.functions.values()))[0]
+
+    @property
+    def kwargs(self) -> Mapping[str, Any]:
+        return next(iter(self.functions.values()))[1]
 
 
 # --- model.py -----------------------------------------------------------------------------------------------
@@ -94,12 +106,14 @@ def load_model_file(
     if chosen.kind == "class":
         module.eval()  # a factory may have chosen training mode, which is worth a warning; a class never does
     if inputs:
-        args, kwargs = bind_inputs(module, inputs)
+        functions: Mapping[str, Example] = {"forward": bind_inputs(module, inputs)}
     else:
         with _user_code(files, "example_inputs() failed"):
             given = namespace.example_inputs()
-        args, kwargs = _args_kwargs(given)
-    return Loaded(module, args, kwargs, source, _name_of(source.path, chosen))
+        functions = (
+            read_functions(module, given) if _names_functions(module, given) else {"forward": _args_kwargs(given)}
+        )
+    return Loaded(module, functions, source, _name_of(source.path, chosen))
 
 
 def _name_of(path: Path, entry: Entry) -> str:
@@ -151,6 +165,55 @@ def _user_code(files: Files, what: str) -> Iterator[None]:
         raise TranspileError("user-code-failed", f"{what}: it called sys.exit({error.code!r})") from error
 
 
+def _names_functions(module: torch.nn.Module, given: Any) -> bool:
+    """Whether example inputs are a mapping of functions: its keys are methods, and no parameters of forward."""
+    if not isinstance(given, Mapping) or not given or not all(isinstance(key, str) for key in given):
+        return False
+    parameters = inspect.signature(module.forward).parameters
+    return all(callable(getattr(module, key, None)) and key not in parameters for key in given)
+
+
+def read_functions(module: torch.nn.Module, given: Mapping[str, Any]) -> dict[str, Example]:
+    """Function name -> (args, kwargs). A name that is no method of the module stands for `forward` with these inputs.
+
+    Raises:
+        TranspileError: "bad-function": a name that a generated model cannot have; "bad-example-inputs".
+    """
+    from transpiler.naming import check_function_name
+
+    if not given:
+        raise TranspileError("bad-function", "No functions are named", hints=['functions={"decode": (args,)}'])
+    for name in given:
+        check_function_name(name)
+    return {name: _args_kwargs(example) for name, example in given.items()}
+
+
+def dynamic_functions() -> TranspileError:
+    """Why sizes that vary and several functions do not go together."""
+    return TranspileError(
+        "dynamic-functions",
+        "A model of several functions has fixed sizes in each of them",
+        hints=["name a function per size, such as prefill_16 and prefill_64: they share weights and state"],
+    )
+
+
+@contextlib.contextmanager
+def called_as(module: torch.nn.Module, function: str) -> Iterator[None]:
+    """The module with `forward` standing for its method `function`, if it has one of that name."""
+    method = getattr(module, function, None)
+    if function == "forward" or not callable(method):
+        yield
+        return
+    own = vars(module).get("forward")
+    module.forward = method
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
 def _args_kwargs(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """`(args, kwargs)`, a tuple of arguments, a dict of keywords or one tensor."""
     if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], tuple | list):
@@ -181,15 +244,46 @@ def capture_file(
 ) -> Captured:
     """Capture `model.py` or `model.pt2`. Raises what `load_model_file`, `capture_module` and `load_exported`
     raise."""
+    return capture_file_functions(path, entry, init, inputs, dynamic)[0]
+
+
+def capture_file_functions(
+    path: str | Path,
+    entry: str | None = None,
+    init: Mapping[str, Any] | None = None,
+    inputs: Sequence[InputSpec] = (),
+    dynamic: Sequence[DynamicSpec] = (),
+) -> tuple[Captured, ...]:
+    """Every function that the example inputs of a `model.py` name; the one of a `model.pt2`."""
     path = Path(path)
     if path.suffix == ".pt2":
-        return load_exported(path, dynamic)
+        return (load_exported(path, dynamic),)
     if path.suffix in (".pt", ".pth", ".bin"):
         raise whole_module_error(path)
     loaded = load_model_file(path, entry, init, inputs)
     shapes = dynamic_shapes(loaded.module, loaded.args, loaded.kwargs, dynamic) if dynamic else None
-    captured = capture_module(loaded.module, loaded.args, loaded.kwargs, shapes, source=loaded.source)
-    return replace(captured, name=loaded.name)
+    captured = capture_functions(loaded.module, loaded.functions, shapes, source=loaded.source)
+    return tuple(replace(item, name=loaded.name) for item in captured)
+
+
+def capture_functions(
+    module: torch.nn.Module,
+    functions: Mapping[str, Example],
+    dynamic_shapes: Any = None,
+    *,
+    source: ModelSource | None = None,
+) -> tuple[Captured, ...]:
+    """Capture each function of a module; they share its weights and buffers.
+
+    Raises:
+        TranspileError: "dynamic-functions"; what `capture_module` raises.
+    """
+    if dynamic_shapes is not None and len(functions) > 1:
+        raise dynamic_functions()
+    return tuple(
+        capture_module(module, args, kwargs, dynamic_shapes, source=source, function=name)
+        for name, (args, kwargs) in functions.items()
+    )
 
 
 def capture_module(
@@ -199,8 +293,9 @@ def capture_module(
     dynamic_shapes: Any = None,
     *,
     source: ModelSource | None = None,
+    function: str = "forward",
 ) -> Captured:
-    """Export a module in eval mode and apply our decompositions; the module is left as it was.
+    """Export a module (its method `function`) in eval mode and apply our decompositions; the module is left as it was.
 
     Raises:
         TranspileError: "data-dependent-control-flow", "dynamic-shape" or "export-failed", with the user's
@@ -216,16 +311,30 @@ def capture_module(
     files = Files(source.path.resolve().parent if source else None)
     example = tuple(args), dict(kwargs or {})
     _register_caches()
-    with evaluating(module, warnings), torch.no_grad(), _quiet():
+    cache = _holds_cache(example)
+    with (
+        evaluating(module, warnings, keep_cache=cache),
+        called_as(module, function),
+        torch.no_grad(),
+        _quiet(),
+    ):
         try:
             traced = grown(*example, dynamic_shapes) if dynamic_shapes is not None else example
             exported = torch.export.export(module, *traced, dynamic_shapes=dynamic_shapes)
             exported = exported.run_decompositions(decomposition_table())
         except Exception as error:
+            if isinstance(error, AssertionError) and (shared := _overlapping(module)):
+                raise TranspileError(
+                    "mutated-buffer",
+                    f"The buffers {' and '.join(map(repr, shared))} share memory, and the model writes it",
+                    hints=["give each buffer memory of its own, with .clone()"],
+                ) from error
             raise export_error(error, files) from error
     names = _default_names(exported, _symbol_names(exported, example, dynamic_shapes))
     name = _identifier(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(module).__name__)).lower()
-    return Captured(exported, module, *example, source, name, tuple(warnings), names)
+    return Captured(
+        exported, module, *example, source, name, tuple(warnings), names, function=function, keeps_cache=cache
+    )
 
 
 def capture_exported(exported: ExportedProgram, name: str = "model", dynamic: Sequence[DynamicSpec] = ()) -> Captured:
@@ -283,17 +392,22 @@ def whole_module_error(path: Path) -> TranspileError:
 
 
 @contextlib.contextmanager
-def evaluating(module: torch.nn.Module, warnings: list[str] | None = None) -> Iterator[None]:
-    """The module in eval mode and, for transformers models, without a cache in its outputs; restored
-    afterwards."""
+def evaluating(
+    module: torch.nn.Module, warnings: list[str] | None = None, *, keep_cache: bool = False
+) -> Iterator[None]:
+    """The module in eval mode and, for transformers models, without a cache in its outputs unless `keep_cache`;
+    restored afterwards."""
     training = [(item, item.training) for item in module.modules()]
-    configs = _caching_configs(module)
+    configs = [] if keep_cache else _caching_configs(module)
     try:
         module.eval()
         for config in configs:
             config.use_cache = False
         if configs and warnings is not None:
-            warnings.append("config.use_cache is off: the key/value cache is not part of the outputs.")
+            warnings.append(
+                "config.use_cache is off: the key/value cache is not part of the outputs "
+                "(it is if the example inputs hold a cache or use_cache=True)."
+            )
         yield
     finally:
         for item, flag in training:
@@ -315,6 +429,18 @@ def _caching_configs(module: torch.nn.Module) -> list[Any]:
                 if getattr(config, "use_cache", False) is True:
                     found[id(config)] = config
     return list(found.values())
+
+
+def _holds_cache(example: Example) -> bool:
+    """Whether a call is given a key/value cache of transformers, or asks for one."""
+    args, kwargs = example
+    if kwargs.get("use_cache") is True:
+        return True
+    if "transformers" not in sys.modules:
+        return False
+    from transformers import Cache
+
+    return any(isinstance(item, Cache) for item in (*args, *kwargs.values()))
 
 
 def _register_caches() -> None:
@@ -346,6 +472,17 @@ def _quiet() -> Iterator[None]:
         sink.close()
         for item, level in zip(loggers, levels, strict=True):
             item.setLevel(level)
+
+
+def _overlapping(module: torch.nn.Module) -> tuple[str, str] | None:
+    """Two buffers over the same memory, which torch.export cannot trace if it is written."""
+    seen: dict[int, str] = {}
+    plain = {name: item for name, item in vars(module).items() if isinstance(item, torch.Tensor)}
+    for name, buffer in (*module.named_buffers(), *plain.items()):
+        place = buffer.untyped_storage().data_ptr()
+        if buffer.numel() and seen.setdefault(place, name) != name:
+            return seen[place], name
+    return None
 
 
 def _source_of(module: torch.nn.Module) -> ModelSource | None:

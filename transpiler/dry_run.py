@@ -35,25 +35,33 @@ class Checked:
     dtypes: tuple[str, ...]
 
 
-def checked(name: str, model: Model, plan: KernelPlan, target: str, isas: Sequence[str]) -> Checked:
-    graph = model.program.main
+def checked(name: str, model: Model, plans: Sequence[KernelPlan], target: str, isas: Sequence[str]) -> Checked:
+    graphs = model.program.functions.values()
 
-    def elements(role: Role) -> int:
-        return sum(math.prod(item.value.type.static_shape()) for item in graph.inputs if item.role is role)
+    def elements(*roles: Role) -> int:
+        tensors = {item.key: item.value.type for graph in graphs for item in graph.inputs if item.role in roles}
+        return sum(math.prod(type_.static_shape()) for type_ in tensors.values())
+
+    def label(plan: KernelPlan, name: str) -> str:
+        return name if len(plans) == 1 else f"{plan.function}.{name}"
 
     return Checked(
         name=name,
         target=target,
         isas=tuple(isas),
-        inputs=tuple((item.key, str(item.value.type)) for item in plan.inputs),
-        outputs=tuple((name, str(value.type)) for name, value in zip(output_names(plan), plan.outputs, strict=True)),
-        operators=Counter(node.op.name for node in graph.nodes),
-        kernels=len(plan.kernels),
-        calls=len(plan.calls()),
+        inputs=tuple((label(plan, item.key), str(item.value.type)) for plan in plans for item in plan.inputs),
+        outputs=tuple(
+            (label(plan, output), str(value.type))
+            for plan in plans
+            for output, value in zip(output_names(plan), plan.outputs, strict=True)
+        ),
+        operators=Counter(node.op.name for graph in graphs for node in graph.nodes),
+        kernels=len(plans[0].kernels),
+        calls=sum(len(plan.calls()) for plan in plans),
         parameters=elements(Role.PARAMETER),
-        buffers=elements(Role.BUFFER),
-        weight_bytes=plan.weight_bytes,
-        dtypes=tuple(sorted({value.dtype for value in graph.values()})),
+        buffers=elements(Role.BUFFER, Role.STATE),
+        weight_bytes=plans[0].weight_bytes,
+        dtypes=tuple(sorted({value.dtype for graph in graphs for value in graph.values()})),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from transpiler.formatting import format_python
 from transpiler.forward import ForwardView, KernelMethodView, forward_view, kernel_methods, kernel_views
-from transpiler.interface import Argument, CallView, RecordView, call_arguments, interface
+from transpiler.interface import Argument, CallView, Records, RecordView, call_arguments, interface
 from transpiler.ir import Array, Program, Role
 from transpiler.link import ITEM_BYTES, Linked, output_names
 from transpiler.manifest import VERSION, build_manifest
@@ -31,14 +31,14 @@ MAX_SAMPLE_BYTES = 65536
 class SourceFacts:
     """What the user's source contributes to the texts of a package.
 
-    `file` is a name without folders, `arguments` are `forward`'s positional parameters without `self`,
+    `file` is a name without folders, `arguments` are each function's positional parameters without `self`,
     `facts` goes to the manifest as it is (hashes, options).
     """
 
     file: str = ""
     entry: str = ""
     docstring: str = ""
-    arguments: tuple[str, ...] = ()
+    arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -53,6 +53,26 @@ class TomlView:
 
 
 @dataclass(frozen=True)
+class KernelPlanView:
+    """reprs of a function's name and of the kernels it calls, in order."""
+
+    function: str
+    kernels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FunctionView:
+    """The methods of one function: the typed call, the plan kernel by kernel, the binding of arguments."""
+
+    call_name: str
+    call: CallView
+    plan_name: str
+    plan_doc: str
+    forward: ForwardView
+    bind_name: str
+
+
+@dataclass(frozen=True)
 class PackageView:
     """Everything the templates print. `manifest` lacks only "files"; `binaries` are files as they are."""
 
@@ -64,11 +84,11 @@ class PackageView:
     exports: tuple[str, ...]
     all_names: tuple[str, ...]
     std_imports: tuple[str, ...]
-    kernel_plan: tuple[str, ...]
+    kernel_plans: tuple[KernelPlanView, ...]
     kernels: tuple[KernelMethodView, ...]
     records: tuple[RecordView, ...]
-    call: CallView
-    forward: ForwardView
+    functions: tuple[FunctionView, ...]
+    keeps_state: bool
     prepare: PrepareView
     toml: TomlView
     readme: ReadmeView
@@ -80,7 +100,7 @@ def make_view(
     *,
     name: str,
     program: Program,
-    plan: KernelPlan,
+    plans: Sequence[KernelPlan],
     libraries: Mapping[str, Linked],
     prepared: Mapping[str, Array],
     source: SourceFacts | None = None,
@@ -88,11 +108,11 @@ def make_view(
     sample: Mapping[str, Array] | None = None,
     tool_versions: Mapping[str, str] | None = None,
     graph_json: str = "{}\n",
-    bounds: Mapping[str, tuple[int, int]] | None = None,
+    bounds: Mapping[str, Mapping[str, tuple[int, int]]] | None = None,
     machine: str | None = None,
-    examples: Sequence[tuple[int, ...]] = (),
+    examples: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
 ) -> PackageView:
-    """The package of one plan.
+    """The package of a program's plans, one per function in its order.
 
     Args:
         name: import name.
@@ -100,10 +120,10 @@ def make_view(
         libraries: ISA -> its linked library.
         prepared: what `run_prepare` returned.
         verification: "verified" (bool), "error" (a record per output), "tolerance"; None for unverified.
-        sample: "input.<i>" and "output.<i>" by flat position; left out of the package beyond 64 KB.
+        sample: "input.<i>" and "output.<i>" of the main function by flat position; left out beyond 64 KB.
         graph_json: the imported program (`transpiler.serialize`).
-        bounds: inclusive bounds of integer inputs, by flat name.
-        examples: shapes of the example inputs.
+        bounds: inclusive bounds of integer inputs, by function and flat name.
+        examples: shapes of each function's example inputs.
         machine: the processor family, as `platform.machine()` calls it; this machine's by default.
 
     Raises:
@@ -111,15 +131,28 @@ def make_view(
     """
     name = package_name(name)
     source = source or SourceFacts()
-    graph = program.main
-    arguments = call_arguments(graph.in_structure, plan.inputs, source.arguments)
-    names = output_names(plan)
-    call, records = interface(arguments, plan.inputs, plan.outputs, names, graph.out_structure)
+    plan = next(plan for plan in plans if plan.function == program.main.name)
+    arguments = {
+        item.function: call_arguments(
+            program.functions[item.function].in_structure, item.inputs, source.arguments.get(item.function, ())
+        )
+        for item in plans
+    }
+    found = Records(argument.name for items in arguments.values() for argument in items)
+    note = "The state (`model.state`) moves on." if plan.state else ""
+    calls = {
+        item.function: interface(
+            arguments[item.function], item.inputs, item.outputs, output_names(item),
+            program.functions[item.function].out_structure, found, item.function, note,
+        )
+        for item in plans
+    }  # fmt: skip
+    records = tuple(found.views)
     methods = kernel_methods(plan)
     manifest = build_manifest(
         name=name,
         program=program,
-        plan=plan,
+        plans=plans,
         isas=list(libraries),
         arguments=arguments,
         verification=verification or {},
@@ -127,7 +160,7 @@ def make_view(
         source={"file": source.file, "entry": source.entry, **source.facts},
         bounds=bounds or {},
         machine=machine or platform.machine(),
-        examples=examples,
+        examples=examples or {},
     )
     exports = tuple(sorted(["Model", *(record.name for record in records)]))
     everything = sorted([*exports, "PackageError", "TapError", "WeightsError", "__version__"], key=_sort_key)
@@ -136,7 +169,7 @@ def make_view(
         name=name,
         version=repr(VERSION),
         title_doc=docstring(f"{what}: `Model()` runs it with numpy arrays."),
-        module_doc=_module_doc(what, source, call, arguments),
+        module_doc=_module_doc(what, source, calls, arguments),
         class_doc=docstring(f"{what}; see `runtime.package.Package` for what every model can do."),
         exports=tuple(sorted(exports, key=_sort_key)),
         all_names=tuple(map(repr, everything)),
@@ -145,16 +178,35 @@ def make_view(
             + ["from pathlib import Path"]
             + ["from typing import Any" + ", NamedTuple" * any(record.named_tuple for record in records)]
         ),
-        kernel_plan=tuple(repr(item.kernel) for item in plan.calls()),
-        kernels=kernel_views(plan, methods),
+        kernel_plans=tuple(
+            KernelPlanView(repr(item.function), tuple(repr(call.kernel) for call in item.calls())) for item in plans
+        ),
+        kernels=kernel_views(plans, methods),
         records=records,
-        call=call,
-        forward=forward_view(plan, methods, (record.name for record in records)),
+        functions=tuple(
+            _function_view(item, calls[item.function], methods, [record.name for record in records]) for item in plans
+        ),
+        keeps_state=bool(plan.state),
         prepare=prepare_view(plan),
         toml=TomlView(_toml(name.replace("_", "-")), _toml(VERSION), _toml(comment(what)), _toml(name)),
-        readme=readme_view(name, source.docstring or what, arguments, plan, names, manifest),
+        readme=readme_view(name, source.docstring or what, arguments, plans, manifest),
         manifest=manifest,
         binaries=_binaries(name, program, plan, libraries, prepared, sample, graph_json),
+    )
+
+
+def _function_view(
+    plan: KernelPlan, call: CallView, methods: Mapping[str, str], reserved: Sequence[str]
+) -> FunctionView:
+    name, is_forward = plan.function, plan.function == "forward"
+    doc = "The plan, kernel by kernel: flat inputs to flat outputs."
+    return FunctionView(
+        call_name="__call__" if is_forward else name,
+        call=call,
+        plan_name="forward" if is_forward else f"plan_{name}",
+        plan_doc=doc if is_forward else f"The plan of `{name}`, kernel by kernel: flat inputs to flat outputs.",
+        forward=forward_view(plan, methods, reserved),
+        bind_name="_bind" if is_forward else f"_bind_{name}",
     )
 
 
@@ -217,9 +269,15 @@ def _offset(plan: KernelPlan, name: str) -> int:
     return plan.storage[name].offset
 
 
-def _module_doc(what: str, source: SourceFacts, call: CallView, arguments: Sequence[Argument]) -> str:
-    signature = f"model({', '.join(argument.name for argument in arguments)}) -> {call.returns}"
-    parts = [f"{what}: {signature}"]
+def _module_doc(
+    what: str, source: SourceFacts, calls: Mapping[str, CallView], arguments: Mapping[str, Sequence[Argument]]
+) -> str:
+    signatures = [
+        f"model{'' if name == 'forward' else f'.{name}'}({', '.join(argument.name for argument in arguments[name])})"
+        f" -> {call.returns}"
+        for name, call in calls.items()
+    ]
+    parts = [f"{what}: {signatures[0]}", *signatures[1:]]
     if source.file:
         parts.append(f"Generated from {source.file}. Comments show the lines that the kernels below them compute.")
     if source.docstring:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from transpiler.dims import free_symbols, rename, symbol_places
 from transpiler.ir import TensorType, Value
-from transpiler.link import output_names
+from transpiler.link import storage_of
 from transpiler.naming import RESERVED, Namer, comment, docstring, identifier, source_line
 from transpiler.plan import Call, Kernel, KernelPlan, View
 
@@ -16,11 +16,13 @@ _MODULE_NAMES = frozenset(
         "self",
         "k",
         "w",
+        "s",
         "np",
         "npt",
         "Any",
         "Array",
         "ArrayLike",
+        "Cells",
         "Kernels",
         "Model",
         "Package",
@@ -46,8 +48,10 @@ def shape_text(type: TensorType, variables: Mapping[str, str] | None = None) -> 
 
 @dataclass(frozen=True)
 class ForwardView:
-    """`parameters` are the flat inputs, `lines` the body, `results` the flat outputs."""
+    """`state` is the parameter `s` with its comma, if there is one, `parameters` are the flat inputs, `lines` the body,
+    `results` the flat outputs."""
 
+    state: str
     parameters: tuple[str, ...]
     lines: tuple[str, ...]
     results: tuple[str, ...]
@@ -71,13 +75,23 @@ def forward_view(plan: KernelPlan, methods: Mapping[str, str], extra_reserved: I
         if covered and covered != shown:
             lines.extend(f"# {line}" for line in covered if line not in shown)
             shown = covered
-        arguments = ", ".join(names.use(value) for value in step.inputs)
+        read = step.inputs if step.into is None else (*step.inputs, step.into)
+        arguments = ", ".join(names.use(value) for value in read)
         targets = [names.define(value, _wanted(value, step.kernel), index) for value in step.outputs]
         shapes = ", ".join(f"[{', '.join(map(str, value.shape))}]" for value in step.outputs)
         call = f"k.{methods[step.kernel]}({arguments})  # {shapes}"
         used = len(targets) > 1 or any(names.is_used(value) for value in step.outputs)
         lines.append(f"{', '.join(targets)} = {call}" if used else call)
-    return ForwardView(parameters, tuple(lines), tuple(names.use(value) for value in plan.outputs))
+    results = []
+    for value in plan.outputs:
+        results.append(names.use(value))
+        if storage_of(plan, value).kind == "state":
+            # What the caller gets is no part of the state, which later calls write.
+            source = results[-1]
+            results[-1] = names.define(value, _wanted(value, "value"), len(plan.steps) - 1)
+            lines.append(f"{results[-1]} = {source}.copy()")
+    updated = [f"{names.cells[key]}[...] = {names.use(value)}" for key, value in plan.updates.items()]
+    return ForwardView(", s: Cells" if plan.state else "", parameters, (*lines, *updated), tuple(results))
 
 
 def _size_lines(plan: KernelPlan, names: _Names, parameters: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -116,15 +130,17 @@ class _Names:
         self._namer = Namer(reserved)
         self._names: dict[str, str] = {}
         self._weights = {value.name for value in plan.weights}
+        self.cells = {slot.key: member("s", slot.value.name) for slot in plan.state}
+        self._states = {slot.value.name: self.cells[slot.key] for slot in plan.state}
         self._last_use: dict[str, int] = {}
-        for value in plan.outputs:
+        for value in (*plan.outputs, *plan.updates.values()):
             self._last_use[value.name] = len(plan.steps)
         for index, step in reversed(list(enumerate(plan.steps))):
             if isinstance(step, View):
                 if step.output.name in self._last_use:  # else it is there for a tap only
                     self._last_use.setdefault(step.input.name, index)
                 continue
-            for value in step.inputs:
+            for value in (*step.inputs, *([step.into] if step.into is not None else [])):
                 self._last_use.setdefault(value.name, index)
         self._holder: dict[str, str] = {}  # variable -> the value it holds
 
@@ -138,6 +154,8 @@ class _Names:
     def use(self, value: Value) -> str:
         if value.name not in self._names and value.name in self._weights:
             return weight_access(value.name)
+        if value.name not in self._names and value.name in self._states:
+            return self._states[value.name]
         return self._names[value.name]
 
     def define(self, value: Value, wanted: str, step: int) -> str:
@@ -153,9 +171,14 @@ class _Names:
 
 def weight_access(name: str) -> str:
     """`w.conv1_weight`, or `w["class"]` where an attribute would not do."""
+    return member("w", name)
+
+
+def member(owner: str, name: str) -> str:
+    """A tensor of `w`, the weights, or `s`, the state."""
     plain = name.isascii() and name.isidentifier() and name not in RESERVED and not name.startswith("_")
     methods = ("get", "keys", "values", "items")
-    return f"w.{name}" if plain and name not in methods else f"w[{name!r}]"
+    return f"{owner}.{name}" if plain and name not in methods else f"{owner}[{name!r}]"
 
 
 # --- the methods of Kernels -------------------------------------------------------------------------------
@@ -191,29 +214,26 @@ class KernelMethodView:
     inputs: str
     results: str
     result: str
+    option: str
 
 
 def kernel_methods(plan: KernelPlan) -> dict[str, str]:
     """Kernel symbol -> method name."""
-    namer = Namer({"launch", "plan"})
+    namer = Namer({"launch", "plans", "changed"})
     return {kernel.name: namer.take(kernel.name, "kernel") for kernel in plan.kernels}
 
 
-def kernel_views(plan: KernelPlan, methods: Mapping[str, str]) -> tuple[KernelMethodView, ...]:
+def kernel_views(plans: Sequence[KernelPlan], methods: Mapping[str, str]) -> tuple[KernelMethodView, ...]:
     calls: dict[str, list[Call]] = {}
-    for call in plan.calls():
+    for call in (call for plan in plans for call in plan.calls()):
         calls.setdefault(call.kernel, []).append(call)
-    weights = {value.name for value in plan.weights}
-    names = dict(zip((value.name for value in plan.outputs), output_names(plan), strict=True))
+    weights = {value.name for value in plans[0].weights}
     return tuple(
-        _kernel_view(kernel, calls.get(kernel.name, []), methods[kernel.name], weights, names)
-        for kernel in plan.kernels
+        _kernel_view(kernel, calls.get(kernel.name, []), methods[kernel.name], weights) for kernel in plans[0].kernels
     )
 
 
-def _kernel_view(
-    kernel: Kernel, calls: list[Call], method: str, weights: set[str], output_name: Mapping[str, str]
-) -> KernelMethodView:
+def _kernel_view(kernel: Kernel, calls: list[Call], method: str, weights: set[str]) -> KernelMethodView:
     namer = Namer({"self", "np", "npt", "Any", "Array"})
     parameters = tuple(
         namer.take(_parameter([call.inputs[index] for call in calls], index, weights), "x")
@@ -229,19 +249,24 @@ def _kernel_view(
         for index, type in enumerate(kernel.outputs)
     )
     names = [output.name for output in outputs]
+    if kernel.in_place:
+        names, outputs = [namer.take("into")], ()
     inputs = ", ".join(f"{name} {type}" for name, type in zip(parameters, kernel.inputs, strict=True))
     return KernelMethodView(
         method=method,
         symbol=repr(kernel.name),
-        parameters=parameters,
+        parameters=(*parameters, *(names if kernel.in_place else [])),
         returns="Array" if single else f"tuple[{', '.join(['Array'] * len(names))}]" if names else "tuple[()]",
         summary=docstring(kernel.summary or kernel.name),
-        signature=docstring(f"{inputs or 'nothing'} -> {', '.join(map(str, kernel.outputs))}"),
+        signature=docstring(
+            f"{inputs or 'nothing'} -> {', '.join(map(str, kernel.outputs))}" + " `into`" * kernel.in_place
+        ),
         symbols=tuple(SizeView(variables[name], repr(name)) for name in used),
         outputs=outputs,
         inputs=_tuple(parameters),
         results=_tuple(names),
         result=names[0] if single else f"({_tuple(names)})",
+        option=", in_place=True" if kernel.in_place else "",
     )
 
 

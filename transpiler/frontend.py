@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,20 +25,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Model:
-    """What the pipeline needs of a model, whatever it came from.
+class Function:
+    """How PyTorch runs one function of a model.
 
-    `eager(inputs, weights=)` gives PyTorch's float32 outputs, `reference(inputs, double=, capture_values=, weights=)`
-    those of its graph; `taps` maps a module path to the name that `capture_values` takes.
+    `eager` and `reference` are what `transpiler.verify` records; `taps` maps a module path to the name that the
+    reference's `capture_values` takes.
     """
 
-    program: Program
-    state: Mapping[str, Array]
     examples: tuple[Array, ...]
     bounds: Mapping[str, tuple[int, int]]
     taps: Mapping[str, str]
     eager: Callable[..., Any]
     reference: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the pipeline needs of a model, whatever it came from. `state` is its state_dict."""
+
+    program: Program
+    state: Mapping[str, Array]
+    functions: Mapping[str, Function]
     name: str
     facts: SourceFacts
     graph_json: str
@@ -62,18 +70,29 @@ def read_model(request: Request) -> Model:
     return _from_torch(request)
 
 
-def _capture(request: Request) -> Captured:
+def _capture(request: Request) -> tuple[Captured, ...]:
     from transpiler import capture
 
     model = request.model
+    if request.functions is not None and (isinstance(model, str | Path) or not hasattr(model, "named_modules")):
+        raise UsageError(
+            "bad-functions", "functions= goes with an nn.Module; a model.py names them in example_inputs()."
+        )
     if isinstance(model, str | Path):
-        return capture.capture_file(model, request.entry, request.init, request.inputs, request.dynamic)
+        return capture.capture_file_functions(model, request.entry, request.init, request.inputs, request.dynamic)
     if hasattr(model, "graph_signature"):
-        return capture.capture_exported(model, dynamic=request.dynamic)
+        return (capture.capture_exported(model, dynamic=request.dynamic),)
     if not hasattr(model, "named_modules"):
         raise UsageError(
             "not-a-module", f"model is a {type(model).__name__}, expected an nn.Module, an ExportedProgram or a path."
         )
+    if request.functions is not None:
+        if request.args is not None or request.kwargs is not None:
+            raise UsageError("bad-functions", "Give example inputs as args and kwargs or in functions=, not in both.")
+        functions = capture.read_functions(model, request.functions)
+        if request.dynamic:
+            raise capture.dynamic_functions()
+        return capture.capture_functions(model, functions, request.dynamic_shapes)
     if request.args is None and request.kwargs is None:
         raise UsageError(
             "no-example-inputs",
@@ -87,33 +106,42 @@ def _capture(request: Request) -> Captured:
         from transpiler.examples import dynamic_shapes
 
         shapes = dynamic_shapes(model, args, kwargs, request.dynamic)
-    return capture.capture_module(model, args, kwargs, shapes)
+    return (capture.capture_module(model, args, kwargs, shapes),)
 
 
 def _from_torch(request: Request) -> Model:
-    from transpiler.importer import import_program
+    from transpiler.importer import import_functions
     from transpiler.reference import example_arrays, run_eager, run_reference
     from transpiler.weights import state_arrays
 
-    captured = _capture(request)
-    imported = import_program(captured)
-    program = imported.program
-    own = state_arrays(captured.exported_program.state_dict)
+    captures = _capture(request)
+    program, imports = import_functions(captures)
+    captured = captures[0]
+    own = {key: array.copy() if key in program.states() else array
+           for key, array in state_arrays(captured.exported_program.state_dict).items()}  # fmt: skip
     given = _weights(request)
     state = check_weights(expected_weights(program), program.aliases, own if given is None else given)
     override = None if given is None else dict(state)
+    functions = {}
+    for name, item, imported in zip(program.functions, captures, imports, strict=True):
+        functions[name] = Function(
+            examples=tuple(example_arrays(item)),
+            bounds=_bounds(request, imported),
+            taps={path: imported.fx_names[value] for path, value in imported.taps.items()},
+            eager=_with_default(partial(run_eager, item), override),
+            reference=_with_default(partial(run_reference, item), override),
+        )
+    graph_json = _graph_json(program)
+    for name, imported in zip(tuple(program.functions), imports, strict=True):
+        program = with_taps(program, imported.taps, name)
     return Model(
-        program=with_taps(program, imported.taps),
+        program=program,
         state=state,
-        examples=tuple(example_arrays(captured)),
-        bounds=_bounds(request, imported),
-        taps={path: imported.fx_names[value] for path, value in imported.taps.items()},
-        eager=_with_default(partial(run_eager, captured), override),
-        reference=_with_default(partial(run_reference, captured), override),
+        functions=functions,
         name=captured.name,
-        facts=_facts(request, captured),
-        graph_json=_graph_json(program),
-        warnings=imported.warnings,
+        facts=_facts(captures),
+        graph_json=graph_json,
+        warnings=tuple(dict.fromkeys(text for imported in imports for text in imported.warnings)),
     )
 
 
@@ -158,20 +186,25 @@ def _bounds(request: Request, imported: Imported) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _facts(request: Request, captured: Captured) -> SourceFacts:
+def _facts(captures: Sequence[Captured]) -> SourceFacts:
     """What the user's source contributes to the package's texts."""
+    captured = captures[0]
     source = captured.source
     if source is None:
         return SourceFacts(entry=type(captured.module).__name__ if captured.module is not None else "")
     entry = type(captured.module).__name__ if captured.module is not None else ""
     described = source.classes.get(entry)
-    arguments: tuple[str, ...] = ()
-    if described is not None and described.forward is not None:
-        arguments = tuple(
-            item.name
-            for item in described.forward
-            if item.name != "self" and item.kind in ("positional", "positional_only", "positional_or_keyword")
-        )
+    arguments = {}
+    for item in captures:
+        method = getattr(item.module, item.function, None)
+        if callable(method) and item.function != "forward":
+            arguments[item.function] = _positional(method)
+        elif described is not None and described.forward is not None:
+            arguments[item.function] = tuple(
+                parameter.name
+                for parameter in described.forward
+                if parameter.name != "self" and parameter.kind in ("positional", "positional_only")
+            )
     return SourceFacts(
         file=source.path.name,
         entry=entry,
@@ -179,6 +212,12 @@ def _facts(request: Request, captured: Captured) -> SourceFacts:
         arguments=arguments,
         facts={"sha256": hashlib.sha256(source.text.encode()).hexdigest()},
     )
+
+
+def _positional(method: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a bound method's positional parameters."""
+    parameters = inspect.signature(method).parameters.values()
+    return tuple(item.name for item in parameters if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD))
 
 
 def _from_graph(request: Request, path: Path) -> Model:
@@ -194,16 +233,21 @@ def _from_graph(request: Request, path: Path) -> Model:
             hints=["give the model's own with --weights FILE.safetensors"],
         )
     state = check_weights(expected_weights(program), program.aliases, given)
-    reference = GraphReference(program, state)
+    references = {name: GraphReference(program, state, name) for name in program.functions}
     name = path.name.removesuffix(".json").removesuffix(".graph").replace("-", "_")
     return Model(
         program=program,
         state=state,
-        examples=reference.examples(),
-        bounds=reference.bounds(),
-        taps={route: tap.value for route, tap in program.main.taps.items()},
-        eager=reference.eager,
-        reference=reference.run,
+        functions={
+            key: Function(
+                examples=reference.examples(),
+                bounds=reference.bounds(),
+                taps={route: tap.value for route, tap in reference.graph.taps.items()},
+                eager=reference.eager,
+                reference=reference.run,
+            )
+            for key, reference in references.items()
+        },
         name=name,
         facts=SourceFacts(file=path.name),
         graph_json=path.read_text(encoding="utf-8"),

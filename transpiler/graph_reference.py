@@ -21,12 +21,19 @@ WIDE = {"float32": "float64", "float16": "float64", "bfloat16": "float64"}
 class GraphReference:
     """`eager` and `run` with the signatures of `transpiler.reference`."""
 
-    def __init__(self, program: Program, state: Mapping[str, Array]) -> None:
+    def __init__(self, program: Program, state: Mapping[str, Array], function: str | None = None) -> None:
         self.program, self.state = program, state
+        self.graph = program.main if function is None else program.functions[function]
         self.wide = to_double(program)
 
-    def eager(self, inputs: Sequence[Array], *, weights: Mapping[str, Array] | None = None) -> list[Array]:
-        return list(run_graph(self.program, self._typed(weights), self._inputs(inputs)))
+    def eager(
+        self,
+        inputs: Sequence[Array],
+        *,
+        weights: Mapping[str, Array] | None = None,
+        state: Mapping[str, Array] | None = None,
+    ) -> list[Array]:
+        return self.run(inputs, weights=weights, state=state)[0]
 
     def run(
         self,
@@ -35,15 +42,24 @@ class GraphReference:
         double: bool = False,
         capture_values: Sequence[str] = (),
         weights: Mapping[str, Array] | None = None,
+        state: Mapping[str, Array] | None = None,
     ) -> tuple[list[Array], dict[str, Array]]:
-        state = self.state if weights is None else weights
+        def wide(array: Array) -> Array:
+            return _widen(array) if double else array
+
         values: dict[str, Array] = {}
-        if double:
-            widened = {key: _widen(array) for key, array in state.items()}
-            outputs = run_graph(self.wide, widened, [_widen(array) for array in inputs], values=values)
-        else:
-            outputs = run_graph(self.program, self._typed(weights), self._inputs(inputs), values=values)
-        return list(outputs), {name: values[name] for name in capture_values}
+        weights = self.state if weights is None else weights
+        held = {key: wide(array) for key, array in (state or {}).items()}
+        outputs = run_graph(
+            self.wide if double else self.program,
+            {key: wide(array) for key, array in weights.items()} if double else self._typed(weights),
+            [wide(array) for array in inputs] if double else self._inputs(inputs),
+            function=self.graph.name,
+            values=values,
+            state=held,
+        )
+        after = [held[key] for key in sorted(state or {})]
+        return [*outputs, *after], {name: values[name] for name in capture_values}
 
     def _typed(self, weights: Mapping[str, Array] | None) -> Mapping[str, Array]:
         """Weights in the model's dtypes: bfloat16 may come as float32."""
@@ -65,9 +81,9 @@ class GraphReference:
 
     def bounds(self) -> dict[str, tuple[int, int]]:
         """Integer inputs that look up a table directly: its valid indices."""
-        keys = {item.value.name: item.key for item in self.program.main.user_inputs()}
+        keys = {item.value.name: item.key for item in self.graph.user_inputs()}
         found: dict[str, tuple[int, int]] = {}
-        for node in self.program.main.nodes:
+        for node in self.graph.nodes:
             if isinstance(node.op, Take) and node.inputs[1].name in keys:
                 size = int(node.inputs[0].shape[node.op.axis])  # type: ignore[arg-type]
                 found[keys[node.inputs[1].name]] = (0, size - 1)
@@ -79,7 +95,7 @@ class GraphReference:
         limits = self.program.main.symbols.items()
         sizes = {name: max(item.low, min(4, item.high or 4)) for name, item in limits}
         drawn = []
-        for item in self.program.main.user_inputs():
+        for item in self.graph.user_inputs():
             shape = tuple(evaluate(dim, sizes) for dim in item.value.shape)
             count, seed = int(np.prod(shape, dtype=np.int64)), seed_of(item.key)
             dtype = numpy_dtype(item.value.dtype)

@@ -18,12 +18,16 @@ class Group:
 
     `inputs` are the values read from outside, each once, in order of first use; `outputs` are the values written.
     Only the last node's outputs are visible outside, except that an anchor with several outputs stands alone.
+
+    A group that runs `in_place` is one node that changes a part of its first operand: that operand is not among the
+    inputs, it is where the output is.
     """
 
     nodes: tuple[Node, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     anchor: int | None = None
+    in_place: bool = False
 
     @property
     def anchor_node(self) -> Node | None:
@@ -44,6 +48,8 @@ class Group:
     def key(self) -> tuple[object, ...]:
         """Equal for groups that the same kernel computes: ops, attributes, types and wiring, without names."""
         numbers = {value.name: number for number, value in enumerate(self.inputs)}
+        if self.in_place:
+            numbers[self.nodes[0].inputs[0].name] = -1
         nodes = []
         for node in self.nodes:
             wiring = tuple(numbers[value.name] for value in node.inputs)
@@ -52,7 +58,7 @@ class Group:
             # The text of the attributes tells 0.0 from -0.0, which compare equal.
             nodes.append((type(node.op), repr(node.op), wiring, tuple(value.type for value in node.outputs)))
         outputs = tuple(numbers[value.name] for value in self.outputs)
-        return (tuple(value.type for value in self.inputs), tuple(nodes), outputs)
+        return (tuple(value.type for value in self.inputs), tuple(nodes), outputs, self.in_place)
 
 
 def make_group(nodes: tuple[Node, ...], outputs: tuple[Value, ...]) -> Group:

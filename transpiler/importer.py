@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch.fx import Node as FxNode
 
-from transpiler.boundary import Boundary, Unknown
+from transpiler.boundary import Boundary, Unknown, mutated_buffers
 from transpiler.capture import Captured
 from transpiler.dims import Dim, SymbolRange, free_symbols, symbol_places
-from transpiler.errors import TranspileErrors
+from transpiler.errors import Problem, TranspileErrors
 from transpiler.ir import (
     Array,
     Graph,
@@ -52,16 +52,61 @@ class Imported:
     warnings: tuple[str, ...] = ()
 
 
-def import_program(captured: Captured) -> Imported:
-    """Translate the captured FX graph.
+def import_program(captured: Captured, name: str = "forward", state: Collection[str] = ()) -> Imported:
+    """Translate the captured FX graph into a program of one function called `name`.
+
+    Buffers that it writes, and those in `state` (other functions write them), become state.
 
     Raises:
         TranspileErrors: everything in the model that has no counterpart, all at once: operators, dtypes,
         sizes,
-            containers, mutated buffers.
+            containers.
         IRError: an op's type rule disagrees with PyTorch (a bug of the op).
     """
-    return _Importer(captured).run()
+    return _Importer(captured, name, state).run()
+
+
+def import_functions(captures: Sequence[Captured]) -> tuple[Program, tuple[Imported, ...]]:
+    """Import every captured function of one model into a program; what one of them writes is state of all.
+
+    Raises:
+        TranspileErrors: everything that has no counterpart, of all functions at once.
+    """
+    state = frozenset[str]().union(*map(mutated_buffers, captures))
+    imports: list[Imported] = []
+    problems: list[Problem] = []
+    for captured in captures:
+        try:
+            imports.append(import_program(captured, captured.function, state))
+        except NotImported as error:
+            if len(captures) == 1:
+                raise
+            problems.extend(item for item in error.problems if item not in problems)
+    if problems:
+        raise TranspileErrors(problems)
+    functions: dict[str, Graph] = {}
+    constants: dict[str, Array] = {}
+    for imported in imports:
+        graph = imported.program.main
+        renamed = {key: _shared_key(constants, graph.name, key, data) for key, data in _constants_of(imported)}
+        constants.update({renamed[key]: data for key, data in _constants_of(imported)})
+        inputs = tuple(
+            replace(item, key=renamed[item.key]) if item.role is Role.CONSTANT else item for item in graph.inputs
+        )
+        functions[graph.name] = replace(graph, inputs=inputs)
+    return Program(functions, constants, imports[0].program.aliases), tuple(imports)
+
+
+def _constants_of(imported: Imported) -> list[tuple[str, Array]]:
+    return list(imported.program.constants.items())
+
+
+def _shared_key(constants: Mapping[str, Array], function: str, key: str, data: Array) -> str:
+    """The key of a constant in the program: its own, unless another function has other data there."""
+    held = constants.get(key)
+    if held is None or (held.dtype, held.shape, held.tobytes()) == (data.dtype, data.shape, data.tobytes()):
+        return key
+    return f"{key}.{function}"
 
 
 # FX calls without a meaning of their own: checks that export has already decided.
@@ -73,8 +118,9 @@ _PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format", "non_
 class _Importer(Boundary):
     """One import. It is also the `ImportContext` that op importers see."""
 
-    def __init__(self, captured: Captured) -> None:
-        super().__init__(captured)
+    def __init__(self, captured: Captured, name: str, state: Collection[str]) -> None:
+        super().__init__(captured, state)
+        self.name = name
         self.nodes: list[Node] = []
         self.pending: list[Node] = []
         self.current: FxNode | None = None
@@ -96,7 +142,7 @@ class _Importer(Boundary):
         if problems:
             raise NotImported(problems, self._understood())
         graph = Graph(
-            "forward",
+            self.name,
             tuple(sorted(self.inputs, key=lambda item: _ROLE_ORDER[item.role])),
             tuple(self.nodes),
             outputs,
@@ -105,7 +151,7 @@ class _Importer(Boundary):
             symbols,
         )
         verify(graph)
-        program = Program({"forward": graph}, self.constants, aliases)
+        program = Program({self.name: graph}, self.constants, aliases)
         taps = {
             path: self.env[node].name
             for path, node in self.module_outputs.items()

@@ -16,10 +16,12 @@ PARAMETER_RESERVED = frozenset(
         "self",
         "k",
         "w",
+        "s",
         "np",
         "Any",
         "Array",
         "ArrayLike",
+        "Cells",
         "Kernels",
         "Model",
         "NamedTuple",
@@ -60,13 +62,14 @@ class RecordView:
 
 @dataclass(frozen=True)
 class CallView:
-    """`unpack` is the assignment target for the flat outputs ("" if there are too many: `out` then)."""
+    """`unpack` is the assignment target for the flat outputs ("" if there are too many: `out` then), `infer` the call
+    that gives them."""
 
     parameters: str
     returns: str
     doc: str
     unpack: str
-    arguments: str
+    infer: str
     result: str
     flat: str
 
@@ -120,13 +123,13 @@ def _common_name(keys: Sequence[str]) -> str:
 
 def interface(
     arguments: Sequence[Argument], inputs: Sequence[Input], outputs: Sequence[Value], names: Sequence[str],
-    out_structure: Structure | None,
-) -> tuple[CallView, tuple[RecordView, ...]]:  # fmt: skip
-    """`__call__` and the result records. `names` are the flat outputs' names."""
+    out_structure: Structure | None, records: Records, function: str = "forward", note: str = "",
+) -> CallView:  # fmt: skip
+    """The typed call of a function. `names` are the flat outputs' names; `records` collects the classes of results;
+    `note` is a line for the docstring."""
     if out_structure is None:
         flat = tuple(Leaf(index) for index in range(len(outputs)))
         out_structure = flat[0] if len(flat) == 1 else Sequence_("tuple", flat)
-    records = _Records(argument.name for argument in arguments)
     returns = records.annotation(out_structure)
     reserved = {
         *PARAMETER_RESERVED,
@@ -140,23 +143,24 @@ def interface(
         unpack = f"({variables[0]},)" if len(variables) == 1 else ", ".join(variables)
     else:
         variables = [f"out[{index}]" for index in range(len(variables))]
+    chosen = [] if function == "forward" else [f"function={function!r}"]
     if all(isinstance(argument.structure, Leaf) for argument in arguments):
         by_index = {argument.structure.index: argument.name for argument in arguments}  # type: ignore[union-attr]
         flat_names = [by_index[index] for index in range(len(inputs))]
-        passed, bound = ", ".join(flat_names), f"[{', '.join(flat_names)}]"
+        passed, bound = flat_names, f"[{', '.join(flat_names)}]"
     else:
-        bound = f"self.flatten({{{', '.join(f'{argument.name!r}: {argument.name}' for argument in arguments)}}})"
-        passed = f"*{bound}"
-    call = CallView(
+        nested = f"{{{', '.join(f'{argument.name!r}: {argument.name}' for argument in arguments)}}}"
+        bound = f"self.flatten({', '.join([nested, *chosen])})"
+        passed = [f"*{bound}"]
+    return CallView(
         parameters=_parameters(arguments),
         returns=returns,
-        doc=_call_doc(arguments, inputs, out_structure, outputs, returns),
+        doc=_call_doc(arguments, inputs, out_structure, outputs, returns, note),
         unpack=unpack,
-        arguments=passed,
+        infer=f"self.infer({', '.join([*passed, *chosen])})",
         result=records.expression(out_structure, variables),
         flat=bound,
     )
-    return call, tuple(records.views)
 
 
 def _parameters(arguments: Sequence[Argument]) -> str:
@@ -201,7 +205,7 @@ def literal(value: bool | int | float | str | None) -> str:
     return repr(value)
 
 
-class _Records:
+class Records:
     """Annotations and expressions of results; collects the record classes they need."""
 
     def __init__(self, taken: Iterable[str]) -> None:
@@ -267,8 +271,10 @@ def _call_doc(
     out: Structure,
     outputs: Sequence[Value],
     returns: str,
+    note: str,
 ) -> str:
     lines = ["Run the model; numpy arrays and CPU tensors in, numpy arrays out.", ""]
+    lines += [note, ""] if note else []
     if arguments:
         lines.append("Args:")
         for argument in arguments:

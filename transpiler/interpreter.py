@@ -19,19 +19,23 @@ def run_graph(
     weights: Mapping[str, Array],
     inputs: Sequence[Array],
     *,
-    function: str = "forward",
+    function: str | None = None,
     values: dict[str, Array] | None = None,
+    state: dict[str, Array] | None = None,
 ) -> tuple[np.ndarray[Any, Any], ...]:
     """The user outputs for flat user inputs; `values`, if given, receives every value by name.
 
-    `weights` has a stored state_dict key for every parameter and buffer.
+    `weights` has a stored state_dict key for every parameter and buffer. `function` is `Program.main` by default.
+    `state`, if given, holds the content of states by key and receives the new one; those that it lacks, or all if it
+    is None, are as `initial_state` says.
 
     Raises:
         ValueError: an input's count, dtype or shape is not the graph's.
         KeyError: a weight is missing.
         IRError: an op's reference does not return what the op infers.
     """
-    graph = program.functions[function]
+    graph = program.main if function is None else program.functions[function]
+    held = {**initial_state(program, weights), **(state or {})}
     users = graph.user_inputs()
     if len(inputs) != len(users):
         raise ValueError(f"{len(inputs)} inputs given, {len(users)} expected")
@@ -44,7 +48,9 @@ def run_graph(
                 array = next(given)
             case Role.CONSTANT:
                 array = program.constants[item.key]
-            case Role.PARAMETER | Role.BUFFER | Role.STATE:
+            case Role.STATE:
+                array = held[item.key]
+            case Role.PARAMETER | Role.BUFFER:
                 array = weights[program.aliases.get(item.key, item.key)]
             case role:
                 raise IRError(f"input %{item.value.name} has role {role}, which the interpreter does not know")
@@ -55,7 +61,17 @@ def run_graph(
     _run_nodes(graph, env, symbols)
     if values is not None:
         values.update(env)
+    if state is not None:
+        state.update({**held, **{key: np.array(env[value.name]) for key, value in graph.updates().items()}})
     return tuple(env[value.name] for value in graph.user_outputs())
+
+
+def initial_state(program: Program, weights: Mapping[str, Array]) -> dict[str, Array]:
+    """The states before the first call, by key. Raises KeyError for one that `weights` lacks."""
+    return {
+        key: program.constants[key] if key in program.constants else weights[program.aliases.get(key, key)]
+        for key in program.states()
+    }
 
 
 def _run_nodes(graph: Graph, env: dict[str, Array], symbols: Mapping[str, int]) -> None:

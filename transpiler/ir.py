@@ -114,7 +114,8 @@ class Input:
     """An input of a function.
 
     `key` is the state_dict key of a parameter or buffer, the name in `Program.constants` of a constant, and the
-    argument's flattened name of a user input.
+    argument's flattened name of a user input. A state is named by the buffer that PyTorch keeps it in: it starts as
+    `Program.constants[key]` if that exists (a buffer outside the state_dict), else as the state_dict's tensor.
     """
 
     value: Value
@@ -190,6 +191,13 @@ class Graph:
     def weight_inputs(self) -> tuple[Input, ...]:
         return tuple(item for item in self.inputs if item.role in WEIGHT_ROLES)
 
+    def state_inputs(self) -> tuple[Input, ...]:
+        return tuple(item for item in self.inputs if item.role is Role.STATE)
+
+    def updates(self) -> dict[str, Value]:
+        """State key -> its new content. A state that is not among them stays as it is."""
+        return {item.state: item.value for item in self.outputs if item.state is not None}
+
     def user_outputs(self) -> tuple[Value, ...]:
         return tuple(item.value for item in self.outputs if item.state is None)
 
@@ -223,7 +231,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Program:
-    """Functions that share weights.
+    """Functions that share weights and state.
 
     `constants` are tensors that the model holds outside its state_dict (lifted literals, non-persistent buffers).
     `aliases` maps a tied state_dict key to the key that stores the tensor.
@@ -235,10 +243,23 @@ class Program:
 
     @property
     def main(self) -> Graph:
-        return self.functions["forward"]
+        """`forward`, or the first function where there is none."""
+        return self.functions.get("forward") or next(iter(self.functions.values()))
 
     def with_main(self, graph: Graph) -> Program:
-        return replace(self, functions={**self.functions, "forward": graph})
+        return self.with_function(graph)
+
+    def with_function(self, graph: Graph) -> Program:
+        """The program with the function of the graph's name replaced, at the same place."""
+        return replace(self, functions={**self.functions, graph.name: graph})
+
+    def states(self) -> dict[str, Value]:
+        """State key -> its value in the first function that has it; the same order in every build."""
+        found: dict[str, Value] = {}
+        for graph in self.functions.values():
+            for item in graph.state_inputs():
+                found.setdefault(item.key, item.value)
+        return found
 
 
 def substitute(graph: Graph, mapping: Mapping[str, Value]) -> Graph:
@@ -300,6 +321,29 @@ def verify(graph: Graph) -> None:
             define(value, label)
     for output in graph.outputs:
         use(output.value, "output")
+    _verify_states(graph)
+
+
+def _verify_states(graph: Graph) -> None:
+    """Every state comes in once, and goes out at most once, as the same type."""
+    types: dict[str, TensorType] = {}
+    for item in graph.state_inputs():
+        if item.key in types:
+            raise IRError(f"{graph.name}: the state {item.key!r} is an input twice")
+        types[item.key] = item.value.type
+    written: set[str] = set()
+    for output in graph.outputs:
+        if output.state is None:
+            continue
+        if output.state not in types:
+            raise IRError(f"{graph.name}: {output.value} updates {output.state!r}, which is not a state of it")
+        if output.state in written:
+            raise IRError(f"{graph.name}: the state {output.state!r} is updated twice")
+        if output.value.type != types[output.state]:
+            raise IRError(
+                f"{graph.name}: the state {output.state!r} is {types[output.state]}, its update {output.value.type}"
+            )
+        written.add(output.state)
 
 
 def _types(types: Iterable[TensorType]) -> str:

@@ -53,6 +53,7 @@ ITEM_BYTES = {
 _STORAGE = {"input": "TP_INPUT", "output": "TP_OUTPUT", "weight": "TP_WEIGHT"} | {
     "arena": "TP_ARENA",
     "block": "TP_BLOCK",
+    "state": "TP_STATE",
 }
 
 
@@ -103,6 +104,7 @@ class KernelView:
     output_count: int
     workspace: int
     checks_index: int
+    in_place: int
     symbols: tuple[SymbolView, ...] = ()
     sizes: tuple[str, ...] = ()
     work: str = "0"
@@ -132,6 +134,14 @@ class CopyView:
 
 
 @dataclass(frozen=True)
+class UpdateView:
+    offset: int
+    bytes: Dim
+    fields: str
+    comment: str
+
+
+@dataclass(frozen=True)
 class TensorView:
     name: str
     bytes: int
@@ -139,19 +149,29 @@ class TensorView:
 
 
 @dataclass(frozen=True)
-class PlanView:
-    title: str
-    kernels: tuple[KernelView, ...]
+class FunctionView:
+    name: str
+    comment: str
     calls: tuple[CallView, ...]
     copies: tuple[CopyView, ...]
+    updates: tuple[UpdateView, ...]
     inputs: tuple[TensorView, ...]
     outputs: tuple[TensorView, ...]
-    max_arguments: int
     arena_bytes: int
-    weight_bytes: int
     symbols: tuple[SymbolView, ...] = ()
     blocks: tuple[BlockView, ...] = ()
     measured: tuple[MeasuredView, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlanView:
+    title: str
+    kernels: tuple[KernelView, ...]
+    functions: tuple[FunctionView, ...]
+    max_arguments: int
+    weight_bytes: int
+    state_bytes: int
+    symbols: tuple[SymbolView, ...] = ()
 
 
 # --- the plan in C ----------------------------------------------------------------------------------------
@@ -171,8 +191,8 @@ def storage_of(plan: KernelPlan, value: Value) -> Storage:
     return plan.storage[value.name]
 
 
-def render_plan(plan: KernelPlan, title: str) -> str:
-    """The C text of plan.c."""
+def render_plan(plans: Sequence[KernelPlan], title: str) -> str:
+    """The C text of plan.c, a plan per function."""
     environment = Environment(
         loader=FileSystemLoader(tree("templates") / "runtime" / "cpu"),
         undefined=StrictUndefined,
@@ -180,10 +200,24 @@ def render_plan(plan: KernelPlan, title: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("plan.c.jinja").render(plan=_plan_view(plan, title))
+    return environment.get_template("plan.c.jinja").render(plan=_plan_view(plans, title))
 
 
-def _plan_view(plan: KernelPlan, title: str) -> PlanView:
+def _plan_view(plans: Sequence[KernelPlan], title: str) -> PlanView:
+    kernels = plans[0].kernels
+    symbols = symbol_views(plans[0])  # functions whose sizes vary have the same symbols
+    return PlanView(
+        title=c_comment(title),
+        kernels=tuple(_kernel_view(kernel, symbols) for kernel in kernels),
+        functions=tuple(map(_function_view, plans)),
+        max_arguments=max((len(kernel.inputs) + len(kernel.outputs) for kernel in kernels), default=0),
+        weight_bytes=plans[0].weight_bytes,
+        state_bytes=plans[0].state_bytes,
+        symbols=tuple(symbols.values()),
+    )
+
+
+def _function_view(plan: KernelPlan) -> FunctionView:
     index_of = {kernel.name: index for index, kernel in enumerate(plan.kernels)}
     symbols = symbol_views(plan)
     copies = []
@@ -191,16 +225,22 @@ def _plan_view(plan: KernelPlan, title: str) -> PlanView:
         storage = storage_of(plan, value)
         if storage.kind != "output" or storage.index != index:
             copies.append(CopyView(index, _fields(storage), c_comment(value.name)))
-    return PlanView(
-        title=c_comment(title),
-        kernels=tuple(_kernel_view(kernel, symbols) for kernel in plan.kernels),
+    offsets = {slot.key: slot.offset for slot in plan.state}
+    updates = tuple(
+        UpdateView(
+            offsets[key], type_bytes(value.type), _fields(storage_of(plan, value)), c_comment(f"{key} = {value.name}")
+        )
+        for key, value in plan.updates.items()
+    )
+    return FunctionView(
+        name=c_string(plan.function),
+        comment=c_comment(plan.function, 64),
         calls=tuple(_call_view(plan, call, index_of) for call in plan.calls()),
         copies=tuple(copies),
+        updates=updates,
         inputs=tuple(_tensor_view(item.key, item.value) for item in plan.inputs),
         outputs=tuple(_tensor_view(name, value) for name, value in zip(output_names(plan), plan.outputs, strict=True)),
-        max_arguments=max((len(kernel.inputs) + len(kernel.outputs) for kernel in plan.kernels), default=0),
         arena_bytes=plan.arena_bytes,
-        weight_bytes=plan.weight_bytes,
         symbols=tuple(symbols.values()),
         blocks=tuple(
             BlockView(block.first, block.last, c_comment(f"{block.name}: {block.size} bytes")) for block in plan.blocks
@@ -272,6 +312,7 @@ def _kernel_view(kernel: Kernel, symbols: Mapping[str, SymbolView]) -> KernelVie
         output_count=len(kernel.outputs),
         workspace=int(workspace),
         checks_index=int(kernel.checks_index),
+        in_place=int(kernel.in_place),
         symbols=own,
         sizes=tuple(c_text(size, names) for size in sizes) if own else (),
         work=c_text(kernel.flops, names) if own else "0",
@@ -344,7 +385,7 @@ def _compiled(compiler: tuple[str, ...], files: Sequence[str]) -> tuple[bytes, .
         return tuple((work / file).with_suffix(".o").read_bytes() for file in files)
 
 
-def link_library(objects: Sequence[bytes], plan: KernelPlan, name: str, isa: str) -> Linked:
+def link_library(objects: Sequence[bytes], plans: Sequence[KernelPlan], name: str, isa: str) -> Linked:
     """One shared library that exports the C ABI as `<name>_<isa>_*` and needs libc only.
 
     The same objects, plan and compiler give the same bytes. Symbols that the objects share (TVM's weak
@@ -354,7 +395,7 @@ def link_library(objects: Sequence[bytes], plan: KernelPlan, name: str, isa: str
         TranspileError: "no-c-compiler"; "link-failed" with what the compiler printed.
     """
     prefix = f"{checked_symbol(name)}_{checked_symbol(isa)}_"
-    source = render_plan(plan, f"{name} for {isa}")
+    source = render_plan(plans, f"{name} for {isa}")
     compiler = c_compiler()
     with tempfile.TemporaryDirectory(prefix="transpile-link-") as folder:
         work = _work_folder(folder)

@@ -13,9 +13,10 @@ from transpiler.ir import Graph, Program, Tap, Value
 from transpiler.memory import Arena, aligned, plan_arena, roots, size_of
 from transpiler.ops.packed import ConvBlocked, ConvDepthwise, ConvStem, LinearPacked
 from transpiler.passes.fusion import FusedStep, GroupStep, ViewStep, partition
-from transpiler.passes.weights import prepared_values, split
-from transpiler.plan import Call, Kernel, KernelPlan, Step, Storage, View
+from transpiler.passes.weights import prepared_values, split_program
+from transpiler.plan import Call, Kernel, KernelPlan, StateSlot, Step, Storage, View
 from transpiler.schedule import schedule
+from transpiler.state import Placed, isolate_updates, place_updates, state_slots, with_initial_values
 from transpiler.target import Target
 
 MAX_NAME = 56
@@ -25,10 +26,15 @@ Scheduler = Callable[[Group, Target, str], Lowered]
 
 @dataclass(frozen=True)
 class LoweredProgram:
-    """The plan of the main function and the kernels it calls, each once."""
+    """A plan per function, in the program's order, and the kernels that they call, each once."""
 
-    plan: KernelPlan
+    plans: tuple[KernelPlan, ...]
     kernels: tuple[Lowered, ...]
+
+    @property
+    def plan(self) -> KernelPlan:
+        """The plan of `Program.main`."""
+        return next((plan for plan in self.plans if plan.function == "forward"), self.plans[0])
 
 
 def lower(
@@ -46,45 +52,56 @@ def lower(
     Raises:
         TranspileErrors: the target has no schedule for some ops; all of them are listed with their locations.
     """
-    prepare, main = split(program.main)
-    steps = partition(main, target, fuse=fuse)
-    names = _kernel_names(steps)
-    kernels = _schedule_all(steps, names, target, progress, scheduler)
+    prepare, mains = split_program(program)
+    mains = tuple(map(isolate_updates, mains))
+    slots, state_bytes = state_slots(replace(program, functions={main.name: main for main in mains}))
+    prepare = with_initial_values(prepare, slots, program)
+    placed = [place_updates(main, partition(main, target, fuse=fuse)) for main in mains]
+    names = _kernel_names([item.steps for item in placed])
+    kernels = _schedule_all([item.steps for item in placed], names, target, progress, scheduler)
     by_name = {item.kernel.name: item.kernel for item in kernels}
     weights = prepared_values(prepare)
-    storage, arena = _store(main, steps, weights, names, by_name)
-    taps, fused = _taps(main, steps, storage)
-    plan = KernelPlan(
-        function=main.name,
-        kernels=tuple(by_name.values()),
-        steps=tuple(_steps(steps, names, arena.workspaces)),
-        inputs=main.user_inputs(),
-        outputs=main.user_outputs(),
-        weights=weights,
-        prepare=prepare,
-        storage=storage,
-        arena_bytes=arena.size,
-        weight_bytes=sum(aligned(_weight_bytes(value)) for value in weights),
-        taps=taps,
-        fused=fused,
-        symbols=main.symbols,
-        blocks=arena.blocks,
-    )
-    return LoweredProgram(plan, tuple(kernels))
+    plans = []
+    for main, item, called in zip(mains, placed, names, strict=True):
+        storage, arena = _store(main, item, weights, slots, called, by_name)
+        taps, fused = _taps(main, item.steps, storage)
+        plans.append(
+            KernelPlan(
+                function=main.name,
+                kernels=tuple(by_name.values()),
+                steps=tuple(_steps(item.steps, called, arena.workspaces)),
+                inputs=main.user_inputs(),
+                outputs=main.user_outputs(),
+                weights=weights,
+                prepare=prepare,
+                storage=storage,
+                arena_bytes=arena.size,
+                weight_bytes=sum(aligned(_weight_bytes(value)) for value in weights),
+                taps=taps,
+                fused=fused,
+                symbols=main.symbols,
+                blocks=arena.blocks,
+                state=slots,
+                state_bytes=state_bytes,
+                updates=item.updates,
+            )
+        )
+    return LoweredProgram(tuple(plans), tuple(kernels))
 
 
 def _schedule_all(
-    steps: Sequence[FusedStep],
-    names: Mapping[int, str],
+    functions: Sequence[Sequence[FusedStep]],
+    names: Sequence[Mapping[int, str]],
     target: Target,
     progress: Callable[[int, int], None] | None,
     scheduler: Scheduler,
 ) -> list[Lowered]:
     groups: dict[str, Group] = {}
-    for position, name in names.items():
-        step = steps[position]
-        assert isinstance(step, GroupStep)
-        groups.setdefault(name, step.group)
+    for steps, called in zip(functions, names, strict=True):
+        for position, name in called.items():
+            step = steps[position]
+            assert isinstance(step, GroupStep)
+            groups.setdefault(name, step.group)
     kernels: list[Lowered] = []
     problems: dict[str, list[Location]] = {}
     for done, (name, group) in enumerate(groups.items()):
@@ -110,23 +127,26 @@ def _schedule_all(
     return kernels
 
 
-def _kernel_names(steps: Sequence[FusedStep]) -> dict[int, str]:
-    """Step -> kernel name; steps that the same kernel computes share it."""
+def _kernel_names(functions: Sequence[Sequence[FusedStep]]) -> list[dict[int, str]]:
+    """Step -> kernel name, per function; steps that the same kernel computes share it."""
     by_key: dict[tuple[object, ...], str] = {}
     taken: set[str] = set()
-    names: dict[int, str] = {}
-    for position, step in enumerate(steps):
-        if not isinstance(step, GroupStep):
-            continue
-        key = step.group.key()
-        if key not in by_key:
-            base = kernel_name(step.group)
-            name, number = base, 2
-            while name in taken:
-                name, number = f"{base}_{number}", number + 1
-            taken.add(name)
-            by_key[key] = name
-        names[position] = by_key[key]
+    names: list[dict[int, str]] = []
+    for steps in functions:
+        called: dict[int, str] = {}
+        for position, step in enumerate(steps):
+            if not isinstance(step, GroupStep):
+                continue
+            key = step.group.key()
+            if key not in by_key:
+                base = kernel_name(step.group)
+                name, number = base, 2
+                while name in taken:
+                    name, number = f"{base}_{number}", number + 1
+                taken.add(name)
+                by_key[key] = name
+            called[position] = by_key[key]
+        names.append(called)
     return names
 
 
@@ -137,6 +157,8 @@ def kernel_name(group: Group) -> str:
         label = _label(node.op, len(node.inputs))
         if label and label not in parts:
             parts.append(label)
+    if group.in_place:
+        parts.append("in_place")
     # Sizes that vary are no part of the name.
     shape = [dim for dim in group.outputs[0].shape if isinstance(dim, int) and dim != 1] or [1]
     anchor = group.anchor_node
@@ -166,13 +188,18 @@ def _label(op: object, arity: int) -> str:
 
 def _store(
     main: Graph,
-    steps: Sequence[FusedStep],
+    placed: Placed,
     weights: Sequence[Value],
+    slots: Sequence[StateSlot],
     names: Mapping[int, str],
     kernels: Mapping[str, Kernel],
 ) -> tuple[dict[str, Storage], Arena]:
     """Where every value lives, and the arena."""
+    steps = placed.steps
     storage: dict[str, Storage] = {}
+    states = {slot.key: Storage("state", 0, slot.offset) for slot in slots}
+    storage.update({item.value.name: states[item.key] for item in main.state_inputs()})
+    storage.update({name: states[key] for name, key in placed.homes.items()})
     for index, item in enumerate(main.user_inputs()):
         storage[item.value.name] = Storage("input", index)
     offset = 0
@@ -186,7 +213,8 @@ def _store(
         if place in written and place not in storage:
             storage[place] = Storage("output", index)
     workspaces = {position: kernels[name].workspace for position, name in names.items()}
-    arena = plan_arena(steps, workspaces, frozenset(storage))
+    kept = [value.name for value in placed.updates.values()]
+    arena = plan_arena(steps, workspaces, frozenset(storage), kept)
     for name, start in arena.offsets.items():
         storage[name] = Storage("block", start) if arena.blocks else Storage("arena", 0, start)
     for name, place in root.items():
@@ -216,6 +244,7 @@ def _steps(steps: Sequence[FusedStep], names: Mapping[int, str], workspaces: Map
                 step.group.outputs,
                 tuple(covers),
                 workspaces.get(position, 0),
+                step.group.nodes[0].inputs[0] if step.group.in_place else None,
             )
         )
     return result
@@ -266,8 +295,9 @@ def matching_taps(taps: Iterable[str], patterns: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def with_taps(program: Program, taps: Mapping[str, str]) -> Program:
-    """The program whose main function knows which value is the output of which module path."""
-    values = {value.name: value for value in program.main.values()}
+def with_taps(program: Program, taps: Mapping[str, str], function: str | None = None) -> Program:
+    """The program whose function (by default the main one) knows which value is the output of which module path."""
+    graph = program.main if function is None else program.functions[function]
+    values = {value.name: value for value in graph.values()}
     found = {path: Tap(name, values[name].type) for path, name in taps.items()}
-    return program.with_main(replace(program.main, taps=found))
+    return program.with_function(replace(graph, taps=found))

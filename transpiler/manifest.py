@@ -14,7 +14,7 @@ from transpiler.plan import Call, KernelPlan, Tap, View
 from transpiler.prepared import prepared_keys
 from transpiler.structure import to_json
 
-FORMAT = 2
+FORMAT = 3
 VERSION = "0.1.0"
 TOLERANCE = {"factor_torch": 4, "factor_eps": 128, "factor_eps_half": 4}
 
@@ -23,22 +23,62 @@ def build_manifest(
     *,
     name: str,
     program: Program,
-    plan: KernelPlan,
+    plans: Sequence[KernelPlan],
     isas: Sequence[str],
-    arguments: Sequence[Argument],
+    arguments: Mapping[str, Sequence[Argument]],
     verification: Mapping[str, Any],
     tools: Mapping[str, str],
     source: Mapping[str, str],
-    bounds: Mapping[str, tuple[int, int]],
+    bounds: Mapping[str, Mapping[str, tuple[int, int]]],
     machine: str,
-    examples: Sequence[tuple[int, ...]] = (),
+    examples: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
 ) -> dict[str, Any]:
     """The manifest without its hashes.
 
-    Sizes that vary are texts over the names in "symbols", which says where each is read off: dimension `dim` of input
-    `input` is `scale * value + offset`. `examples` are the shapes of the example inputs.
+    The main function's signature stands at the top, those of others under "functions". Sizes that vary are texts over
+    the names in "symbols", which says where each is read off: dimension `dim` of input `input` is
+    `scale * value + offset`. `examples` are the shapes of each function's example inputs.
     """
-    graph = program.main
+    main = program.main.name
+    functions = {
+        plan.function: _function(
+            program,
+            plan,
+            arguments[plan.function],
+            bounds.get(plan.function, {}),
+            (examples or {}).get(plan.function, ()),
+        )
+        for plan in plans
+    }
+    return {
+        "format": FORMAT,
+        "name": name,
+        "version": VERSION,
+        "target": "cpu",
+        "isas": sorted(isas),
+        "machine": machine,
+        "function": main,
+        **functions.pop(main),
+        "functions": functions,
+        "state": _state(plans[0]),
+        "weights": _weights(program, plans[0]),
+        "kernels": _kernels(plans),
+        "verified": bool(verification.get("verified", False)),
+        "tolerance": dict(verification.get("tolerance", TOLERANCE)),
+        "error": [{"function": main, **entry} for entry in verification.get("error", ())],
+        "tools": dict(tools),
+        "source": dict(source),
+    }
+
+
+def _function(
+    program: Program,
+    plan: KernelPlan,
+    arguments: Sequence[Argument],
+    bounds: Mapping[str, tuple[int, int]],
+    examples: Sequence[tuple[int, ...]],
+) -> dict[str, Any]:
+    graph = program.functions[plan.function]
     inputs = []
     for item in plan.inputs:
         entry: dict[str, Any] = {"name": item.key, **_type(item.value.type)}
@@ -52,27 +92,31 @@ def build_manifest(
             entry["path"] = value.path
         outputs.append(entry)
     return {
-        "format": FORMAT,
-        "name": name,
-        "version": VERSION,
-        "target": "cpu",
-        "isas": sorted(isas),
-        "machine": machine,
         "symbols": _symbols(plan, examples),
         "inputs": inputs,
         "outputs": outputs,
         "arguments": {argument.name: to_json(argument.structure) for argument in arguments},
         "in_structure": to_json(graph.in_structure) if graph.in_structure else None,
         "out_structure": to_json(graph.out_structure) if graph.out_structure else None,
-        "weights": _weights(program, plan),
-        "kernels": _kernels(plan),
         "taps": _taps(plan),
         "fused": dict(plan.fused),
-        "verified": bool(verification.get("verified", False)),
-        "tolerance": dict(verification.get("tolerance", TOLERANCE)),
-        "error": [dict(entry) for entry in verification.get("error", ())],
-        "tools": dict(tools),
-        "source": dict(source),
+    }
+
+
+def _state(plan: KernelPlan) -> dict[str, Any]:
+    """Where each buffer lies in the memory of the state, and the prepared tensor that it starts as (null: zeros)."""
+    return {
+        "buffers": [
+            {
+                "name": slot.key,
+                "cell": slot.value.name,
+                **_type(slot.value.type),
+                "offset": slot.offset,
+                "initial": slot.initial or None,
+            }
+            for slot in plan.state
+        ],
+        "bytes": plan.state_bytes,
     }
 
 
@@ -100,7 +144,12 @@ def _weights(program: Program, plan: KernelPlan) -> dict[str, Any]:
     needed = {
         item.key: _type(item.value.type) for item in plan.prepare.inputs if item.role in (Role.PARAMETER, Role.BUFFER)
     }
-    known = {item.key for item in program.main.inputs if item.role in (Role.PARAMETER, Role.BUFFER)}
+    known = {
+        item.key
+        for graph in program.functions.values()
+        for item in graph.inputs
+        if item.role in (Role.PARAMETER, Role.BUFFER)
+    }
     keys = prepared_keys(plan)
     return {
         "keys": needed,
@@ -118,9 +167,9 @@ def _weights(program: Program, plan: KernelPlan) -> dict[str, Any]:
     }
 
 
-def _kernels(plan: KernelPlan) -> dict[str, Any]:
+def _kernels(plans: Sequence[KernelPlan]) -> dict[str, Any]:
     counts: dict[str, int] = {}
-    for call in plan.calls():
+    for call in (call for plan in plans for call in plan.calls()):
         counts[call.kernel] = counts.get(call.kernel, 0) + 1
     return {
         kernel.name: {
@@ -129,7 +178,7 @@ def _kernels(plan: KernelPlan) -> dict[str, Any]:
             "bytes": _size(kernel.bytes),
             "calls": counts.get(kernel.name, 0),
         }
-        for kernel in plan.kernels
+        for kernel in plans[0].kernels
     }
 
 
@@ -139,6 +188,7 @@ def _taps(plan: KernelPlan) -> dict[str, Any]:
         item.value.name: ("input", index, 0) for index, item in enumerate(plan.inputs)
     }
     where |= {value.name: ("weight", 0, 0) for value in plan.weights}
+    where |= {slot.value.name: ("state", 0, 0) for slot in plan.state}
     views = {step.output.name: step.input.name for step in plan.steps if isinstance(step, View)}
     calls = (step for step in plan.steps if isinstance(step, Call))
     for index, call in enumerate(calls):

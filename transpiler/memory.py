@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,13 +64,15 @@ def roots(steps: Sequence[FusedStep]) -> dict[str, str]:
     return root
 
 
-def plan_arena(steps: Sequence[FusedStep], workspaces: Mapping[int, Dim], outside: frozenset[str]) -> Arena:
+def plan_arena(
+    steps: Sequence[FusedStep], workspaces: Mapping[int, Dim], outside: frozenset[str], kept: Collection[str] = ()
+) -> Arena:
     """Place every buffer that a group writes and that is not `outside` (an input, a weight, an output).
 
-    Buffers live from the step that writes them to the last step that reads them or a view of them; a workspace lives
-    for its step. Placement is greedy by size: the largest buffer first, at the lowest offset where it overlaps no
-    buffer that is alive at the same time (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net
-    Inference", 2020, greedy by size).
+    Buffers live from the step that writes them to the last step that reads them or a view of them, those that are
+    `kept` to the end; a workspace lives for its step. Placement is greedy by size: the largest buffer first, at the
+    lowest offset where it overlaps no buffer that is alive at the same time (Pisarchyk and Lee, "Efficient Memory
+    Management for Deep Neural Net Inference", 2020, greedy by size).
     """
     root = roots(steps)
     blocks: dict[str, _Block] = {}
@@ -82,7 +84,7 @@ def plan_arena(steps: Sequence[FusedStep], workspaces: Mapping[int, Dim], outsid
             name = shared[name]
         return name
 
-    last_read = _last_reads(steps, root)
+    last_read = _last_reads(steps, root) | {root.get(name, name): len(steps) for name in kept}
     for position, step in enumerate(steps):
         if not isinstance(step, GroupStep):
             continue
@@ -99,6 +101,9 @@ def plan_arena(steps: Sequence[FusedStep], workspaces: Mapping[int, Dim], outsid
             block = blocks.get(home(value.name))
             if block is not None:
                 block.last = max(block.last, position)
+    for name in kept:
+        if (block := blocks.get(home(name))) is not None:
+            block.last = len(steps)
     for position, size in workspaces.items():
         if size:
             blocks[f"workspace of step {position}"] = _Block("", size, position, position)
@@ -116,6 +121,7 @@ def plan_arena(steps: Sequence[FusedStep], workspaces: Mapping[int, Dim], outsid
     for position, step in enumerate(steps):
         call_of[position] = calls
         calls += isinstance(step, GroupStep)
+    call_of[len(steps)] = calls
     numbered = tuple(
         Block(name, block.size, block.width, call_of[block.first], call_of[block.last])
         for name, block in blocks.items()

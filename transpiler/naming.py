@@ -12,7 +12,7 @@ import re
 import textwrap
 from collections.abc import Iterable
 
-from transpiler.errors import Location, UsageError
+from transpiler.errors import Location, TranspileError, UsageError
 
 _C_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RESERVED = frozenset(keyword.kwlist) | frozenset(keyword.softkwlist) | frozenset(dir(builtins))
@@ -53,6 +53,32 @@ def checked_symbol(name: str) -> str:
 def is_parameter(name: str) -> bool:
     """Whether a parameter may be called `name`; builtins may be shadowed: `forward(self, input)`."""
     return name.isascii() and name.isidentifier() and not keyword.iskeyword(name) and name != "self"
+
+
+# What a generated model has already; its functions are methods beside these.
+# fmt: off
+_MODEL_MEMBERS = frozenset({
+    "close", "device", "flatten", "folder", "functions", "infer", "isa", "kernels", "load_state", "load_weights",
+    "manifest", "native", "prepare", "profile", "reset", "session", "state", "tap", "tap_values", "taps", "taps_of",
+    "threads",
+})
+# fmt: on
+
+
+def check_function_name(name: object) -> str:
+    """`name`, if a function of a generated model can be called so.
+
+    Raises:
+        TranspileError: "bad-function".
+    """
+    plain = isinstance(name, str) and _C_IDENTIFIER.fullmatch(name) and not keyword.iskeyword(name) and len(name) <= 64
+    if plain and name not in _MODEL_MEMBERS and not str(name).startswith(("_", "plan_")):
+        return str(name)
+    raise TranspileError(
+        "bad-function",
+        f"A function of a model cannot be called {name!r}",
+        hints=["choose a name of letters, digits and _ that no method of a generated model has"],
+    )
 
 
 class Namer:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     from transpiler.dry_run import Checked
     from transpiler.emit import PackageView
     from transpiler.frontend import Model
-    from transpiler.ir import Program
+    from transpiler.ir import Array, Program
     from transpiler.link import Linked
     from transpiler.lower import LoweredProgram
+    from transpiler.plan import KernelPlan
     from transpiler.testing import TestReport
-    from transpiler.verify import CaseError, Recording
+    from transpiler.verify import CaseError, Recording, Step
 
 TOOLS = ("torch", "apache-tvm", "apache-tvm-ffi", "numpy", "torch-transpiler")
 
@@ -40,6 +42,7 @@ class Request:
     model: Any
     args: tuple[Any, ...] | None = None
     kwargs: Mapping[str, Any] | None = None
+    functions: Mapping[str, Any] | None = None
     targets: tuple[str, ...] = ("cpu",)
     name: str | None = None
     out: Path = Path("generated")
@@ -112,15 +115,15 @@ def build(request: Request, progress: Progress | None = None) -> Report:
         runtime.result()
         for target in targets:
             libraries[target.isa.name] = _compile(lowered[target.isa.name], target, name, progress)
-        plan = lowered[targets[0].isa.name].plan
+        plans = lowered[targets[0].isa.name].plans
         progress.stage("recording PyTorch's results")
-        recording = _record(model, plan)
-        view = _view(name, model, rewritten, plan, libraries, recording, None, request)
+        recorded = _record(model, plans)
+        view = _view(name, model, rewritten, plans, libraries, recorded, None, request)
         progress.stage("measuring the error")
-        errors = _measure(view, recording, Path(scratch) / "measured")
+        errors = _measure(view, recorded, Path(scratch) / "measured")
         staged = Path(scratch) / "package" / name
-        view = _view(name, model, rewritten, plan, libraries, recording, errors, request)
-        _write(view, model, recording, plan, staged)
+        view = _view(name, model, rewritten, plans, libraries, recorded, errors, request)
+        _write(view, model, recorded, plans, staged)
         tests = _run_tests(staged, progress) if request.test else None
         wrong = tests is not None and not tests.ok
         if wrong:
@@ -130,7 +133,7 @@ def build(request: Request, progress: Progress | None = None) -> Report:
         if wrong:
             assert tests is not None
             raise TestsFailed(folder, tests)
-    return Report(folder, name, errors, tests, len(plan.kernels), model.warnings)
+    return Report(folder, name, errors, tests, len(plans[0].kernels), model.warnings)
 
 
 def check(request: Request, progress: Progress | None = None) -> Checked:
@@ -162,7 +165,7 @@ def check(request: Request, progress: Progress | None = None) -> Checked:
     for warning in model.warnings:
         progress.warn(warning)
     rewritten = _rewrite(model.program, request)
-    plans = [_lower(rewritten, target, request, progress).plan for target in targets]
+    plans = [_lower(rewritten, target, request, progress).plans for target in targets]
     return checked(name, model, plans[0], targets[0].name, [target.isa.name for target in targets])
 
 
@@ -203,8 +206,11 @@ def _rewrite(program: Program, request: Request) -> Program:
 
     if request.taps == "all":
         return run_passes(program, UNFOLDED_PIPELINE)
-    pinned = matching_taps(program.main.taps, request.taps) if request.taps else frozenset()
-    return run_passes(program.with_main(replace(program.main, pinned=pinned)), PIPELINE)
+    paths = {path for graph in program.functions.values() for path in graph.taps}
+    pinned = matching_taps(paths, request.taps) if request.taps else frozenset()
+    for graph in program.functions.values():
+        program = program.with_function(replace(graph, pinned=pinned & graph.taps.keys()))
+    return run_passes(program, PIPELINE)
 
 
 def _lower(program: Program, target: Target, request: Request, progress: Progress) -> LoweredProgram:
@@ -220,51 +226,83 @@ def _compile(lowered: LoweredProgram, target: Target, name: str, progress: Progr
 
     progress.stage(f"compiling kernels for {target.isa.name}")
     objects = compile_kernels(lowered.kernels, target, progress=progress.advance)
-    return link_library(objects, lowered.plan, name, target.isa.name)
+    return link_library(objects, lowered.plans, name, target.isa.name)
 
 
-def _record(model: Model, plan: Any) -> Recording:
+@dataclass(frozen=True)
+class Recorded:
+    """PyTorch's results: a recording per function, in the program's order, and a sequence of calls if it has state."""
+
+    functions: tuple[Recording, ...]
+    sequence: tuple[Step, ...]
+    main: str
+
+    def recording(self, function: str) -> Recording:
+        return next(item for item in self.functions if item.function == function)
+
+
+def _record(model: Model, plans: Sequence[KernelPlan]) -> Recorded:
     from transpiler.cases import Argument
-    from transpiler.interpreter import bind_symbols
+    from transpiler.interpreter import bind_symbols, initial_state
     from transpiler.link import output_names
     from transpiler.size_cases import size_cases
-    from transpiler.verify import OutputSpec, record
+    from transpiler.verify import OutputSpec, record, record_sequence
 
-    arguments = [
-        Argument(item.key, item.value.dtype, item.value.shape, model.bounds.get(item.key)) for item in plan.inputs
-    ]
-    outputs = [OutputSpec(name, value.dtype) for name, value in zip(output_names(plan), plan.outputs, strict=True)]
-    return record(
-        arguments,
-        model.examples,
-        outputs,
-        eager=model.eager,
-        reference=model.reference,
-        state=model.state,
-        aliases=model.program.aliases,
-        taps={path: model.taps[path] for path in plan.taps if path in model.taps},
-        sizes=size_cases(
-            plan.symbols,
-            bind_symbols([item.value for item in plan.inputs], model.examples),
-            [plan.kernel(call.kernel).flops for call in plan.calls()],
-        ),
-    )
+    recordings = []
+    outputs = {}
+    for plan in plans:
+        function = model.functions[plan.function]
+        outputs[plan.function] = [
+            OutputSpec(name, value.dtype) for name, value in zip(output_names(plan), plan.outputs, strict=True)
+        ]
+        recordings.append(
+            record(
+                [
+                    Argument(item.key, item.value.dtype, item.value.shape, function.bounds.get(item.key))
+                    for item in plan.inputs
+                ],
+                function.examples,
+                outputs[plan.function],
+                eager=function.eager,
+                reference=function.reference,
+                state=model.state,
+                aliases=model.program.aliases,
+                taps={path: function.taps[path] for path in plan.taps if path in function.taps},
+                function=plan.function,
+                initial=partial(initial_state, model.program),
+                sizes=size_cases(
+                    plan.symbols,
+                    bind_symbols([item.value for item in plan.inputs], function.examples),
+                    [plan.kernel(call.kernel).flops for call in plan.calls()],
+                ),
+            )
+        )
+    steps: tuple[Step, ...] = ()
+    if model.program.states():
+        steps = record_sequence(
+            recordings,
+            outputs,
+            {name: function.eager for name, function in model.functions.items()},
+            {name: function.reference for name, function in model.functions.items()},
+            initial_state(model.program, model.state),
+        )
+    return Recorded(tuple(recordings), steps, model.program.main.name)
 
 
 def _view(
     name: str,
     model: Model,
     rewritten: Program,
-    plan: Any,
+    plans: Sequence[KernelPlan],
     libraries: Mapping[str, Linked],
-    recording: Recording,
+    recorded: Recorded,
     errors: Mapping[str, CaseError] | None,
     request: Request,
 ) -> PackageView:
     from transpiler.checks import FACTOR_EPS, FACTOR_EPS_HALF, FACTOR_TORCH
     from transpiler.emit import make_view, run_prepare
 
-    example = recording.cases[0]
+    example = recorded.recording(recorded.main).cases[0]
     sample = {f"input.{index}": array for index, array in enumerate(example.drawn.arrays)}
     if all(item.positions is None for item in example.outputs):
         sample |= {f"output.{index}": item.torch.reshape(item.shape) for index, item in enumerate(example.outputs)}
@@ -279,12 +317,13 @@ def _view(
         },
         "error": [
             {
+                "function": item.function,
                 "output": item.output,
                 "case": item.case,
                 "max_abs_error": item.max_abs_error,
                 "tolerance": item.tolerance,
-                "max_abs_reference": _magnitude(recording, item),
-                "sample_tolerance": next(out.tolerance for out in example.outputs if out.name == item.output),
+                "max_abs_reference": _magnitude(recorded, item),
+                "sample_tolerance": _sample_tolerance(recorded, item),
             }
             for item in (errors or {}).values()
         ],
@@ -293,25 +332,31 @@ def _view(
     return make_view(
         name=name,
         program=program,
-        plan=plan,
+        plans=plans,
         libraries=libraries,
-        prepared=run_prepare(plan, program.constants, model.state),
+        prepared=run_prepare(plans[0], program.constants, model.state),
         source=model.facts,
         verification=verification,
         sample=sample,
         tool_versions={tool: _version(tool) for tool in TOOLS},
         graph_json=model.graph_json,
-        bounds=model.bounds,
-        examples=[array.shape for array in model.examples],
+        bounds={name: function.bounds for name, function in model.functions.items()},
+        examples={name: [array.shape for array in function.examples] for name, function in model.functions.items()},
     )
 
 
-def _magnitude(recording: Recording, error: CaseError) -> float:
+def _sample_tolerance(recorded: Recorded, error: CaseError) -> float:
+    """The tolerance of an output in its function's example."""
+    case = recorded.recording(error.function).cases[0]
+    return next(item.tolerance for item in (*case.outputs, *case.state) if item.name == error.output)
+
+
+def _magnitude(recorded: Recorded, error: CaseError) -> float:
     """The largest finite magnitude of PyTorch's output in the case that the error was measured on."""
     import numpy as np
 
-    case = next(case for case in recording.cases if case.name == error.case)
-    values = next(out.float64 for out in case.outputs if out.name == error.output)
+    case = next(case for case in recorded.recording(error.function).cases if case.name == error.case)
+    values = next(out.float64 for out in (*case.outputs, *case.state) if out.name == error.output)
     finite = np.abs(values[np.isfinite(values)]) if values.dtype.kind == "f" else np.abs(values)
     return float(finite.max(initial=0.0))
 
@@ -327,33 +372,49 @@ def _version(tool: str) -> str:
         return "unknown"
 
 
-def _measure(view: PackageView, recording: Recording, folder: Path) -> Mapping[str, CaseError]:
-    """Run the package, as it will be shipped, on every recorded case."""
+def _measure(view: PackageView, recorded: Recorded, folder: Path) -> Mapping[str, CaseError]:
+    """Run the package, as it will be shipped, on every recorded case; each starts from the initial state."""
     from transpiler.emit import emit_package, write_package
     from transpiler.loading import load_package
     from transpiler.verify import measure, worst_errors
 
     write_package(emit_package(view), folder)
+    worst: dict[str, CaseError] = {}
     with load_package(folder, view.name).Model() as model:
-        return worst_errors(measure(recording, lambda arrays: model.infer(*arrays)))
+        for recording in recorded.functions:
+
+            def run(arrays: Sequence[Array], function: str = recording.function) -> list[Array]:
+                session = model.session()
+                return [*session.infer(*arrays, function=function), *(session.state[key] for key in session.state)]
+
+            prefix = "" if recording.function == recorded.main else f"{recording.function}."
+            found = worst_errors(measure(recording, run))
+            worst.update({f"{prefix}{name}": error for name, error in found.items()})
+    return worst
 
 
-def _write(view: PackageView, model: Model, recording: Recording, plan: Any, folder: Path) -> None:
+def _write(view: PackageView, model: Model, recorded: Recorded, plans: Sequence[KernelPlan], folder: Path) -> None:
     from transpiler.emit import emit_package, write_package
     from transpiler.structure import Leaf, Sequence_
-    from transpiler.testing import emit_tests
+    from transpiler.testing import FunctionTests, emit_tests
 
-    graph = model.program.main
-    positional: Sequence[Leaf] = [Leaf(index) for index in range(len(plan.inputs))]
-    tests = emit_tests(
-        recording,
-        package=view.name,
-        in_structure=graph.in_structure or Sequence_("tuple", tuple(positional)),
-        out_structure=graph.out_structure or Sequence_("tuple", tuple(map(Leaf, range(len(plan.outputs))))),
-        aliases=model.program.aliases,
-        symbols=view.manifest["symbols"],
-        taps=[path for path in plan.taps if recording.taps is not None and path in recording.taps.values],
-    )
+    functions = []
+    for plan, recording in zip(plans, recorded.functions, strict=True):
+        graph = model.program.functions[plan.function]
+        is_main = plan.function == recorded.main
+        entry = view.manifest if is_main else view.manifest["functions"][plan.function]
+        positional: Sequence[Leaf] = [Leaf(index) for index in range(len(plan.inputs))]
+        functions.append(
+            FunctionTests(
+                recording,
+                in_structure=graph.in_structure or Sequence_("tuple", tuple(positional)),
+                out_structure=graph.out_structure or Sequence_("tuple", tuple(map(Leaf, range(len(plan.outputs))))),
+                taps=[path for path in plan.taps if recording.taps is not None and path in recording.taps.values],
+                symbols=entry["symbols"],
+            )
+        )
+    functions.sort(key=lambda item: item.recording.function != recorded.main)
+    tests = emit_tests(functions, package=view.name, aliases=model.program.aliases, sequence=recorded.sequence)
     write_package(emit_package(view, tests), folder)
 
 

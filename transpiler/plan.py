@@ -13,7 +13,7 @@ from transpiler.dims import Dim, SymbolRange
 from transpiler.errors import Location
 from transpiler.ir import Graph, Input, Layout, Tap, TensorType, Value
 
-__all__ = ["Block", "Call", "Kernel", "KernelPlan", "Layout", "Step", "Storage", "Tap", "View"]
+__all__ = ["Block", "Call", "Kernel", "KernelPlan", "Layout", "StateSlot", "Step", "Storage", "Tap", "View"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,9 @@ class Kernel:
     `int32_t name(const void *in..., void *out..., [void *workspace], [int32_t *status], [int32_t symbol...])`.
 
     `workspace` is the scratch it needs in bytes (0: no such parameter). A kernel with `checks_index` writes 1 to
-    `status` where an index was out of bounds. `flops` and `bytes` are what one call computes and moves at least.
+    `status` where an index was out of bounds. One that runs `in_place` finds the old content of its only output there
+    and changes a part of it; if an index is out of bounds it changes nothing. `flops` and `bytes` are what one call
+    computes and moves at least.
     `symbols` are the sizes it takes as parameters; the other sizes are expressions over them.
     """
 
@@ -35,6 +37,20 @@ class Kernel:
     flops: Dim = 0
     bytes: Dim = 0
     symbols: tuple[str, ...] = ()
+    in_place: bool = False
+
+
+@dataclass(frozen=True)
+class StateSlot:
+    """A buffer that outlives a call: `value` is its content at the start of one, at byte `offset` of the state.
+
+    It starts as the prepared weight `initial`, or as zeros if that is empty.
+    """
+
+    key: str
+    value: Value
+    offset: int
+    initial: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,13 +68,15 @@ class Block:
 @dataclass(frozen=True)
 class Call:
     """One kernel call. `covers` lists the source lines of every node that was fused into it, in order.
-    Its workspace is at byte `workspace_offset` of the arena, or in the block of that number if the plan has blocks."""
+    Its workspace is at byte `workspace_offset` of the arena, or in the block of that number if the plan has blocks.
+    `into` is the value that a kernel in place changes, whose memory is the output's."""
 
     kernel: str
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     covers: tuple[Location, ...] = ()
     workspace_offset: int = 0
+    into: Value | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +93,7 @@ Step = Call | View
 @dataclass(frozen=True)
 class Storage:
     """Where a value lives: `kind` "input"/"output" (with `index` among the flat user ones), "weight" (at byte
-    `offset` of the prepared weights), "arena" (at byte `offset` of the arena) or "block" (`index`)."""
+    `offset` of the prepared weights), "state" or "arena" (at byte `offset` of it) or "block" (`index`)."""
 
     kind: str
     index: int = 0
@@ -88,7 +106,10 @@ class KernelPlan:
 
     `weights` are the prepared tensors in file order (their values are the outputs of `prepare`); `fused` maps a
     module path that has no value of its own any more to the nearest path in `taps`. If sizes vary, `symbols` are
-    their bounds by name and `blocks` is the arena, which has no offsets yet.
+    their bounds by name and `blocks` is the arena, which has no offsets yet. `updates` are the states whose new content
+    is copied into them when all calls are done; others are written in place.
+
+    The functions of a program have `kernels`, `weights`, `prepare` and `state` in common: each plan holds all of them.
     """
 
     function: str
@@ -105,6 +126,9 @@ class KernelPlan:
     fused: Mapping[str, str] = field(default_factory=dict)
     symbols: Mapping[str, SymbolRange] = field(default_factory=dict)
     blocks: tuple[Block, ...] = ()
+    state: tuple[StateSlot, ...] = ()
+    state_bytes: int = 0
+    updates: Mapping[str, Value] = field(default_factory=dict)
 
     def kernel(self, name: str) -> Kernel:
         return next(kernel for kernel in self.kernels if kernel.name == name)

@@ -10,6 +10,7 @@ from transpiler.dims import SymbolRange, evaluate, free_symbols
 from transpiler.forward import numpy_dtype, shape_text
 from transpiler.interface import Argument, literal
 from transpiler.ir import Input, TensorType
+from transpiler.link import output_names
 from transpiler.naming import comment
 from transpiler.plan import KernelPlan
 from transpiler.structure import Leaf, Literal, Mapping_, Sequence_, Structure, leaves
@@ -19,54 +20,75 @@ from transpiler.structure import Leaf, Literal, Mapping_, Sequence_, Structure, 
 class ReadmeView:
     summary: str
     isas: str
-    example: tuple[str, ...]
-    sizes: tuple[tuple[str, ...], ...]
-    inputs: tuple[tuple[str, ...], ...]
-    outputs: tuple[tuple[str, ...], ...]
+    functions: tuple[FunctionReadme, ...]
+    state: tuple[tuple[str, ...], ...]
     verified: str
     keys: int
     taps: int
 
 
+@dataclass(frozen=True)
+class FunctionReadme:
+    """`title` is empty for the only function of a model."""
+
+    title: str
+    sizes: tuple[tuple[str, ...], ...]
+    example: tuple[str, ...]
+    inputs: tuple[tuple[str, ...], ...]
+    outputs: tuple[tuple[str, ...], ...]
+
+
 def readme_view(
     name: str,
     summary: str,
-    arguments: Sequence[Argument],
-    plan: KernelPlan,
-    output_names: Sequence[str],
+    arguments: Mapping[str, Sequence[Argument]],
+    plans: Sequence[KernelPlan],
     manifest: Mapping[str, Any],
 ) -> ReadmeView:
-    bounds = {item["name"]: item["bounds"] for item in manifest["inputs"] if "bounds" in item}
-    rows = []
-    for argument in arguments:
-        for leaf in leaves(argument.structure):
-            item = plan.inputs[leaf]
-            limits = " in {}..{}".format(*bounds[item.key]) if item.key in bounds else ""
-            rows.append((f"`{argument.name}`", f"`{_cell(item.key)}`", f"{item.value.type}{limits}"))
-    errors = {entry["output"]: entry for entry in manifest["error"]}
-    outputs = []
-    for output, value in zip(output_names, plan.outputs, strict=True):
-        entry = errors.get(output, {})
-        measured = tuple(_number(entry.get(key)) for key in ("max_abs_error", "tolerance", "max_abs_reference"))
-        outputs.append((f"`{output}`", str(value.type), *measured))
     factors = manifest["tolerance"]
-    half = any(value.dtype in ("float16", "bfloat16") for value in plan.outputs)
+    half = any(value.dtype in ("float16", "bfloat16") for plan in plans for value in plan.outputs)
     roundings = factors.get("factor_eps_half", 4) if half else factors.get("factor_eps", 128)
     good = (
         "The package was verified against PyTorch when it was built: max|y - y64| <= "
         f"{factors.get('factor_torch', 4)} max|y_torch - y64| + "
         f"{roundings} eps max|y64|, y64 being PyTorch in float64."
     )
+    functions = tuple(_function(plan, arguments[plan.function], manifest, len(plans) > 1) for plan in plans)
     return ReadmeView(
         summary=_cell(summary.strip().split("\n\n")[0]),
         isas=", ".join(manifest["isas"]),
-        example=_example(arguments, plan.inputs, {item["name"]: item["example"] for item in manifest["symbols"]}),
-        sizes=tuple(_size_row(item, plan) for item in manifest["symbols"]),
-        inputs=tuple(rows),
-        outputs=tuple(outputs),
+        functions=functions,
+        state=tuple((f"`{_cell(slot.key)}`", str(slot.value.type)) for slot in plans[0].state),
         verified=good if manifest["verified"] else "The package was not verified against PyTorch when it was built.",
         keys=len(manifest["weights"]["keys"]),
-        taps=len(manifest["taps"]),
+        taps=sum(len(plan.taps) for plan in plans),
+    )
+
+
+def _function(
+    plan: KernelPlan, arguments: Sequence[Argument], manifest: Mapping[str, Any], titled: bool
+) -> FunctionReadme:
+    entry = manifest if plan.function == manifest["function"] else manifest["functions"][plan.function]
+    bounds = {item["name"]: item["bounds"] for item in entry["inputs"] if "bounds" in item}
+    rows = []
+    for argument in arguments:
+        for leaf in leaves(argument.structure):
+            item = plan.inputs[leaf]
+            limits = " in {}..{}".format(*bounds[item.key]) if item.key in bounds else ""
+            rows.append((f"`{argument.name}`", f"`{_cell(item.key)}`", f"{item.value.type}{limits}"))
+    errors = {item["output"]: item for item in manifest["error"] if item["function"] == plan.function}
+    outputs = []
+    for output, value in zip(output_names(plan), plan.outputs, strict=True):
+        error = errors.get(output, {})
+        measured = tuple(_number(error.get(key)) for key in ("max_abs_error", "tolerance", "max_abs_reference"))
+        outputs.append((f"`{output}`", str(value.type), *measured))
+    called = "model" if plan.function == "forward" else f"model.{plan.function}"
+    return FunctionReadme(
+        title=f" of {called}" if titled else "",
+        sizes=tuple(_size_row(item, plan) for item in entry["symbols"]),
+        example=_example(called, arguments, plan.inputs, {item["name"]: item["example"] for item in entry["symbols"]}),
+        inputs=tuple(rows),
+        outputs=tuple(outputs),
     )
 
 
@@ -92,10 +114,12 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def _example(arguments: Sequence[Argument], inputs: Sequence[Input], sizes: Mapping[str, int]) -> tuple[str, ...]:
+def _example(
+    called: str, arguments: Sequence[Argument], inputs: Sequence[Input], sizes: Mapping[str, int]
+) -> tuple[str, ...]:
     lines = [f"{argument.name} = {_zeros(argument.structure, inputs, sizes)}" for argument in arguments]
     passed = ", ".join(f"{a.name}={a.name}" if a.keyword_only else a.name for a in arguments)
-    return (*lines, f"result = model({passed})")
+    return (*lines, f"result = {called}({passed})")
 
 
 def _zeros(structure: Structure, inputs: Sequence[Input], sizes: Mapping[str, int]) -> str:

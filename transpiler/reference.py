@@ -12,7 +12,8 @@ import torch
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree
 
-from transpiler.capture import Captured, evaluating
+from transpiler.boundary import MUTATIONS, mutated_buffers
+from transpiler.capture import Captured, called_as, evaluating
 from transpiler.ir import Array
 from transpiler.weights import storage_aliases, to_numpy, to_torch
 
@@ -32,12 +33,15 @@ def run_reference(
     double: bool = False,
     capture_values: Sequence[str] = (),
     weights: Mapping[str, Array] | None = None,
+    state: Mapping[str, Array] | None = None,
 ) -> tuple[tuple[Array, ...], dict[str, Array]]:
     """Run the exported graph: the user's tensor outputs, and the values of the FX nodes named in
     `capture_values`.
 
     With `double` every float tensor and every float dtype in the graph is float64: the y64 that tolerances
-    are derived from. `weights` (state_dict keys, tied ones under any of their keys) replaces the model's own.
+    are derived from. `weights` (state_dict keys, tied ones under any of their keys) replaces the model's own. `state`
+    (buffers that some function of the program writes, by name) does so too; what the run leaves in them follows the
+    outputs, in the order of the names.
 
     Raises:
         KeyError: a name in `capture_values` that the graph does not have.
@@ -46,7 +50,7 @@ def run_reference(
     inputs = [_prepared(tensor, double) for tensor in _input_tensors(captured, flat_inputs)]
     interpreter = _Interpreter(exported.graph_module, double, frozenset(capture_values))
     with torch.no_grad(), _default_dtype(double):
-        flat = interpreter.run(*_graph_inputs(captured, inputs, double, weights))
+        flat = interpreter.run(*_graph_inputs(captured, inputs, double, weights, state or {}))
     missing = [name for name in capture_values if name not in interpreter.captured]
     if missing:
         raise KeyError(f"no FX tensor named {', '.join(missing)}")
@@ -56,25 +60,68 @@ def run_reference(
         for value, spec in zip(flat, specs, strict=True)
         if spec.kind is OutputKind.USER_OUTPUT and isinstance(value, torch.Tensor)
     ]
-    return tuple(outputs), {name: interpreter.captured[name] for name in capture_values}
+    written = {
+        str(spec.target): to_numpy(value) for value, spec in zip(flat, specs, strict=True) if spec.kind in MUTATIONS
+    }
+    after = [written.get(key, given) for key, given in sorted((state or {}).items())]
+    return (*outputs, *after), {name: interpreter.captured[name] for name in capture_values}
 
 
 def run_eager(
-    captured: Captured, flat_inputs: Sequence[Array], *, weights: Mapping[str, Array] | None = None
+    captured: Captured,
+    flat_inputs: Sequence[Array],
+    *,
+    weights: Mapping[str, Array] | None = None,
+    state: Mapping[str, Array] | None = None,
 ) -> tuple[Array, ...]:
-    """Run the user's own module (the exported one where there is none) and return its tensor outputs,
-    flat."""
+    """Run the user's own module (the exported one where there is none) and return its tensor outputs, flat, and after
+    them what it leaves in the buffers of `state`, in the order of their names. The module's own stay as they are."""
     exported = captured.exported_program
     module = captured.module if captured.module is not None else exported.module()
     tensors = iter(_input_tensors(captured, flat_inputs))
     example, spec = _pytree.tree_flatten((tuple(captured.args), dict(_ordered(captured))))
     leaves = [next(tensors) if isinstance(leaf, torch.Tensor) else leaf for leaf in example]
     args, kwargs = _pytree.tree_unflatten(leaves, spec)
-    state = {key: to_torch(array) for key, array in _all_keys(captured, weights or {}).items()}
-    mode = evaluating(module) if captured.module is not None else contextlib.nullcontext()
-    with torch.no_grad(), mode, _holding(module, state):
+    held = {**dict.fromkeys(mutated_buffers(captured)), **(state or {})}
+    replaced = _all_keys(captured, weights or {}).items()
+    new = {key: to_torch(array) for key, array in replaced if key not in held}
+    begin = {key: (weights or {}).get(key) if array is None else array for key, array in held.items()}
+    mode: Any = contextlib.nullcontext()
+    if captured.module is not None:
+        mode = evaluating(module, keep_cache=captured.keeps_cache)
+    with torch.no_grad(), mode, called_as(module, captured.function), _holding(module, new), _keeping(module, begin):
         result = module(*args, **kwargs)
-    return tuple(to_numpy(leaf) for leaf in _pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor))
+        leaves = [to_numpy(leaf) for leaf in _pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        after = [to_numpy(_buffer(module, key)[0][_buffer(module, key)[1]]) for key in sorted(state or {})]
+        # Outputs may be views of the buffers, which are about to change back.
+        return tuple(np.array(array) for array in (*leaves, *after))
+
+
+def _buffer(module: torch.nn.Module, key: str) -> tuple[dict[str, Any], str]:
+    """Where a module keeps a buffer or parameter: the dict and the name in it."""
+    path, _, name = key.rpartition(".")
+    owner = module.get_submodule(path)
+    return (owner._parameters if name in owner._parameters else owner._buffers), name
+
+
+@contextlib.contextmanager
+def _keeping(module: torch.nn.Module, begin: Mapping[str, Array | None]) -> Iterator[None]:
+    """The buffers that a call may write, with other contents (None: their own), restored afterwards.
+
+    The memory stays the buffer's: a cache object may hold the same tensor under no name.
+    """
+    saved = []
+    try:
+        for key, array in begin.items():
+            held, name = _buffer(module, key)
+            saved.append((held, name, held[name], held[name].detach().clone()))
+            if array is not None:
+                held[name].copy_(to_torch(array))
+        yield
+    finally:
+        for held, name, tensor, content in saved:
+            held[name] = tensor
+            tensor.copy_(content)
 
 
 def _input_tensors(captured: Captured, flat_inputs: Sequence[Array]) -> list[torch.Tensor]:
@@ -143,7 +190,11 @@ def _all_keys(captured: Captured, weights: Mapping[str, Array]) -> dict[str, Arr
 
 
 def _graph_inputs(
-    captured: Captured, inputs: list[torch.Tensor], double: bool, weights: Mapping[str, Array] | None
+    captured: Captured,
+    inputs: list[torch.Tensor],
+    double: bool,
+    weights: Mapping[str, Array] | None,
+    state: Mapping[str, Array],
 ) -> Iterator[Any]:
     """The flat arguments of the graph module, in placeholder order."""
     exported = captured.exported_program
@@ -155,6 +206,8 @@ def _graph_inputs(
         if spec.kind is InputKind.USER_INPUT:
             is_tensor = isinstance(node.meta.get("val"), torch.Tensor)
             yield next(given) if is_tensor else getattr(spec.arg, "value", None)
+        elif target in state:
+            yield _prepared(to_torch(state[target]), double)  # in float64 if an earlier call left it so
         else:
             held = (exported.state_dict if target in exported.state_dict else exported.constants)[target]
             new = to_torch(replaced[target]).to(held.dtype) if target in replaced else held

@@ -19,6 +19,7 @@ from transpiler.attributes import MAX_RANK, bad_graph, check_dtype, check_identi
 from transpiler.dims import Dim, SymbolRange, SymExpr, free_symbols, parse_dim
 from transpiler.errors import Location, TranspileError
 from transpiler.ir import Array, Graph, Input, IRError, Node, Output, Program, Role, TensorType, Value, verify
+from transpiler.naming import check_function_name
 from transpiler.ops import OpError
 
 FORMAT = "transpiler-graph"
@@ -152,18 +153,34 @@ def from_json(data: Any, constants: Mapping[str, Array] | None = None) -> Progra
         for key, value in _object(top.get("aliases"), "aliases").items()
     }
     functions = {
-        check_identifier(name, "function"): _read_graph(name, _object(item, "a function"), arrays)
+        check_function_name(check_identifier(name, "function")): _read_graph(name, _object(item, "a function"))
         for name, item in _object(top.get("functions"), "functions").items()
     }
-    if "forward" not in functions:
-        raise bad_graph("there is no function 'forward'")
-    return Program(functions, arrays, aliases)
+    return check_program(Program(functions, arrays, aliases))
 
 
 def check_program(program: Program) -> Program:
-    """The program, if its graphs verify and its constants are there. Raises TranspileError "bad-graph"."""
+    """The program, if its graphs verify, its constants are there, and its functions agree about what they share.
+
+    Raises:
+        TranspileError: "bad-graph".
+    """
+    if not program.functions:
+        raise bad_graph("there is no function")
+    shared: dict[tuple[str, str], tuple[TensorType, str]] = {}
     for graph in program.functions.values():
         _check_graph(graph, program.constants)
+        for item in graph.inputs:
+            if item.role not in (Role.PARAMETER, Role.BUFFER, Role.STATE, Role.CONSTANT):
+                continue
+            kind = "constant" if item.role is Role.CONSTANT else "weight"
+            fact = item.value.type, "state" if item.role is Role.STATE else "weight"
+            if item.role is Role.STATE and item.key in program.constants:
+                array = program.constants[item.key]
+                if TensorType(str(array.dtype), array.shape) != item.value.type:
+                    raise bad_graph(f"the state {item.key!r} is not of its constant's type")
+            if shared.setdefault((kind, item.key), fact) != fact:
+                raise bad_graph(f"the functions disagree about the {kind} {item.key!r}")
     return program
 
 
@@ -216,7 +233,7 @@ def _read_constants(entries: Mapping[str, Any], given: Mapping[str, Array]) -> I
             raise bad_graph(f"the data of constant {key!r} does not fit {type_}") from error
 
 
-def _read_graph(name: str, data: Mapping[str, Any], constants: Mapping[str, Array]) -> Graph:
+def _read_graph(name: str, data: Mapping[str, Any]) -> Graph:
     values: dict[str, Value] = {}
 
     def define(entry: Any) -> Value:
@@ -245,7 +262,7 @@ def _read_graph(name: str, data: Mapping[str, Any], constants: Mapping[str, Arra
         entry = _object(item, "an output")
         state = entry.get("state")
         outputs.append(Output(use(entry.get("value")), None if state is None else check_text(state, "state")))
-    graph = Graph(
+    return Graph(
         name,
         inputs,
         tuple(nodes),
@@ -254,8 +271,6 @@ def _read_graph(name: str, data: Mapping[str, Any], constants: Mapping[str, Arra
         _read_structure(data.get("out_structure")),
         {check_identifier(k, "symbol"): _read_range(v) for k, v in _object(data.get("symbols"), "symbols").items()},
     )
-    _check_graph(graph, constants)
-    return graph
 
 
 def _read_value(entry: Mapping[str, Any]) -> Value:

@@ -25,7 +25,7 @@ from transpiler.structure import Structure, to_json
 
 if TYPE_CHECKING:
     from transpiler.checks import Expected
-    from transpiler.verify import Recording
+    from transpiler.verify import Recording, Step
 
 FORMAT = 1
 _CLEARED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "LIVE_MODEL")
@@ -34,37 +34,53 @@ _CLEARED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTEST_ADDOPTS", "PYTE
 # --- emitting -----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class FunctionTests:
+    """What the tests of a function are made of: its recording, how flat inputs nest in `(args, kwargs)` and flat
+    outputs in its result, the module paths that can be tapped (None: all that were recorded), and the sizes that vary,
+    as in the manifest."""
+
+    recording: Recording
+    in_structure: Structure
+    out_structure: Structure
+    taps: Collection[str] | None = None
+    symbols: Sequence[Mapping[str, Any]] = ()
+
+
 def emit_tests(
-    recording: Recording,
+    functions: Sequence[FunctionTests],
     *,
     package: str,
-    in_structure: Structure,
-    out_structure: Structure,
     aliases: Mapping[str, str] | None = None,
-    taps: Collection[str] | None = None,
-    symbols: Sequence[Mapping[str, Any]] = (),
+    sequence: Sequence[Step] = (),
 ) -> dict[str, bytes]:
     """The folder `tests/` of a package: relative path -> content.
 
+    The first function's data lies in tests/data, that of every other in a folder of its name there.
+
     Args:
         package: import name of the package.
-        in_structure: how the flat inputs nest in `(args, kwargs)`.
         aliases: tied state_dict keys -> the key that stores the tensor.
-        symbols: the sizes that vary, as in the manifest.
-        taps: the module paths that the package can tap; None for all that were recorded.
+        sequence: calls that carry state from one to the next.
 
     Raises:
         ValueError: `package` is no identifier, or a tap was not recorded.
     """
     if not package.isidentifier():
         raise ValueError(f"not an import name: {package!r}")
-    files = {f"tests/{name}": text.encode() for name, text in _render(package).items()}
-    if not symbols:
-        del files["tests/test_sizes.py"]
+    stateful = bool(functions[0].recording.state)
+    unused = {"test_state.py"} - ({"test_state.py"} if stateful else set())
+    unused |= set() if any(item.symbols for item in functions) else {"test_sizes.py"}
+    files = {f"tests/{name}": text.encode() for name, text in _render(package).items() if name not in unused}
     # The generator and the comparison are the very code that recorded the data, so that they cannot disagree.
     for name, module in (("_draw", draw), ("_checks", checks)):
         files[f"tests/{name}.py"] = Path(str(module.__file__)).read_bytes()
-    files.update(_data(recording, in_structure, out_structure, aliases or {}, taps, symbols))
+    others = [item.recording.function for item in functions[1:]]
+    for item in functions:
+        folder = "tests/data" if item is functions[0] else f"tests/data/{item.recording.function}"
+        files.update(_data(item, folder, aliases or {}, others if item is functions[0] else []))
+    if stateful:
+        files.update(_sequence(sequence))
     return dict(sorted(files.items()))
 
 
@@ -82,22 +98,36 @@ def _render(package: str) -> dict[str, str]:
     }
 
 
-def _data(
-    recording: Recording,
-    in_structure: Structure,
-    out_structure: Structure,
-    aliases: Mapping[str, str],
-    taps: Collection[str] | None,
-    symbols: Sequence[Mapping[str, Any]],
-) -> dict[str, bytes]:
+def _sequence(steps: Sequence[Step]) -> dict[str, bytes]:
+    arrays: dict[str, Array] = {}
+    index = [
+        {
+            "function": step.function,
+            "case": step.case,
+            "outputs": [_entry(e, f"{number}/{i}", arrays) for i, e in enumerate(step.outputs)],
+            "state": [_entry(e, f"{number}/state/{i}", arrays) for i, e in enumerate(step.state)],
+        }
+        for number, step in enumerate(steps)
+    ]
+    return {
+        "tests/data/sequence.json": (json.dumps(index, indent=1, allow_nan=False) + "\n").encode(),
+        "tests/data/sequence.safetensors": _save(arrays),
+    }
+
+
+def _data(function: FunctionTests, folder: str, aliases: Mapping[str, str], others: Sequence[str]) -> dict[str, bytes]:
+    recording, taps = function.recording, function.taps
     outputs: dict[str, Array] = {}
     weights: dict[str, Array] = {}
     tapped: dict[str, Array] = {}
     index: dict[str, Any] = {
         "format": FORMAT,
+        "function": recording.function,
+        "functions": list(others),
         "factors": {"torch": checks.FACTOR_TORCH, "eps": checks.FACTOR_EPS, "eps_half": checks.FACTOR_EPS_HALF},
-        "in_structure": to_json(in_structure),
-        "out_structure": to_json(out_structure),
+        "in_structure": to_json(function.in_structure),
+        "out_structure": to_json(function.out_structure),
+        "state": [item.name.removeprefix("state ") for item in recording.state],
         "inputs": [
             {
                 "name": item.name,
@@ -106,13 +136,14 @@ def _data(
             }
             for item in recording.arguments
         ],
-        "symbols": [dict(item) for item in symbols],
+        "symbols": [dict(item) for item in function.symbols],
         "cases": [
             {
                 "name": case.name,
                 "inputs": [dict(recipe) for recipe in case.drawn.recipes],
                 "shapes": [list(array.shape) for array in case.drawn.arrays],
                 "outputs": [_entry(e, f"{case.name}/{i}", outputs) for i, e in enumerate(case.outputs)],
+                "state": [_entry(e, f"{case.name}/state/{i}", outputs) for i, e in enumerate(case.state)],
             }
             for case in recording.cases
         ],
@@ -140,11 +171,11 @@ def _data(
             "values": {path: _entry(values[path], path, tapped) for path in kept},
         }
     return {
-        "tests/data/cases.json": (json.dumps(index, indent=1, allow_nan=False) + "\n").encode(),
-        "tests/data/inputs.safetensors": _save(recording.inputs.stored),
-        "tests/data/outputs.safetensors": _save(outputs),
-        "tests/data/taps.safetensors": _save(tapped),
-        "tests/data/weights.safetensors": _save(weights),
+        f"{folder}/cases.json": (json.dumps(index, indent=1, allow_nan=False) + "\n").encode(),
+        f"{folder}/inputs.safetensors": _save(recording.inputs.stored),
+        f"{folder}/outputs.safetensors": _save(outputs),
+        f"{folder}/taps.safetensors": _save(tapped),
+        f"{folder}/weights.safetensors": _save(weights),
     }
 
 

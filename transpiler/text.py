@@ -29,6 +29,7 @@ from transpiler.attributes import MAX_NESTING, bad_graph, check_dtype, check_ide
 from transpiler.dims import Dim, SymbolRange, SymExpr, parse_dim
 from transpiler.errors import Location
 from transpiler.ir import Array, Graph, Input, Node, Output, Program, Role, TensorType, Value
+from transpiler.naming import check_function_name
 from transpiler.serialize import check_program
 from transpiler.structure import Leaf, Literal, Mapping_, Sequence_, Structure
 
@@ -239,7 +240,7 @@ class _Parser:
 
     def graph(self) -> Graph:
         self.expect("func")
-        name = check_identifier(self.take("name"), "function")
+        name = check_function_name(check_identifier(self.take("name"), "function"))
         self.values: dict[str, Value] = {}
         self.expect("(")
         inputs = []

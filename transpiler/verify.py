@@ -30,13 +30,20 @@ TAP_SAMPLE = 64
 
 
 class Eager(Protocol):
-    """The user's own module in its own precision; `weights` replaces its state_dict for this call."""
+    """The user's own module in its own precision; `weights` replaces its state_dict for this call.
 
-    def __call__(self, flat_inputs: Sequence[Array], *, weights: Mapping[str, Array] | None) -> Sequence[Array]: ...
+    If `state` is given (the content of all states by key), the call starts from it, and the new contents, in the order
+    of their keys, follow the outputs.
+    """
+
+    def __call__(
+        self, flat_inputs: Sequence[Array], *, weights: Mapping[str, Array] | None, state: Mapping[str, Array] | None
+    ) -> Sequence[Array]: ...
 
 
 class Reference(Protocol):
-    """The exported graph, in float64 if `double`; also returns the FX values named in `capture_values`."""
+    """The exported graph, in float64 if `double`; also returns the FX values named in `capture_values`. `state` is as
+    in `Eager`."""
 
     def __call__(
         self,
@@ -45,6 +52,7 @@ class Reference(Protocol):
         double: bool,
         capture_values: Sequence[str],
         weights: Mapping[str, Array] | None,
+        state: Mapping[str, Array] | None,
     ) -> tuple[Sequence[Array], Mapping[str, Array]]: ...
 
 
@@ -58,10 +66,11 @@ class OutputSpec:
 
 @dataclass(frozen=True)
 class Recorded:
-    """PyTorch's outputs for one case's inputs."""
+    """PyTorch's outputs for one case's inputs, and the state that a call from the initial one leaves."""
 
     drawn: Drawn
     outputs: tuple[Expected, ...]
+    state: tuple[Expected, ...] = ()
 
     @property
     def name(self) -> str:
@@ -89,7 +98,10 @@ class Taps:
 
 @dataclass(frozen=True)
 class Recording:
-    """Everything the generated tests compare with; `dropped` says which cases PyTorch refuses, and why."""
+    """Everything the generated tests of a function compare with; `dropped` says which cases PyTorch refuses, and why.
+
+    `state` are the program's states, in the order of their keys.
+    """
 
     arguments: tuple[Argument, ...]
     inputs: Inputs
@@ -97,6 +109,18 @@ class Recording:
     reload: Reload | None = None
     taps: Taps | None = None
     dropped: tuple[str, ...] = ()
+    function: str = "forward"
+    state: tuple[OutputSpec, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a sequence: the inputs of a case, PyTorch's outputs and the state after the call."""
+
+    function: str
+    case: str
+    outputs: tuple[Expected, ...]
+    state: tuple[Expected, ...]
 
 
 def expect(name: str, dtype: str, torch: Array, float64: Array, *, whole: int, sample: int, parts: int) -> Expected:
@@ -137,6 +161,8 @@ def record(
     taps: Mapping[str, str] | None = None,
     draws: int = DRAWS,
     sizes: Sequence[tuple[str, Mapping[str, int]]] = (),
+    function: str = "forward",
+    initial: Callable[[Mapping[str, Array]], Mapping[str, Array]] = lambda weights: {},
 ) -> Recording:
     """Run PyTorch on every case.
 
@@ -145,6 +171,8 @@ def record(
         state: the model's state_dict; `aliases` maps tied keys to the key that stores the tensor.
         taps: module path -> name of the FX value that is its output.
         sizes: names and values of the sizes that vary, a case each.
+        function: which one of the program's functions this is.
+        initial: the initial content of the program's states, by key, for given weights.
 
     Raises:
         TranspileError: "dynamic-shape": the graph that was traced is not the module at some size.
@@ -155,11 +183,15 @@ def record(
     cases: list[Recorded] = []
     dropped: list[str] = []
     at = dict(sizes)
+    begin = initial(state)
+    states = state_specs(begin)
+    run = _Run((*outputs, *states), eager, reference)
     for drawn in inputs.cases:
         try:
             if drawn.resized:
                 _check_traced(drawn, at[drawn.name], eager, reference)
-            cases.append(Recorded(drawn, _outputs(outputs, drawn.arrays, eager, reference, None)))
+            found = run(drawn.arrays, None, _pair(begin))
+            cases.append(Recorded(drawn, found[: len(outputs)], found[len(outputs) :]))
         except Exception as error:
             if drawn.name == "example" or isinstance(error, TranspileError):
                 raise
@@ -171,22 +203,77 @@ def record(
         tuple(arguments),
         inputs,
         tuple(cases),
-        _reload(outputs, chosen, eager, reference, draw_state(state, aliases or {})) if state else None,
+        _reload(run, chosen, draw_state(state, aliases or {}), initial) if state else None,
         _taps(chosen.drawn, reference, taps) if taps else None,
         tuple(dropped),
+        function,
+        states,
     )
 
 
-def _outputs(
-    specs: Sequence[OutputSpec],
-    inputs: Sequence[Array],
-    eager: Eager,
-    reference: Reference,
-    state: Mapping[str, Array] | None,
-) -> tuple[Expected, ...]:
-    torch = eager([array.copy() for array in inputs], weights=state)
-    double, _ = reference([array.copy() for array in inputs], double=True, capture_values=(), weights=state)
-    return tuple(_expect_output(*item) for item in zip(specs, torch, double, strict=True))
+def state_specs(state: Mapping[str, Array]) -> tuple[OutputSpec, ...]:
+    """What is recorded of states, in the order of their keys."""
+    return tuple(OutputSpec(f"state {key}", state[key].dtype.name) for key in sorted(state))
+
+
+# The content of the states in the model's precision and in float64.
+StatePair = tuple[Mapping[str, Array], Mapping[str, Array]]
+
+
+def _pair(state: Mapping[str, Array]) -> StatePair | None:
+    return (state, state) if state else None
+
+
+class _Run:
+    """Both of PyTorch's runs of one call; remembers the state that it leaves."""
+
+    def __init__(self, specs: Sequence[OutputSpec], eager: Eager, reference: Reference) -> None:
+        self.specs, self.eager, self.reference = specs, eager, reference
+        self.after: StatePair | None = None
+
+    def __call__(
+        self, inputs: Sequence[Array], weights: Mapping[str, Array] | None, state: StatePair | None
+    ) -> tuple[Expected, ...]:
+        single, double = state or (None, None)
+        torch = self.eager([array.copy() for array in inputs], weights=weights, state=single)
+        copies = [array.copy() for array in inputs]
+        exact, _ = self.reference(copies, double=True, capture_values=(), weights=weights, state=double)
+        if single is not None:
+            keys = sorted(single)
+            at = len(self.specs) - len(keys)
+            self.after = (
+                dict(zip(keys, torch[at:], strict=True)), dict(zip(keys, exact[at:], strict=True)),
+            )  # fmt: skip
+        return tuple(_expect_output(*item) for item in zip(self.specs, torch, exact, strict=True))
+
+
+def record_sequence(
+    recordings: Sequence[Recording],
+    outputs: Mapping[str, Sequence[OutputSpec]],
+    eager: Mapping[str, Eager],
+    reference: Mapping[str, Reference],
+    state: Mapping[str, Array],
+) -> tuple[Step, ...]:
+    """Calls of all functions one after the other, each from the state that the one before it left.
+
+    Every function is called with its example and two drawn cases, then the first function and the last again. A call
+    that PyTorch refuses is left out.
+    """
+    specs = state_specs(state)
+    calls = [(item, case) for item in recordings for case in item.cases[:3]]
+    calls += [(item, item.cases[-1 if len(item.cases) < 2 else 1]) for item in (recordings[0], recordings[-1])]
+    current = _pair(state)
+    steps: list[Step] = []
+    for item, case in calls:
+        wanted = outputs[item.function]
+        run = _Run((*wanted, *specs), eager[item.function], reference[item.function])
+        try:
+            found = run(case.drawn.arrays, None, current)
+        except Exception:
+            continue
+        steps.append(Step(item.function, case.name, found[: len(wanted)], found[len(wanted) :]))
+        current = run.after
+    return tuple(steps)
 
 
 def _check_traced(drawn: Drawn, sizes: Mapping[str, int], eager: Eager, reference: Reference) -> None:
@@ -196,9 +283,10 @@ def _check_traced(drawn: Drawn, sizes: Mapping[str, int], eager: Eager, referenc
         TranspileError: "dynamic-shape".
     """
     where = ", ".join(f"{name} = {value}" for name, value in sizes.items())
-    wanted = eager([array.copy() for array in drawn.arrays], weights=None)
+    wanted = eager([array.copy() for array in drawn.arrays], weights=None, state=None)
     try:
-        got, _ = reference([array.copy() for array in drawn.arrays], double=False, capture_values=(), weights=None)
+        copies = [array.copy() for array in drawn.arrays]
+        got, _ = reference(copies, double=False, capture_values=(), weights=None, state=None)
         reason = "" if all(map(_alike, wanted, got)) else "its results differ"
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -222,9 +310,10 @@ def _alike(wanted: Array, got: Array) -> bool:
 
 
 def _reload(
-    specs: Sequence[OutputSpec], case: Recorded, eager: Eager, reference: Reference, state: State
+    run: _Run, case: Recorded, state: State, initial: Callable[[Mapping[str, Array]], Mapping[str, Array]]
 ) -> Reload | None:
-    outputs = _outputs(specs, case.drawn.arrays, eager, reference, state.arrays())
+    arrays = state.arrays()
+    outputs = run(case.drawn.arrays, arrays, _pair(initial(arrays)))[: len(case.outputs)]
     changed = any(
         not np.array_equal(new.torch, old.torch, equal_nan=new.torch.dtype.kind == "f")
         for new, old in zip(outputs, case.outputs, strict=True)
@@ -240,8 +329,9 @@ def _reload(
 def _taps(drawn: Drawn, reference: Reference, taps: Mapping[str, str]) -> Taps:
     names = sorted(set(taps.values()))
     inputs = [array.copy() for array in drawn.arrays]
-    _, single = reference(inputs, double=False, capture_values=names, weights=None)
-    _, double = reference([array.copy() for array in drawn.arrays], double=True, capture_values=names, weights=None)
+    _, single = reference(inputs, double=False, capture_values=names, weights=None, state=None)
+    copies = [array.copy() for array in drawn.arrays]
+    _, double = reference(copies, double=True, capture_values=names, weights=None, state=None)
     values = {
         path: expect(path, single[fx].dtype.name, single[fx], double[fx], whole=TAP_SAMPLE, sample=TAP_SAMPLE, parts=1)
         for path, fx in sorted(taps.items())
@@ -263,14 +353,15 @@ class CaseError:
     tolerance: float
     excluded: int
     message: str = ""
+    function: str = "forward"
 
 
 def measure(recording: Recording, run: Callable[[Sequence[Array]], Sequence[Array]]) -> tuple[CaseError, ...]:
-    """Run the built package (flat inputs to flat outputs) on every case and compare."""
+    """Run the built package (flat inputs to flat outputs and the new state) on every case and compare."""
     errors: list[CaseError] = []
     for case in recording.cases:
         got = run([array.copy() for array in case.drawn.arrays])
-        for expected, array in zip(case.outputs, got, strict=True):
+        for expected, array in zip((*case.outputs, *case.state), got, strict=True):
             found = compare(expected, array, f"case {case.name!r}")
             errors.append(
                 CaseError(
@@ -280,6 +371,7 @@ def measure(recording: Recording, run: Callable[[Sequence[Array]], Sequence[Arra
                     expected.tolerance,
                     expected.excluded,
                     found.message,
+                    recording.function,
                 )
             )
     return tuple(errors)

@@ -152,7 +152,7 @@ def expected_weights(program: Program) -> dict[str, TensorType]:
         item.key: item.value.type
         for graph in program.functions.values()
         for item in graph.inputs
-        if item.role in (Role.PARAMETER, Role.BUFFER, Role.STATE)
+        if item.role in (Role.PARAMETER, Role.BUFFER) or (item.role is Role.STATE and item.key not in program.constants)
     }
 
 

@@ -1,8 +1,11 @@
-"""Scatter, its reductions and index_put: copy x, then write the updates one after the other in row-major order.
+"""Scatter, its reductions, index_put and slice_write: copy x, then write the updates in row-major order.
 
 Serial on purpose: repeated indices have one meaning (the last one wins, sums have one order) whatever the
 number of threads. Each index is checked once; an index out of bounds sets the status word. Limited by the
 latency of a dependent read and write per update.
+
+In place (a state that nobody reads any more as it was) nothing is copied: the output holds x. All indices are checked
+before the first write, so that a call with a wrong one leaves the state as it was.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from transpiler.target import Target
 
 from ..fuse import lowered
 from ..sizes import count, extent, is_empty
-from ..tir import KernelBuilder, Tir, flat_offset
+from ..tir import KernelBuilder, Tir, flat_offset, when
 from ..vectors import held
 from .rows import lane_loop
 
@@ -42,31 +45,62 @@ COMBINE: dict[str, Combine] = {
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
-    if len(group.nodes) != 1 or group.nodes[0].op.name not in (*COMBINE, "index_put"):
+    if len(group.nodes) != 1 or group.nodes[0].op.name not in (*COMBINE, "index_put", "slice_write"):
         return None
-    types = [value.type for value in group.nodes[0].inputs]
-    if len(group.inputs) != len(types):  # a tensor given twice: the inputs are looked up by position below
-        positions = [group.input_index(value) for value in group.nodes[0].inputs]
-    else:
-        positions = list(range(len(types)))
-    op: Any = group.nodes[0].op
-    builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type], checks_index=True)
-    updates: Dim
+    node = group.nodes[0]
+    op: Any = node.op
+    types = [value.type for value in node.inputs]
+    # A tensor given twice is one input of the kernel; x is none if the kernel runs in place.
+    positions = [-1 if group.in_place else group.input_index(node.inputs[0])]
+    positions += [group.input_index(value) for value in node.inputs[1:]]
+    inputs = [value.type for value in group.inputs]
+    checks = op.name != "slice_write"
+    builder = KernelBuilder(name, inputs, [group.outputs[0].type], checks_index=checks)
+    updates: Dim = 0
     with builder:
         if not is_empty(types[0].shape):
-            lane_loop(
-                extent(count(types[0].shape)),
-                lambda at: builder.outputs[0].store(at, builder.inputs[positions[0]][at]),
-            )
-            if op.name == "index_put":
-                updates = _index_put(
-                    builder, positions, types, op.axes, COMBINE["scatter_add" if op.accumulate else "scatter"]
+            if not group.in_place:
+                lane_loop(
+                    extent(count(types[0].shape)),
+                    lambda at: builder.outputs[0].store(at, builder.inputs[positions[0]][at]),
                 )
-            else:
-                updates = _scatter(builder, positions, types, op.axis, COMBINE[op.name])
-        else:
-            updates = 0
-    return lowered(group, builder, flops=updates)
+            elif checks:
+                _check_all(builder, op, positions, types)
+            with when(builder.status[0] == 0 if builder.status is not None and group.in_place else None):
+                updates = _write(builder, op, positions, types)
+    return lowered(group, builder, flops=updates, in_place=group.in_place)
+
+
+def _write(builder: KernelBuilder, op: Any, positions: list[int], types: list[TensorType]) -> Dim:
+    if op.name == "slice_write":
+        return _slice_write(builder, positions, types, op)
+    if op.name == "index_put":
+        combine = COMBINE["scatter_add" if op.accumulate else "scatter"]
+        return _index_put(builder, positions, types, op.axes, combine)
+    return _scatter(builder, positions, types, op.axis, COMBINE[op.name])
+
+
+def _check_all(builder: KernelBuilder, op: Any, positions: list[int], types: list[TensorType]) -> None:
+    """Set the status for every index that is out of bounds."""
+    axes = op.axes if op.name == "index_put" else (op.axis,)
+    first = 2 if op.name == "index_put" else 1
+    s = Tir(status=builder.status)
+    for operand, axis in enumerate(axes, first):
+        if not is_empty(types[operand].shape):
+            with T.serial(0, extent(count(types[operand].shape))) as at:
+                s.index(builder.inputs[positions[operand]][at], types[0].shape[axis])
+
+
+def _slice_write(builder: KernelBuilder, positions: list[int], types: list[TensorType], op: Any) -> Dim:
+    x, update = (item.shape for item in types)
+
+    def write(index: list[Expr]) -> None:
+        target = [start + i * step for i, start, step in zip(index, op.starts, op.steps, strict=True)]
+        builder.outputs[0].store(flat_offset(target, x), builder.inputs[positions[1]][flat_offset(index, update)])
+
+    _nest(update, write)
+    updates: Dim = count(update)
+    return updates
 
 
 def _nest(shape: Sequence[Dim], body: Any) -> None:

@@ -230,22 +230,21 @@ def test_unsupported_operators_all_at_once(write: Write) -> None:
     """)
 
 
-def test_mutated_buffer(write: Write) -> None:
+def test_mutated_buffer_that_shares_memory(write: Write) -> None:
     text = """
         class Net(nn.Module):
             def __init__(self):
                 super().__init__()
                 self.register_buffer("total", torch.zeros(3))
+                self.register_buffer("first", self.total[:1])
 
             def forward(self, x):
                 self.total += x.sum(0)
-                return x + self.total
+                return x + self.first
     """
     assert message(write(dedent(text) + EXAMPLE)) == pinned("""
-        forward changes the buffer 'total', and its outputs depend on it
-          net.py:10, in Net.forward
-            10 | self.total += x.sum(0)
-          Hint: pass the state in as an argument and return the new one
+        The buffers 'total' and 'first' share memory, and the model writes it
+          Hint: give each buffer memory of its own, with .clone()
     """)
 
 

@@ -46,12 +46,12 @@ def built(module: nn.Module, inputs: Tensors, *, fold: bool = True) -> Iterator[
     target = load_target("cpu", None)
     rewritten = run_passes(program, PIPELINE if fold else UNFOLDED_PIPELINE)
     lowered = lower(rewritten, target, fuse=fold)
-    linked = link_library(compile_kernels(lowered.kernels, target, workers=1), lowered.plan, "drawn", target.isa.name)
+    linked = link_library(compile_kernels(lowered.kernels, target, workers=1), lowered.plans, "drawn", target.isa.name)
     state = state_arrays(captured.exported_program.state_dict)
     view = make_view(
         name="drawn",
         program=rewritten,
-        plan=lowered.plan,
+        plans=lowered.plans,
         libraries={target.isa.name: linked},
         prepared=run_prepare(lowered.plan, rewritten.constants, state),
     )

@@ -15,7 +15,7 @@ import numpy as np
 from transpiler.draw import Array
 from transpiler.formatting import format_python
 from transpiler.structure import Leaf, Mapping_, Sequence_
-from transpiler.testing import emit_tests
+from transpiler.testing import FunctionTests, emit_tests
 from transpiler.verify import Argument, OutputSpec, Recording, record
 
 MODEL = """
@@ -104,7 +104,9 @@ def _run(inputs: Sequence[Array], state: Mapping[str, Array] | None, dtype: str)
         return [hidden, hidden.sum(axis=1)], {"linear": fc}
 
 
-def eager(flat_inputs: Sequence[Array], *, weights: Mapping[str, Array] | None) -> list[Array]:
+def eager(
+    flat_inputs: Sequence[Array], *, weights: Mapping[str, Array] | None, state: Mapping[str, Array] | None = None
+) -> list[Array]:
     return _run(flat_inputs, weights, "float32")[0]
 
 
@@ -114,6 +116,7 @@ def reference(
     double: bool,
     capture_values: Sequence[str],
     weights: Mapping[str, Array] | None,
+    state: Mapping[str, Array] | None = None,
 ) -> Outputs:
     return _run(flat_inputs, weights, "float64" if double else "float32")
 
@@ -154,10 +157,14 @@ def write_package(folder: Path, *, scale: str = "x", axis: int = 1, state: dict[
         json.dumps({"files": files, "weights": {"keys": {key: {} for key in weights()}}})
     )
     tests = emit_tests(
-        recording(),
+        [
+            FunctionTests(
+                recording(),
+                in_structure=Sequence_("tuple", (Sequence_("tuple", (Leaf(0),)), Mapping_("dict", ()))),
+                out_structure=Mapping_("dict", (("hidden", Leaf(0)), ("total", Leaf(1)))),
+            )
+        ],
         package="tiny",
-        in_structure=Sequence_("tuple", (Sequence_("tuple", (Leaf(0),)), Mapping_("dict", ()))),
-        out_structure=Mapping_("dict", (("hidden", Leaf(0)), ("total", Leaf(1)))),
     )
     for name, content in format_python(tests).items():
         path = folder / name

@@ -336,9 +336,9 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     evil = 'x"""\nimport os; os.abort()\n"""\\'
-    source = replace(toy.SourceFacts(), file=evil, entry=evil, docstring=evil, arguments=(evil, "input"))
+    source = replace(toy.SourceFacts(), file=evil, entry=evil, docstring=evil, arguments={"forward": (evil, "input")})
     view = make_view(
-        name="toy", program=toy.program(), plan=toy.plan(), libraries={"baseline": toy.linked()},
+        name="toy", program=toy.program(), plans=[toy.plan()], libraries={"baseline": toy.linked()},
         prepared=toy.run_prepare(toy.plan(), toy.program().constants, toy.state()), source=source,
         tool_versions={evil: evil}, machine="x86_64",
     )  # fmt: skip

@@ -10,6 +10,7 @@ from torch import nn
 
 from transpiler.capture import Captured, capture_exported, capture_module, load_exported
 from transpiler.dims import SymbolRange
+from transpiler.errors import TranspileErrors
 from transpiler.importer import Imported, import_program
 from transpiler.interpreter import run_graph
 from transpiler.ir import Role
@@ -254,9 +255,28 @@ class Counter(nn.Module):
         return x * 2
 
 
-def test_dead_mutation_is_dropped() -> None:
-    _, imported = check(Counter(), (torch.ones(2),))
-    assert any("'calls'" in warning for warning in imported.warnings)
+def test_a_buffer_that_forward_writes_is_state() -> None:
+    module = Counter()
+    _, imported = check(module, (torch.ones(2),))
+    (state,) = imported.program.main.state_inputs()
+    assert (state.key, imported.program.main.updates().keys()) == ("calls", {"calls"})
+    assert module.calls == 0, "running the module to compare leaves it as it was"
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("whole", torch.zeros(4))
+        self.part = self.whole[:2]
+
+    def forward(self, x):
+        self.whole += x.sum()
+        return self.part + x
+
+
+def test_a_written_buffer_that_shares_memory_is_refused() -> None:
+    with pytest.raises(TranspileErrors, match="'whole' and 'part' share memory"):
+        capture_module(Shared(), (torch.ones(2),))
 
 
 class Lookup(nn.Module):

@@ -26,9 +26,9 @@ class Native:
     def __init__(self, path: Path) -> None:
         self.dll = ctypes.CDLL(str(path))
         self["last_error"].restype = ctypes.c_char_p
-        for name in ("input_name", "output_name", "call_name"):
+        for name in ("input_name", "output_name", "call_name", "function_name"):
             self[name].restype = ctypes.c_char_p
-        for name in ("input_bytes", "output_bytes", "arena_bytes", "weight_bytes"):
+        for name in ("input_bytes", "output_bytes", "arena_bytes", "weight_bytes", "state_bytes"):
             self[name].restype = ctypes.c_uint64
         memory = np.zeros(320 + 64, np.uint8)
         start = -memory.ctypes.data % 64
@@ -58,7 +58,7 @@ class Native:
             np.empty((2, 2), np.float32),
             np.empty((2, 3, 3), np.float32),
         ]
-        return self["run"](handle, pointers([x, ids]), pointers(outputs)), outputs
+        return self["run"](handle, 0, None, pointers([x, ids]), pointers(outputs)), outputs
 
 
 def pointers(arrays: list[np.ndarray]) -> ctypes.Array[ctypes.c_void_p]:
@@ -80,14 +80,16 @@ def check(outputs: list[np.ndarray], x: np.ndarray, ids: np.ndarray) -> None:
 
 
 def test_sizes_and_names(native: Native) -> None:
-    assert native["abi_version"]() == 2
-    assert (native["input_count"](), native["output_count"](), native["call_count"]()) == (2, 3, 2)
-    assert [native["input_name"](i) for i in (0, 1, 2, -1)] == [b"x", b"ids", None, None]
-    assert [native["output_name"](i) for i in range(3)] == [b"h", b"rows", b"output2"]
-    assert [native["input_bytes"](i) for i in range(3)] == [72, 16, 0]
-    assert [native["output_bytes"](i) for i in range(3)] == [96, 16, 72]
-    assert [native["call_name"](i) for i in range(2)] == [b"fc_relu", b"take_rows"]
-    assert (native["arena_bytes"](), native["weight_bytes"]()) == (192, 320)
+    assert native["abi_version"]() == 3
+    assert [native[f"{what}_count"](0) for what in ("input", "output", "call")] == [2, 3, 2]
+    assert [native["input_name"](0, i) for i in (0, 1, 2, -1)] == [b"x", b"ids", None, None]
+    assert [native["output_name"](0, i) for i in range(3)] == [b"h", b"rows", b"output2"]
+    assert [native["input_bytes"](0, i) for i in range(3)] == [72, 16, 0]
+    assert [native["output_bytes"](0, i) for i in range(3)] == [96, 16, 72]
+    assert [native["call_name"](0, i) for i in range(2)] == [b"fc_relu", b"take_rows"]
+    assert (native["arena_bytes"](0), native["weight_bytes"](), native["state_bytes"]()) == (192, 320, 0)
+    assert (native["function_count"](), native["function_name"](0), native["function_name"](1)) == (1, b"forward", None)
+    assert (native["input_count"](1), native["call_name"](-1, 0), native["arena_bytes"](7)) == (0, None, 0)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5, 64])
@@ -118,10 +120,10 @@ def test_one_kernel(native: Native) -> None:
     handle = native.create(2)
     table, ids = toy.state()["emb.weight"], np.array([2, 0], np.int64)
     out = np.empty((2, 2), np.float32)
-    assert native["call"](handle, 1, pointers([table, ids, out])) == 0
+    assert native["call"](handle, 0, 1, pointers([table, ids, out])) == 0
     np.testing.assert_array_equal(out, table[ids])
-    assert native["call"](handle, 2, pointers([table, ids, out])) == 1
-    assert native.error() == "call 2 does not exist; the plan has 2 calls"
+    assert native["call"](handle, 0, 2, pointers([table, ids, out])) == 1
+    assert native.error() == "call 2 does not exist; forward has 2 calls"
     native["destroy"](handle)
 
 
@@ -161,7 +163,7 @@ def test_time_of_every_call(native: Native) -> None:
     outputs = [np.empty(24, np.float32), np.empty(4, np.float32), np.empty(18, np.float32)]
     seconds = np.full(2, -1.0)
     code = native["run_timed"](
-        handle, pointers([x, ids]), pointers(outputs), None, ctypes.c_void_p(seconds.ctypes.data)
+        handle, 0, None, pointers([x, ids]), pointers(outputs), None, ctypes.c_void_p(seconds.ctypes.data)
     )
     assert code == 0
     assert (seconds >= 0).all()
@@ -216,7 +218,7 @@ def test_a_forked_child_has_a_pool_of_its_own(native: Native) -> None:
 
 
 def test_linking_is_deterministic() -> None:
-    assert link_library(toy.objects(), toy.plan(), "toy", "baseline").library == toy.linked().library
+    assert link_library(toy.objects(), [toy.plan()], "toy", "baseline").library == toy.linked().library
 
 
 def test_only_the_abi_is_exported(tmp_path: Path) -> None:
@@ -234,7 +236,7 @@ def test_only_the_abi_is_exported(tmp_path: Path) -> None:
 def test_the_c_text_compiles_without_warnings(tmp_path: Path) -> None:
     for file in RUNTIME_FILES:
         shutil.copy(tree("templates") / "runtime" / "cpu" / file, tmp_path)
-    (tmp_path / "plan.c").write_text(render_plan(toy.plan(), "toy"))
+    (tmp_path / "plan.c").write_text(render_plan([toy.plan()], "toy"))
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers", "-Wstrict-prototypes"]
     for file in ("plan.c", "exports.c", "runtime.c", "pool.c", *SPECIAL_FILES):
         command = [*c_compiler(), "-std=c11", *warnings, "-DTRANSPILE_PREFIX=toy_", "-fsyntax-only", file]
@@ -250,5 +252,5 @@ def test_a_missing_compiler_is_explained(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_objects_that_do_not_link_are_reported() -> None:
     with pytest.raises(TranspileError, match="fc_relu") as caught:
-        link_library((), toy.plan(), "toy", "baseline")
+        link_library((), [toy.plan()], "toy", "baseline")
     assert caught.value.code == "link-failed"

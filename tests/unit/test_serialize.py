@@ -63,7 +63,7 @@ FORWARD = ("functions", "forward")
     [
         (("format",), "onnx", '"format" is'),
         (("version",), 2, "version 2 is not known"),
-        (("functions",), {}, "no function 'forward'"),
+        (("functions",), {}, "there is no function"),
         ((*FORWARD, "nodes", 0, "op"), "os.system", "unknown op 'os.system'; known:"),
         ((*FORWARD, "nodes", 0, "op"), ["relu"], "unknown op"),
         ((*FORWARD, "nodes", 0, "attributes"), {"x": 1}, "has no attribute"),

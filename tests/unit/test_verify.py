@@ -271,7 +271,9 @@ def test_a_recording_measures_its_own_reference_as_right() -> None:
     assert all(error.max_abs_error <= error.tolerance / FACTOR_TORCH for error in worst.values())
 
 
-def _identity(flat_inputs: Sequence[Array], *, weights: Mapping[str, Array] | None) -> list[Array]:
+def _identity(
+    flat_inputs: Sequence[Array], *, weights: Mapping[str, Array] | None, state: Mapping[str, Array] | None
+) -> list[Array]:
     if not np.isfinite(flat_inputs[0]).all():
         raise RuntimeError("not finite\nsecond line")
     return [flat_inputs[0] * np.float32(1)]
@@ -283,6 +285,7 @@ def _wide(
     double: bool,
     capture_values: Sequence[str],
     weights: Mapping[str, Array] | None,
+    state: Mapping[str, Array] | None,
 ) -> tuple[list[Array], dict[str, Array]]:
     return [flat_inputs[0].astype(np.float64)], {}
 

@@ -211,7 +211,7 @@ def objects() -> tuple[bytes, ...]:
 
 @cache
 def linked() -> Linked:
-    return link_library(objects(), plan(), "toy", "baseline")
+    return link_library(objects(), [plan()], "toy", "baseline")
 
 
 def inputs(seed: int = 1) -> tuple[Array, Array]:
@@ -226,10 +226,10 @@ def view() -> PackageView:
     return make_view(
         name="toy",
         program=program(),
-        plan=plan(),
+        plans=[plan()],
         libraries={"baseline": linked()},
         prepared=run_prepare(plan(), program().constants, state()),
-        source=SourceFacts("toy.py", "Toy", 'A toy.\n\nWith """quotes""" and a \\ in it."', ("states",)),
+        source=SourceFacts("toy.py", "Toy", 'A toy.\n\nWith """quotes""" and a \\ in it."', {"forward": ("states",)}),
         verification={
             "verified": True,
             "error": [
@@ -251,6 +251,6 @@ def view() -> PackageView:
         },
         sample={"input.0": x, "input.1": ids, "output.0": hidden, "output.1": rows, "output.2": x},
         tool_versions={"transpiler": "0.1.0"},
-        bounds={"ids": (0, 4)},
+        bounds={"forward": {"ids": (0, 4)}},
         machine="x86_64",
     )

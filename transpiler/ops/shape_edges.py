@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from transpiler.dims import Dim
 from transpiler.ir import Array, TensorType
-from transpiler.ops.base import Expr, Injective, Load, OpError, Sample, Scalar
+from transpiler.ops.base import Expr, Injective, Load, Opaque, OpError, Sample, Scalar
 from transpiler.ops.dtypes import draw, static
 from transpiler.ops.shape import slice_shape, slices
 
@@ -172,6 +173,27 @@ class SliceUpdate(Injective, name="slice_update"):
         yield Sample("steps", cls((0, 1), (5, 8), (2, 3)), data("float32", 3, 3), exact=True)
         yield Sample("all", cls((0, 0), (5, 9), (1, 1)), data("int64", 5, 9), exact=True)
         yield Sample("nothing", cls((2, 0), (2, 9), (1, 1)), data("float32", 0, 9), exact=True)
+
+
+class SliceWrite(Opaque, name="slice_write"):
+    """`slice_update` where `x` is a state: a kernel of its own, which can run in place."""
+
+    starts: tuple[Dim, ...]
+    stops: tuple[Dim, ...]
+    steps: tuple[int, ...]
+
+    def infer(self, x: TensorType, update: TensorType) -> TensorType:
+        return SliceUpdate(self.starts, self.stops, self.steps).infer(x, update)
+
+    def reference(self, x: Array, update: Array) -> Array:
+        return SliceUpdate(self.starts, self.stops, self.steps).reference(x, update)
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        for sample in SliceUpdate.samples():
+            op = sample.op
+            assert isinstance(op, SliceUpdate)
+            yield replace(sample, op=cls(op.starts, op.stops, op.steps))
 
 
 class Unfold(Injective, name="unfold"):

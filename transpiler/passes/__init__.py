@@ -10,41 +10,43 @@ from transpiler.passes import decompose, fold, half, layout, simplify
 Pass = Callable[[Program], Program]
 
 
-def on_main(function: Callable[[Graph], Graph]) -> Pass:
-    """A graph pass as a pass over the program's main function."""
+def on_each(function: Callable[[Graph], Graph]) -> Pass:
+    """A graph pass as a pass over all functions of a program."""
 
     def run(program: Program) -> Program:
-        return program.with_main(function(program.main))
+        for graph in program.functions.values():
+            program = program.with_function(function(graph))
+        return program
 
     run.__name__ = function.__name__
     return run
 
 
 CLEAN_UP: tuple[Pass, ...] = (
-    on_main(simplify.views),
+    on_each(simplify.views),
     fold.constants,
-    on_main(simplify.common_subexpressions),
-    on_main(simplify.dead_code),
+    on_each(simplify.common_subexpressions),
+    on_each(simplify.dead_code),
 )
 
 PIPELINE: tuple[Pass, ...] = (
     *CLEAN_UP,
-    on_main(half.half_floats),
-    on_main(fold.batch_norm),
-    on_main(decompose.conv1d),
-    on_main(layout.blocked_channels),
-    on_main(layout.packed_linear),
+    on_each(half.half_floats),
+    on_each(fold.batch_norm),
+    on_each(decompose.conv1d),
+    on_each(layout.blocked_channels),
+    on_each(layout.packed_linear),
     *CLEAN_UP,
 )
 
 # Every module's output keeps a value of its own: nothing is folded into its neighbour.
 UNFOLDED_PIPELINE: tuple[Pass, ...] = (
     *CLEAN_UP,
-    on_main(half.half_floats),
-    on_main(fold.batch_norm_alone),
-    on_main(decompose.conv1d),
-    on_main(layout.blocked_channels),
-    on_main(layout.packed_linear),
+    on_each(half.half_floats),
+    on_each(fold.batch_norm_alone),
+    on_each(decompose.conv1d),
+    on_each(layout.blocked_channels),
+    on_each(layout.packed_linear),
     *CLEAN_UP,
 )
 

@@ -31,7 +31,12 @@ def constants(program: Program) -> Program:
 
     A `full` stays a node: kernels compute it for nothing.
     """
-    graph = program.main
+    for graph in program.functions.values():
+        program = _fold_constants(program, graph)
+    return program
+
+
+def _fold_constants(program: Program, graph: Graph) -> Program:
     known: dict[str, Array] = {
         item.value.name: program.constants[item.key] for item in graph.inputs if item.role is Role.CONSTANT
     }
@@ -72,11 +77,24 @@ def constants(program: Program) -> Program:
     for name, array in folded.items():
         if name in used:
             value = next(value for node in graph.nodes for value in node.outputs if value.name == name)
-            stored[name] = array
-            new_inputs.append(Input(value, Role.CONSTANT, name))
+            key = _store(stored, name, array)
+            new_inputs.append(Input(value, Role.CONSTANT, key))
     taps = {path: tap for path, tap in graph.taps.items() if tap.value not in folded or tap.value in used}
     main = replace(graph, inputs=(*graph.inputs, *new_inputs), nodes=tuple(kept), taps=taps)
-    return replace(program.with_main(main), constants=stored)
+    return replace(program.with_function(main), constants=stored)
+
+
+def _store(stored: dict[str, Array], name: str, array: Array) -> str:
+    """The key that holds `array` from now on: functions share what they both fold."""
+    key, number = name, 2
+    while key in stored and not _same(stored[key], array):
+        key, number = f"{name}_{number}", number + 1
+    stored[key] = array
+    return key
+
+
+def _same(a: Array, b: Array) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def _bytes(type_: TensorType) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from transpiler.ir import WEIGHT_ROLES, Graph, Input, Node, Output, Role, Value
+from transpiler.ir import WEIGHT_ROLES, Graph, Input, Node, Output, Program, Role, Value, substitute
 from transpiler.ops.creation import Full
 from transpiler.ops.shape import BroadcastTo
 
@@ -84,6 +85,88 @@ def _needed_by_weights(graph: Graph, candidates: frozenset[str]) -> frozenset[st
         ):
             needed.update(value.name for value in node.inputs)
     return frozenset(needed)
+
+
+def split_program(program: Program) -> tuple[Graph, tuple[Graph, ...]]:
+    """(`prepare`, the rest of every function): one `prepare` for all, in which equal computations are one.
+
+    before: prefill(weight %w) { %p = pack(%w); ... }, decode(weight %w) { %p = pack(%w); %q = other(%w); ... }
+    after:  prepare(weight %w) { %p = pack(%w); %q = other(%w); return %p, %q }
+
+    A weight is stored once in each layout that some function reads.
+    """
+    parts = [split(graph) for graph in program.functions.values()]
+    merged = _Merged(main for _, main in parts)
+    mains = tuple(merged.add(prepare, main) for prepare, main in parts)
+    return merged.graph(parts[0][0]), mains
+
+
+class _Merged:
+    """The graphs of weights of several functions as one. Weights and states get one name in all functions."""
+
+    def __init__(self, mains: Iterable[Graph]) -> None:
+        mains = tuple(mains)
+        outside = WEIGHT_ROLES | {Role.STATE}
+        self.taken = {item.value.name for main in mains for item in main.inputs if item.role not in outside}
+        for node in (node for main in mains for node in main.nodes):
+            if len(mains) > 1 or not isinstance(node.op, Full):  # a `full` may be on both sides
+                self.taken.update(value.name for value in node.outputs)
+        self.known: dict[object, tuple[Value, ...]] = {}
+        self.inputs: list[Input] = []
+        self.nodes: list[Node] = []
+        self.outputs: dict[str, Output] = {}
+
+    def add(self, prepare: Graph, main: Graph) -> Graph:
+        """`main`, reading the shared values."""
+        shared: dict[str, Value] = {}
+        for item in prepare.inputs:
+            identity: object = ("constant" if item.role is Role.CONSTANT else "weight", item.key)
+            (value,) = self._shared(identity, [item.value])
+            shared[item.value.name] = value
+            if all(value.name != other.value.name for other in self.inputs):
+                self.inputs.append(replace(item, value=value))
+        for node in prepare.nodes:
+            inputs = tuple(shared[value.name] for value in node.inputs)
+            identity = (type(node.op), repr(node.op), tuple(value.name for value in inputs))
+            new = identity not in self.known
+            outputs = self._shared(identity, node.outputs)
+            shared.update({old.name: value for old, value in zip(node.outputs, outputs, strict=True)})
+            if new:
+                self.nodes.append(replace(node, inputs=inputs, outputs=outputs))
+        for item in main.state_inputs():
+            (shared[item.value.name],) = self._shared(("state", item.key), [item.value])
+        for output in prepare.outputs:
+            value = shared[output.value.name]
+            self.outputs.setdefault(value.name, Output(value))
+        mine = {item.value.name for item in main.inputs if item.role in WEIGHT_ROLES | {Role.STATE}}
+        renamed = {old: value for old, value in shared.items() if old in mine and value.name != old}
+        return _rename(main, renamed)
+
+    def _shared(self, identity: object, wanted: Sequence[Value]) -> tuple[Value, ...]:
+        if identity not in self.known:
+            self.known[identity] = tuple(replace(value, name=self._name(value.name)) for value in wanted)
+        return self.known[identity]
+
+    def _name(self, wish: str) -> str:
+        name, number = wish, 2
+        while name in self.taken:
+            name, number = f"{wish}_{number}", number + 1
+        self.taken.add(name)
+        return name
+
+    def graph(self, like: Graph) -> Graph:
+        inputs, nodes, outputs = tuple(self.inputs), tuple(self.nodes), tuple(self.outputs.values())
+        return replace(like, inputs=inputs, nodes=nodes, outputs=outputs)
+
+
+def _rename(graph: Graph, names: Mapping[str, Value]) -> Graph:
+    """The graph with inputs renamed."""
+    inputs = tuple(replace(item, value=names.get(item.value.name, item.value)) for item in graph.inputs)
+    inputs = tuple(replace(item, key=item.value.name) if item.role is Role.PARAMETER else item for item in inputs)
+    # By way of names that nobody has: two inputs may exchange theirs, and `substitute` follows chains.
+    between = {old: replace(value, name=f"{value.name}.shared") for old, value in names.items()}
+    graph = substitute(substitute(graph, between), {between[old].name: value for old, value in names.items()})
+    return replace(graph, inputs=inputs)
 
 
 def prepared_values(prepare: Graph) -> tuple[Value, ...]:

@@ -1,4 +1,4 @@
-"""PyTorch's recorded inputs and outputs, and how they nest in the arguments and results of the model."""
+"""PyTorch's recorded inputs and outputs, and how they nest in the arguments and results of the model's functions."""
 
 from __future__ import annotations
 
@@ -70,23 +70,34 @@ class Argument:
 
 @dataclass(frozen=True)
 class Case:
-    """One set of inputs, as recipes, and PyTorch's outputs for them."""
+    """One set of inputs of a function, as recipes, and PyTorch's outputs for them: of a call from the initial state."""
 
+    function: Function
     name: str
     recipes: tuple[Mapping[str, Any], ...]
     shapes: tuple[tuple[int, ...], ...]
     output_entries: tuple[Mapping[str, Any], ...]
+    state_entries: tuple[Mapping[str, Any], ...]
 
     def __str__(self) -> str:
-        return self.name
+        return self.name if self.function is CASES else f"{self.function}-{self.name}"
 
     def inputs(self) -> list[Array]:
         """Fresh arrays, one per flat input."""
-        given = zip(self.recipes, CASES.arguments, self.shapes, strict=True)
-        return [make(recipe, item.dtype, shape, CASES.stored_inputs) for recipe, item, shape in given]
+        given = zip(self.recipes, self.function.arguments, self.shapes, strict=True)
+        stored = self.function.stored_inputs
+        return [make(recipe, item.dtype, shape, stored) for recipe, item, shape in given]
 
     def outputs(self) -> list[Expected]:
-        return [expected(entry, CASES.stored_outputs) for entry in self.output_entries]
+        return [expected(entry, self.function.stored_outputs) for entry in self.output_entries]
+
+    def states(self) -> list[Expected]:
+        """What the call leaves in the state, in the order of `Function.state`."""
+        return [expected(entry, self.function.stored_outputs) for entry in self.state_entries]
+
+    def run(self, model: Any) -> list[Any]:
+        """The flat outputs of the model, from its initial state."""
+        return self.function.run(model, self.inputs())
 
 
 def expected(entry: Mapping[str, Any], arrays: Mapping[str, Array]) -> Expected:
@@ -98,20 +109,31 @@ def expected(entry: Mapping[str, Any], arrays: Mapping[str, Array]) -> Expected:
     return expected_from_json(entry, arrays, positions)
 
 
-class Cases:
-    """tests/data."""
+class Function:
+    """What was recorded of one function of the model, in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return str(self.index["function"])
 
     @cached_property
     def index(self) -> Any:
-        return json.loads((DATA / "cases.json").read_text())
+        return json.loads((self.folder / "cases.json").read_text())
 
     @cached_property
     def stored_inputs(self) -> dict[str, Array]:
-        return read_safetensors(DATA / "inputs.safetensors")
+        return read_safetensors(self.folder / "inputs.safetensors")
 
     @cached_property
     def stored_outputs(self) -> dict[str, Array]:
-        return read_safetensors(DATA / "outputs.safetensors")
+        return read_safetensors(self.folder / "outputs.safetensors")
+
+    @cached_property
+    def state(self) -> list[str]:
+        """The names of what the model keeps between calls, in order."""
+        return list(self.index["state"])
 
     @cached_property
     def arguments(self) -> list[Argument]:
@@ -121,7 +143,12 @@ class Cases:
     def all(self) -> list[Case]:
         return [
             Case(
-                item["name"], tuple(item["inputs"]), tuple(map(tuple, item["shapes"])), tuple(item["outputs"])
+                self,
+                item["name"],
+                tuple(item["inputs"]),
+                tuple(map(tuple, item["shapes"])),
+                tuple(item["outputs"]),
+                tuple(item["state"]),
             )
             for item in self.index["cases"]
         ]
@@ -136,11 +163,11 @@ class Cases:
 
     @cached_property
     def tap_arrays(self) -> dict[str, Array]:
-        return read_safetensors(DATA / "taps.safetensors")
+        return read_safetensors(self.folder / "taps.safetensors")
 
     @cached_property
     def weight_arrays(self) -> dict[str, Array]:
-        return read_safetensors(DATA / "weights.safetensors")
+        return read_safetensors(self.folder / "weights.safetensors")
 
     def new_state(self) -> dict[str, Array]:
         """The redrawn state_dict that the recorded reload used."""
@@ -150,17 +177,42 @@ class Cases:
             for key, item in entries.items()
         }
 
+    def of(self, model: Any) -> Any:
+        """The function of the model as it is called."""
+        return model if str(self) == "forward" else getattr(model, str(self))
+
     def call(self, model: Any, flat: Sequence[Any]) -> Any:
-        """The model's result for flat inputs, nested as its signature wants them."""
+        """The result for flat inputs, nested as the signature wants them; from the initial state."""
+        return self.call_on(self.fresh(model), flat)
+
+    def fresh(self, model: Any) -> Any:
+        """The model in its initial state."""
+        return model.session() if self.state else model
+
+    def call_on(self, model: Any, flat: Sequence[Any]) -> Any:
+        """As `call`, from the state that the model has."""
         args, kwargs = nest(self.index["in_structure"], flat)
-        return model(*args, **kwargs)
+        return self.of(model)(*args, **kwargs)
 
     def run(self, model: Any, flat: Sequence[Any]) -> list[Any]:
-        """The flat outputs; asserts that they nest as PyTorch's do."""
+        """The flat outputs from the initial state; asserts that they nest as PyTorch's do."""
         return list(flatten(self.index["out_structure"], self.call(model, flat), "result"))
 
+    def run_on(self, model: Any, flat: Sequence[Any]) -> list[Any]:
+        """As `run`, from the state that the model has."""
+        return list(flatten(self.index["out_structure"], self.call_on(model, flat), "result"))
 
-CASES = Cases()
+    def tap(self, model: Any, path: str, flat: Sequence[Any]) -> Any:
+        """The value at a module path in a call of the function."""
+        args, kwargs = nest(self.index["in_structure"], flat)
+        chosen = model.tap(path) if self is CASES else model.tap(path, str(self))
+        return chosen(*args, **kwargs)
+
+
+# The main function, and all of them.
+CASES = Function(DATA)
+FUNCTIONS = [CASES, *(Function(DATA / name) for name in CASES.index["functions"])]
+ALL = [case for function in FUNCTIONS for case in function.all]
 
 
 def nest(structure: Any, flat: Sequence[Any]) -> Any:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from _cases import CASES, Case
+from _cases import ALL, Case
 from _checks import compare, meaningful_ratio
 
 if TYPE_CHECKING:
     from example import Model
 
 
-@pytest.mark.parametrize("case", CASES.all, ids=str)
+@pytest.mark.parametrize("case", ALL, ids=str)
 def test_outputs_equal_pytorch(model: Model, case: Case) -> None:
-    got = CASES.run(model, case.inputs())
+    got = case.run(model)
     expected = case.outputs()
     assert len(got) == len(expected), f"expected {len(expected)} outputs, got {len(got)}"
     comparisons = [compare(*pair, f"case {case.name!r}") for pair in zip(expected, got, strict=True)]
@@ -24,7 +24,7 @@ def test_outputs_equal_pytorch(model: Model, case: Case) -> None:
 
 def test_the_tolerance_is_tight_enough_to_mean_something() -> None:
     """At least one case has an output whose values are far above its tolerance (or that is compared exactly)."""
-    outputs = [item for case in CASES.all for item in case.outputs() if item.torch.size]
+    outputs = [item for case in ALL for item in case.outputs() if item.torch.size]
     meaningful = [
         item
         for item in outputs

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from _blocker import unblocked
-from _cases import CASES, Array, Case, nest
+from _cases import ALL, CASES, Array, Case, Function, nest
 from _checks import FACTOR_TORCH, Expected, check, comparable, factor_eps, same_kind, tolerance_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from example import Model
 
-DRAWN = [case for case in CASES.all if case.name == "example" or case.name.startswith("drawn")]
+DRAWN = [case for case in ALL if case.name == "example" or case.name.startswith("drawn")]
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +61,17 @@ def _build(torch: Any, path: Path, name: str) -> Any:
     return classes[0]()
 
 
-def _run(torch: Any, module: Any, inputs: list[Array], double: bool) -> list[Array]:
+def _run(torch: Any, function: Function, module: Any, inputs: list[Array], double: bool) -> list[Array]:
     tensors = [
         torch.from_numpy(array).to(getattr(torch, item.dtype))
-        for array, item in zip(inputs, CASES.arguments, strict=True)
+        for array, item in zip(inputs, function.arguments, strict=True)
     ]
     if double:
         tensors = [item.double() if item.is_floating_point() else item for item in tensors]
-    args, kwargs = nest(CASES.index["in_structure"], tensors)
-    result = module(*args, **kwargs)
-    return [_array(torch, item) for item in _flatten(CASES.index["out_structure"], result)]
+    args, kwargs = nest(function.index["in_structure"], tensors)
+    method = getattr(module, str(function), module) if str(function) != "forward" else module
+    result = method(*args, **kwargs)
+    return [_array(torch, item) for item in _flatten(function.index["out_structure"], result)]
 
 
 def _array(torch: Any, tensor: Any) -> Array:
@@ -105,9 +106,10 @@ def loaded(live: Any) -> Model:
 @pytest.mark.parametrize("case", DRAWN, ids=str)
 def test_outputs_equal_live_pytorch(live: Any, loaded: Model, case: Case) -> None:
     torch = sys.modules["torch"]
-    single = _run(torch, live, case.inputs(), double=False)
-    double = _run(torch, copy.deepcopy(live).double(), case.inputs(), double=True)
-    got = CASES.run(loaded, case.inputs())
+    # Copies: a call may write the module's buffers.
+    single = _run(torch, case.function, copy.deepcopy(live), case.inputs(), double=False)
+    double = _run(torch, case.function, copy.deepcopy(live).double(), case.inputs(), double=True)
+    got = case.run(loaded)
     for recorded, one, two, array in zip(case.outputs(), single, double, got, strict=True):
         excluded = int(np.count_nonzero(~comparable(one, two) & ~same_kind(one, two)))
         tolerance = tolerance_of(one, two, recorded.dtype)

@@ -7,27 +7,30 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from _cases import CASES, Case, same_bits
+from _cases import ALL, FUNCTIONS, Case, Function, same_bits
 
 if TYPE_CHECKING:
     from example import Model
 
+each_function = pytest.mark.parametrize("function", FUNCTIONS, ids=str)
 
-def test_second_and_tenth_call_equal_the_first(model: Model) -> None:
-    inputs = CASES.all[0].inputs()
-    calls = [[array.copy() for array in CASES.run(model, inputs)] for _ in range(10)]
+
+@each_function
+def test_second_and_tenth_call_equal_the_first(model: Model, function: Function) -> None:
+    inputs = function.all[0].inputs()
+    calls = [[array.copy() for array in function.run(model, inputs)] for _ in range(10)]
     assert same_bits(calls[1], calls[0])
     assert same_bits(calls[9], calls[0])
 
 
 def test_two_threads_equal_one(model: Model) -> None:
     """Two threads run two different cases at once, several times; each gets what one thread alone gets."""
-    first, last = CASES.all[0], CASES.all[-1]
-    alone = [[array.copy() for array in CASES.run(model, case.inputs())] for case in (first, last)]
+    first, last = ALL[0], ALL[-1]
+    alone = [[array.copy() for array in case.run(model)] for case in (first, last)]
 
     def repeat(case: Case) -> list[list[np.ndarray]]:
         inputs = case.inputs()
-        return [CASES.run(model, inputs) for _ in range(5)]
+        return [case.function.run(model, inputs) for _ in range(5)]
 
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(repeat, (first, last)))
@@ -36,33 +39,36 @@ def test_two_threads_equal_one(model: Model) -> None:
         assert all(same_bits(got, want) for got in calls)
 
 
-@pytest.mark.parametrize("case", CASES.all, ids=str)
+@pytest.mark.parametrize("case", ALL, ids=str)
 def test_native_equals_kernel_by_kernel(model: Model, kernel_by_kernel: Model, case: Case) -> None:
-    native = CASES.run(model, case.inputs())
-    stepwise = CASES.run(kernel_by_kernel, case.inputs())
+    native = case.run(model)
+    stepwise = case.run(kernel_by_kernel)
     assert same_bits(native, stepwise)
 
 
-def test_a_later_call_leaves_earlier_outputs_alone(model: Model) -> None:
-    earlier = CASES.run(model, CASES.all[0].inputs())
+@each_function
+def test_a_later_call_leaves_earlier_outputs_alone(model: Model, function: Function) -> None:
+    owner = function.fresh(model)
+    earlier = function.run_on(owner, function.all[0].inputs())
     kept = [array.copy() for array in earlier]
-    for case in CASES.all[1:4]:
-        CASES.run(model, case.inputs())
+    for case in function.all[1:4]:
+        function.run_on(owner, case.inputs())
     assert same_bits(earlier, kept)
 
 
-@pytest.mark.parametrize("case", CASES.all[:2], ids=str)
+@pytest.mark.parametrize("case", [case for function in FUNCTIONS for case in function.all[:2]], ids=str)
 def test_inputs_are_not_modified(model: Model, case: Case) -> None:
     inputs = case.inputs()
-    CASES.run(model, inputs)
+    case.function.run(model, inputs)
     assert same_bits(inputs, case.inputs())
 
 
-def test_strided_and_read_only_inputs_give_the_same(model: Model) -> None:
-    inputs = CASES.all[0].inputs()
-    want = [array.copy() for array in CASES.run(model, inputs)]
+@each_function
+def test_strided_and_read_only_inputs_give_the_same(model: Model, function: Function) -> None:
+    inputs = function.all[0].inputs()
+    want = [array.copy() for array in function.run(model, inputs)]
     strided = [np.repeat(array[..., None], 2, axis=-1)[..., 0] for array in inputs]
     for array in inputs:
         array.flags.writeable = False
-    assert same_bits(CASES.run(model, strided), want)
-    assert same_bits(CASES.run(model, inputs), want)
+    assert same_bits(function.run(model, strided), want)
+    assert same_bits(function.run(model, inputs), want)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from _cases import CASES, expected
+from _cases import CASES, FUNCTIONS, Function, expected
 from _checks import check
 
 if TYPE_CHECKING:
     from example import Model
 
 
-def test_every_tap_is_recorded(model: Model) -> None:
+def test_every_tap_is_recorded(model: Any) -> None:
     assert sorted(model.taps) == sorted(CASES.taps)
+    for function in FUNCTIONS[1:]:
+        assert model.taps_of(str(function)) == sorted(function.taps)
 
 
-@pytest.mark.parametrize("path", sorted(CASES.taps))
-def test_tap_equals_pytorch(model: Model, path: str) -> None:
-    args_of = CASES.case(CASES.index["taps"]["case"]).inputs()
-    got = CASES.call(model.tap(path), args_of)
-    check(expected(CASES.taps[path], CASES.tap_arrays), got, f"tap {path!r}")
+TAPS = [(function, path) for function in FUNCTIONS for path in sorted(function.taps)]
+LABELS = [path if function is CASES else f"{function}-{path}" for function, path in TAPS]
+
+
+@pytest.mark.parametrize(("function", "path"), TAPS, ids=LABELS)
+def test_tap_equals_pytorch(model: Model, function: Function, path: str) -> None:
+    got = function.tap(model, path, function.case(function.index["taps"]["case"]).inputs())
+    check(expected(function.taps[path], function.tap_arrays), got, f"tap {path!r}")
 
 
 def test_an_unknown_tap_is_refused(model: Model) -> None:

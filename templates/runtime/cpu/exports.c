@@ -1,6 +1,11 @@
-/* The C ABI of a package, version 2: <package>_<isa>_<function> (TRANSPILE_PREFIX). Nothing else is exported.
+/* The C ABI of a package, version 3: <package>_<isa>_<function> (TRANSPILE_PREFIX). Nothing else is exported.
  *
- * Results are 0 (done), 1 (failed) or 2 (an index was out of bounds); last_error() then says why, per thread.
+ * Results are 0 (done), 1 (failed) or 2 (an index was out of bounds); last_error() then says why, per thread. 4 is
+ * added if the call had changed the state before it failed: it is then neither the old nor the new one.
+ *
+ * A program has functions, which share weights and state. The state is memory of the caller's, state_bytes() long and
+ * aligned to 64 bytes; NULL if that is 0. Two calls must not use one state at the same time.
+ *
  * Where sizes vary, `symbols` holds the value of every symbol, in the order of symbol_name(); else it may be NULL.
  * The weights must stay where they are until destroy; user buffers need no alignment. Every function may be called
  * from any thread; destroy only when no call on that model is running.
@@ -16,11 +21,16 @@
 #define TP_JOIN(prefix, function) TP_JOIN_(prefix, function)
 #define ABI(function) TP_JOIN(TRANSPILE_PREFIX, function)
 
-#define PLAN (&tp_the_plan)
+#define PROGRAM (&tp_the_program)
 
 #pragma GCC visibility push(default)
 
 static int in_range(int32_t index, uint32_t count) { return index >= 0 && (uint32_t)index < count; }
+
+static const tp_function *at(int32_t function) {
+  static const tp_function none = {0};
+  return in_range(function, PROGRAM->function_count) ? &PROGRAM->functions[function] : &none;
+}
 
 int32_t ABI(abi_version)(void) { return TP_ABI_VERSION; }
 
@@ -39,69 +49,81 @@ void ABI(destroy)(tp_model *model) { tp_model_destroy(model); }
 /* How many threads later calls may use. */
 void ABI(set_threads)(tp_model *model, int32_t threads) { tp_model_set_threads(model, threads); }
 
-/* The whole plan on dense buffers of the sizes below. */
-int ABI(run)(tp_model *model, const void *const *inputs, void *const *outputs, const int64_t *symbols) {
-  return tp_model_run(model, inputs, outputs, symbols, NULL);
+/* A whole function on dense buffers of the sizes below. */
+int ABI(run)(tp_model *model, int32_t function, void *state, const void *const *inputs, void *const *outputs,
+             const int64_t *symbols) {
+  return tp_model_run(model, function, state, inputs, outputs, symbols, NULL);
 }
 
 /* As run; seconds[i] is the time of call i. */
-int ABI(run_timed)(tp_model *model, const void *const *inputs, void *const *outputs, const int64_t *symbols,
-                   double *seconds) {
-  return tp_model_run(model, inputs, outputs, symbols, seconds);
+int ABI(run_timed)(tp_model *model, int32_t function, void *state, const void *const *inputs, void *const *outputs,
+                   const int64_t *symbols, double *seconds) {
+  return tp_model_run(model, function, state, inputs, outputs, symbols, seconds);
 }
 
-/* One kernel of the plan on the caller's buffers: its inputs, then its outputs. */
-int ABI(call)(tp_model *model, int32_t call, void *const *buffers, const int64_t *symbols) {
-  return tp_model_call(model, call, buffers, symbols);
+/* One kernel of a function on the caller's buffers: its inputs, then its outputs. */
+int ABI(call)(tp_model *model, int32_t function, int32_t call, void *const *buffers, const int64_t *symbols) {
+  return tp_model_call(model, function, call, buffers, symbols);
 }
 
-/* --- the plan: NULL or 0 for an index that does not exist ------------------------------------------------------- */
+/* --- the functions: NULL or 0 for an index that does not exist -------------------------------------------------- */
 
-int32_t ABI(input_count)(void) { return (int32_t)PLAN->input_count; }
+int32_t ABI(function_count)(void) { return (int32_t)PROGRAM->function_count; }
 
-int32_t ABI(output_count)(void) { return (int32_t)PLAN->output_count; }
+const char *ABI(function_name)(int32_t function) { return at(function)->name; }
 
-int32_t ABI(call_count)(void) { return (int32_t)PLAN->call_count; }
+int32_t ABI(input_count)(int32_t function) { return (int32_t)at(function)->input_count; }
 
-const char *ABI(input_name)(int32_t index) {
-  return in_range(index, PLAN->input_count) ? PLAN->inputs[index].name : NULL;
+int32_t ABI(output_count)(int32_t function) { return (int32_t)at(function)->output_count; }
+
+int32_t ABI(call_count)(int32_t function) { return (int32_t)at(function)->call_count; }
+
+const char *ABI(input_name)(int32_t function, int32_t index) {
+  return in_range(index, at(function)->input_count) ? at(function)->inputs[index].name : NULL;
 }
 
-const char *ABI(output_name)(int32_t index) {
-  return in_range(index, PLAN->output_count) ? PLAN->outputs[index].name : NULL;
+const char *ABI(output_name)(int32_t function, int32_t index) {
+  return in_range(index, at(function)->output_count) ? at(function)->outputs[index].name : NULL;
 }
 
 /* The name of the kernel that call `index` runs. */
-const char *ABI(call_name)(int32_t index) {
-  return in_range(index, PLAN->call_count) ? PLAN->kernels[PLAN->calls[index].kernel].name : NULL;
+const char *ABI(call_name)(int32_t function, int32_t index) {
+  return in_range(index, at(function)->call_count) ? PROGRAM->kernels[at(function)->calls[index].kernel].name : NULL;
 }
 
-int32_t ABI(symbol_count)(void) { return (int32_t)PLAN->symbol_count; }
+int32_t ABI(symbol_count)(int32_t function) { return (int32_t)at(function)->symbol_count; }
 
-const char *ABI(symbol_name)(int32_t index) {
-  return in_range(index, PLAN->symbol_count) ? PLAN->symbols[index].name : NULL;
+const char *ABI(symbol_name)(int32_t function, int32_t index) {
+  return in_range(index, at(function)->symbol_count) ? at(function)->symbols[index].name : NULL;
 }
 
 /* Inclusive bounds of symbol `index`. */
-int64_t ABI(symbol_low)(int32_t index) { return in_range(index, PLAN->symbol_count) ? PLAN->symbols[index].low : 0; }
+int64_t ABI(symbol_low)(int32_t function, int32_t index) {
+  return in_range(index, at(function)->symbol_count) ? at(function)->symbols[index].low : 0;
+}
 
-int64_t ABI(symbol_high)(int32_t index) { return in_range(index, PLAN->symbol_count) ? PLAN->symbols[index].high : 0; }
+int64_t ABI(symbol_high)(int32_t function, int32_t index) {
+  return in_range(index, at(function)->symbol_count) ? at(function)->symbols[index].high : 0;
+}
 
 /* Bytes of every input and output, and of the memory a call has for itself, for these symbols; 0, or 1 for a failure. */
-int ABI(sizes)(const int64_t *symbols, uint64_t *inputs, uint64_t *outputs, uint64_t *arena) {
-  return tp_sizes(symbols, inputs, outputs, arena);
+int ABI(sizes)(int32_t function, const int64_t *symbols, uint64_t *inputs, uint64_t *outputs, uint64_t *arena) {
+  return tp_sizes(function, symbols, inputs, outputs, arena);
 }
 
 /* The same where there are no symbols; 0 where there are. */
-uint64_t ABI(input_bytes)(int32_t index) {
-  return in_range(index, PLAN->input_count) ? PLAN->inputs[index].bytes : 0;
+uint64_t ABI(input_bytes)(int32_t function, int32_t index) {
+  return in_range(index, at(function)->input_count) ? at(function)->inputs[index].bytes : 0;
 }
 
-uint64_t ABI(output_bytes)(int32_t index) {
-  return in_range(index, PLAN->output_count) ? PLAN->outputs[index].bytes : 0;
+uint64_t ABI(output_bytes)(int32_t function, int32_t index) {
+  return in_range(index, at(function)->output_count) ? at(function)->outputs[index].bytes : 0;
 }
 
-/* Memory that every running call has for itself. */
-uint64_t ABI(arena_bytes)(void) { return PLAN->arena_bytes; }
+/* Memory that every running call of the function has for itself. */
+uint64_t ABI(arena_bytes)(int32_t function) { return at(function)->arena_bytes; }
 
-uint64_t ABI(weight_bytes)(void) { return PLAN->weight_bytes; }
+uint64_t ABI(weight_bytes)(void) { return PROGRAM->weight_bytes; }
+
+/* Memory that the caller keeps between calls. */
+uint64_t ABI(state_bytes)(void) { return PROGRAM->state_bytes; }

@@ -1,4 +1,4 @@
-/* Runs the plan in plan.c. exports.c gives these functions the names of a package.
+/* Runs the functions in plan.c. exports.c gives these functions the names of a package.
  *
  * All of them may be called from any thread, one model from many threads at once: each running call has an arena of
  * its own.
@@ -13,7 +13,7 @@
 #include <string.h>
 #include <time.h>
 
-#define PLAN (&tp_the_plan)
+#define PROGRAM (&tp_the_program)
 
 #define TP_LAYOUTS 8 /* that an arena remembers */
 
@@ -23,6 +23,7 @@ typedef struct {
   uint64_t arena_bytes, total_bytes;
   char *small; /* kernels that are not worth the threads */
   int64_t *symbols;
+  const tp_function *function;
 } tp_layout;
 
 /* The memory of one running call: the plan's arena, then room for user buffers that are not aligned. */
@@ -56,14 +57,20 @@ static int32_t clamp_threads(int32_t threads) {
   return threads < 1 ? 1 : threads > TP_MAX_THREADS ? TP_MAX_THREADS : threads;
 }
 
+static const tp_function *function_at(int32_t index) {
+  if (index >= 0 && (uint32_t)index < PROGRAM->function_count) return &PROGRAM->functions[index];
+  fail("function %d does not exist; there are %u", index, PROGRAM->function_count);
+  return NULL;
+}
+
 /* --- sizes ----------------------------------------------------------------------------------------------------- */
 
 /* Kernels of less work than this run on the calling thread: starting others costs more than they give. */
 #define TP_PARALLEL_WORK 16384
 
-static int check_symbols(const int64_t *symbols) {
-  for (uint32_t i = 0; i < PLAN->symbol_count; ++i) {
-    const tp_symbol *symbol = &PLAN->symbols[i];
+static int check_symbols(const tp_function *function, const int64_t *symbols) {
+  for (uint32_t i = 0; i < function->symbol_count; ++i) {
+    const tp_symbol *symbol = &function->symbols[i];
     if (!symbols) return fail("no values of symbols given");
     if (symbols[i] < symbol->low || symbols[i] > symbol->high) {
       return fail("%s is %lld, allowed %lld..%lld", symbol->name, (long long)symbols[i], (long long)symbol->low,
@@ -75,15 +82,15 @@ static int check_symbols(const int64_t *symbols) {
 
 /* Give every block an offset where it overlaps none that is alive at the same time: the largest first, as low as
  * possible (greedy by size: Pisarchyk and Lee, 2020). Returns the bytes of the whole. */
-static uint64_t place_blocks(const uint64_t *sizes, uint64_t *offsets, uint32_t *order) {
-  const tp_block *blocks = PLAN->blocks;
+static uint64_t place_blocks(const tp_function *function, const uint64_t *sizes, uint64_t *offsets, uint32_t *order) {
+  const tp_block *blocks = function->blocks;
   uint64_t total = 0;
-  for (uint32_t i = 0; i < PLAN->block_count; ++i) {
+  for (uint32_t i = 0; i < function->block_count; ++i) {
     uint32_t at = i;
     for (; at && sizes[order[at - 1]] < sizes[i]; --at) order[at] = order[at - 1];
     order[at] = i;
   }
-  for (uint32_t i = 0; i < PLAN->block_count; ++i) {
+  for (uint32_t i = 0; i < function->block_count; ++i) {
     uint32_t block = order[i];
     uint64_t size = round_up(sizes[block]), offset = 0;
     for (int moved = 1; moved;) {
@@ -101,38 +108,39 @@ static uint64_t place_blocks(const uint64_t *sizes, uint64_t *offsets, uint32_t 
   return total;
 }
 
-/* The layout for some symbols, or NULL. */
-static tp_layout *make_layout(const int64_t *symbols) {
-  uint32_t tensors = PLAN->input_count + PLAN->output_count, blocks = PLAN->block_count;
-  size_t words = tensors + 2 * blocks + PLAN->symbol_count + PLAN->max_arguments;
-  size_t bytes = sizeof(tp_layout) + words * sizeof(uint64_t) + blocks * sizeof(uint32_t) + PLAN->kernel_count;
+/* The layout of a function for some symbols, or NULL. */
+static tp_layout *make_layout(const tp_function *function, const int64_t *symbols) {
+  uint32_t tensors = function->input_count + function->output_count, blocks = function->block_count;
+  size_t words = tensors + 2 * blocks + function->symbol_count + PROGRAM->max_arguments;
+  size_t bytes = sizeof(tp_layout) + words * sizeof(uint64_t) + blocks * sizeof(uint32_t) + PROGRAM->kernel_count;
   tp_layout *layout = calloc(1, bytes);
   if (!layout) {
     fail("out of memory");
     return NULL;
   }
+  layout->function = function;
   layout->inputs = (uint64_t *)(layout + 1);
-  layout->outputs = layout->inputs + PLAN->input_count;
-  layout->offsets = layout->outputs + PLAN->output_count;
+  layout->outputs = layout->inputs + function->input_count;
+  layout->offsets = layout->outputs + function->output_count;
   uint64_t *sizes = layout->offsets + blocks, *scratch = sizes + blocks;
-  layout->symbols = (int64_t *)(scratch + PLAN->max_arguments);
-  uint32_t *order = (uint32_t *)(layout->symbols + PLAN->symbol_count);
+  layout->symbols = (int64_t *)(scratch + PROGRAM->max_arguments);
+  uint32_t *order = (uint32_t *)(layout->symbols + function->symbol_count);
   layout->small = (char *)(order + blocks);
-  layout->arena_bytes = PLAN->arena_bytes;
-  if (!PLAN->symbol_count) {
-    for (uint32_t i = 0; i < PLAN->input_count; ++i) layout->inputs[i] = PLAN->inputs[i].bytes;
-    for (uint32_t i = 0; i < PLAN->output_count; ++i) layout->outputs[i] = PLAN->outputs[i].bytes;
+  layout->arena_bytes = function->arena_bytes;
+  if (!function->symbol_count) {
+    for (uint32_t i = 0; i < function->input_count; ++i) layout->inputs[i] = function->inputs[i].bytes;
+    for (uint32_t i = 0; i < function->output_count; ++i) layout->outputs[i] = function->outputs[i].bytes;
   } else {
-    memcpy(layout->symbols, symbols, PLAN->symbol_count * sizeof *symbols);
-    const char *large = PLAN->measure(symbols, layout->inputs, layout->outputs, sizes);
+    memcpy(layout->symbols, symbols, function->symbol_count * sizeof *symbols);
+    const char *large = function->measure(symbols, layout->inputs, layout->outputs, sizes);
     if (large) {
       free(layout);
       fail("%s would have 2^31 elements or more", large);
       return NULL;
     }
-    layout->arena_bytes = place_blocks(sizes, layout->offsets, order);
-    for (uint32_t i = 0; i < PLAN->kernel_count; ++i) {
-      const tp_kernel *kernel = &PLAN->kernels[i];
+    layout->arena_bytes = place_blocks(function, sizes, layout->offsets, order);
+    for (uint32_t i = 0; i < PROGRAM->kernel_count; ++i) {
+      const tp_kernel *kernel = &PROGRAM->kernels[i];
       layout->small[i] = kernel->measure && kernel->measure(symbols, scratch) < TP_PARALLEL_WORK;
     }
   }
@@ -141,11 +149,12 @@ static tp_layout *make_layout(const int64_t *symbols) {
   return layout;
 }
 
-int tp_sizes(const int64_t *symbols, uint64_t *inputs, uint64_t *outputs, uint64_t *arena) {
-  tp_layout *layout = check_symbols(symbols) ? NULL : make_layout(symbols);
+int tp_sizes(int32_t index, const int64_t *symbols, uint64_t *inputs, uint64_t *outputs, uint64_t *arena) {
+  const tp_function *function = function_at(index);
+  tp_layout *layout = !function || check_symbols(function, symbols) ? NULL : make_layout(function, symbols);
   if (!layout) return TP_FAILED;
-  memcpy(inputs, layout->inputs, PLAN->input_count * sizeof *inputs);
-  memcpy(outputs, layout->outputs, PLAN->output_count * sizeof *outputs);
+  memcpy(inputs, layout->inputs, function->input_count * sizeof *inputs);
+  memcpy(outputs, layout->outputs, function->output_count * sizeof *outputs);
   *arena = layout->arena_bytes;
   free(layout);
   return TP_OK;
@@ -160,14 +169,15 @@ static void release(tp_model *model, tp_arena *arena) {
   tp_unlock();
 }
 
-/* The layout for some symbols, from those that the arena remembers if it is among them. */
-static const tp_layout *find_layout(tp_arena *arena, const int64_t *symbols) {
-  for (uint32_t i = 0; i < TP_LAYOUTS && (symbols || !PLAN->symbol_count); ++i) {
+/* The layout of a function for some symbols, from those that the arena remembers if it is among them. */
+static const tp_layout *find_layout(tp_arena *arena, const tp_function *function, const int64_t *symbols) {
+  for (uint32_t i = 0; i < TP_LAYOUTS && (symbols || !function->symbol_count); ++i) {
     const tp_layout *layout = arena->layouts[i];
     if (!layout) break;
-    if (!PLAN->symbol_count || !memcmp(layout->symbols, symbols, PLAN->symbol_count * sizeof *symbols)) return layout;
+    if (layout->function != function) continue;
+    if (!function->symbol_count || !memcmp(layout->symbols, symbols, function->symbol_count * sizeof *symbols)) return layout;
   }
-  tp_layout *layout = check_symbols(symbols) ? NULL : make_layout(symbols);
+  tp_layout *layout = check_symbols(function, symbols) ? NULL : make_layout(function, symbols);
   if (layout) {
     tp_layout **place = &arena->layouts[arena->turn++ % TP_LAYOUTS];
     free(*place);
@@ -177,7 +187,8 @@ static const tp_layout *find_layout(tp_arena *arena, const int64_t *symbols) {
 }
 
 /* An arena that no other call uses, with room for the layout of these symbols; NULL for a failure. */
-static tp_arena *acquire(tp_model *model, const int64_t *symbols, const tp_layout **layout) {
+static tp_arena *acquire(tp_model *model, const tp_function *function, const int64_t *symbols,
+                         const tp_layout **layout) {
   tp_lock();
   tp_arena *arena = model->idle;
   if (arena) model->idle = arena->next;
@@ -186,7 +197,7 @@ static tp_arena *acquire(tp_model *model, const int64_t *symbols, const tp_layou
     fail("out of memory");
     return NULL;
   }
-  if ((*layout = find_layout(arena, symbols)) && arena->bytes < (*layout)->total_bytes) {
+  if ((*layout = find_layout(arena, function, symbols)) && arena->bytes < (*layout)->total_bytes) {
     free(arena->memory);
     arena->memory = aligned_alloc(TP_ALIGNMENT, (*layout)->total_bytes);
     arena->bytes = arena->memory ? (*layout)->total_bytes : 0;
@@ -202,10 +213,9 @@ static tp_arena *acquire(tp_model *model, const int64_t *symbols, const tp_layou
 
 /* --- running --------------------------------------------------------------------------------------------------- */
 
-/* Invoke call `index`; `pointers` holds its inputs and outputs and has room for workspace and status. */
-static int invoke(tp_model *model, uint32_t index, void **pointers, char *arena, const tp_layout *layout) {
-  const tp_call *call = &PLAN->calls[index];
-  const tp_kernel *kernel = &PLAN->kernels[call->kernel];
+/* Invoke a call; `pointers` holds its inputs and outputs and has room for workspace and status. */
+static int invoke(tp_model *model, const tp_call *call, void **pointers, char *arena, const tp_layout *layout) {
+  const tp_kernel *kernel = &PROGRAM->kernels[call->kernel];
   uint32_t count = kernel->input_count + kernel->output_count;
   int32_t status = 0;
   if (kernel->has_workspace) {
@@ -229,33 +239,64 @@ static int invoke(tp_model *model, uint32_t index, void **pointers, char *arena,
   return TP_OK;
 }
 
-static void *resolve(const tp_argument *argument, const char *weights, char *arena, const tp_layout *layout,
-                     void *const *inputs, void *const *outputs) {
+/* Where the arguments of a running function are. */
+typedef struct {
+  const char *weights;
+  char *arena, *state;
+  const tp_layout *layout;
+  void *const *inputs, *const *outputs;
+} tp_places;
+
+static void *resolve(const tp_argument *argument, const tp_places *places) {
   switch (argument->storage) {
     case TP_INPUT:
-      return inputs[argument->index];
+      return places->inputs[argument->index];
     case TP_OUTPUT:
-      return outputs[argument->index];
+      return places->outputs[argument->index];
     case TP_WEIGHT:
-      return (char *)weights + argument->offset;
+      return (char *)places->weights + argument->offset;
     case TP_BLOCK:
-      return arena + layout->offsets[argument->index];
+      return places->arena + places->layout->offsets[argument->index];
+    case TP_STATE:
+      return places->state + argument->offset;
     default:
-      return arena + argument->offset;
+      return places->arena + argument->offset;
   }
 }
 
-int tp_model_run(tp_model *model, const void *const *inputs, void *const *outputs, const int64_t *symbols,
-                 double *seconds) {
-  const tp_layout *layout;
-  tp_arena *arena = acquire(model, symbols, &layout);
-  if (!arena) return TP_FAILED;
-  int code = TP_OK;
-  for (uint32_t i = 0; i < PLAN->input_count && code == TP_OK; ++i) {
-    if (!inputs[i] && layout->inputs[i]) code = fail("input %s is NULL", PLAN->inputs[i].name);
+/* What is left when all calls are done: outputs that no kernel wrote, outputs that are not aligned, and the state. */
+static void finish(const tp_function *function, const tp_places *places, void *const *outputs) {
+  const uint64_t *bytes = places->layout->outputs;
+  void *const *out = places->outputs;
+  for (uint32_t i = 0; i < function->copy_count; ++i) {
+    const tp_copy *copy = &function->copies[i];
+    memmove(out[copy->output], resolve(&copy->from, places), bytes[copy->output]);
   }
-  for (uint32_t i = 0; i < PLAN->output_count && code == TP_OK; ++i) {
-    if (!outputs[i] && layout->outputs[i]) code = fail("output %s is NULL", PLAN->outputs[i].name);
+  for (uint32_t i = 0; i < function->output_count; ++i) {
+    if (out[i] != outputs[i]) memcpy(outputs[i], out[i], bytes[i]);
+  }
+  for (uint32_t i = 0; i < function->update_count; ++i) {
+    const tp_update *update = &function->updates[i];
+    memmove(places->state + update->offset, resolve(&update->from, places), update->bytes);
+  }
+}
+
+int tp_model_run(tp_model *model, int32_t index, void *state, const void *const *inputs, void *const *outputs,
+                 const int64_t *symbols, double *seconds) {
+  const tp_function *function = function_at(index);
+  if (!function) return TP_FAILED;
+  if (PROGRAM->state_bytes && (!state || !is_aligned(state))) {
+    return fail("the state must be aligned to %d bytes", TP_ALIGNMENT);
+  }
+  const tp_layout *layout;
+  tp_arena *arena = acquire(model, function, symbols, &layout);
+  if (!arena) return TP_FAILED;
+  int code = TP_OK, changed = 0;
+  for (uint32_t i = 0; i < function->input_count && code == TP_OK; ++i) {
+    if (!inputs[i] && layout->inputs[i]) code = fail("input %s is NULL", function->inputs[i].name);
+  }
+  for (uint32_t i = 0; i < function->output_count && code == TP_OK; ++i) {
+    if (!outputs[i] && layout->outputs[i]) code = fail("output %s is NULL", function->outputs[i].name);
   }
   if (code) {
     release(model, arena);
@@ -263,54 +304,49 @@ int tp_model_run(tp_model *model, const void *const *inputs, void *const *output
   }
 
   /* Kernels may use aligned vector loads and stores: a buffer that is not aligned is copied. */
-  void *in[PLAN->input_count + 1], *out[PLAN->output_count + 1], *pointers[PLAN->max_arguments + 2];
+  void *in[function->input_count + 1], *out[function->output_count + 1], *pointers[PROGRAM->max_arguments + 2];
   char *spare = arena->memory + round_up(layout->arena_bytes);
-  for (uint32_t i = 0; i < PLAN->input_count; ++i) {
+  for (uint32_t i = 0; i < function->input_count; ++i) {
     in[i] = (void *)inputs[i];
     if (!is_aligned(in[i])) in[i] = memcpy(spare, inputs[i], layout->inputs[i]);
     spare += round_up(layout->inputs[i]);
   }
-  for (uint32_t i = 0; i < PLAN->output_count; ++i) {
+  for (uint32_t i = 0; i < function->output_count; ++i) {
     out[i] = is_aligned(outputs[i]) ? outputs[i] : spare;
     spare += round_up(layout->outputs[i]);
   }
 
-  for (uint32_t index = 0; index < PLAN->call_count && code == TP_OK; ++index) {
-    const tp_call *call = &PLAN->calls[index];
-    const tp_kernel *kernel = &PLAN->kernels[call->kernel];
+  const tp_places places = {model->weights, arena->memory, state, layout, in, out};
+  for (uint32_t number = 0; number < function->call_count && code == TP_OK; ++number) {
+    const tp_call *call = &function->calls[number];
+    const tp_kernel *kernel = &PROGRAM->kernels[call->kernel];
     struct timespec start, end;
     for (uint32_t i = 0; i < kernel->input_count + kernel->output_count; ++i) {
-      pointers[i] = resolve(&call->arguments[i], model->weights, arena->memory, layout, in, out);
+      pointers[i] = resolve(&call->arguments[i], &places);
     }
     if (seconds) clock_gettime(CLOCK_MONOTONIC, &start);
-    code = invoke(model, index, pointers, arena->memory, layout);
+    code = invoke(model, call, pointers, arena->memory, layout);
+    if (kernel->in_place && code == TP_OK) changed = TP_STATE_CHANGED;
     if (seconds) {
       clock_gettime(CLOCK_MONOTONIC, &end);
-      seconds[index] = (double)(end.tv_sec - start.tv_sec) + 1e-9 * (double)(end.tv_nsec - start.tv_nsec);
+      seconds[number] = (double)(end.tv_sec - start.tv_sec) + 1e-9 * (double)(end.tv_nsec - start.tv_nsec);
     }
   }
 
-  for (uint32_t i = 0; i < PLAN->copy_count && code == TP_OK; ++i) {
-    const tp_copy *copy = &PLAN->copies[i];
-    memmove(out[copy->output], resolve(&copy->from, model->weights, arena->memory, layout, in, out),
-            layout->outputs[copy->output]);
-  }
-  for (uint32_t i = 0; i < PLAN->output_count && code == TP_OK; ++i) {
-    if (out[i] != outputs[i]) memcpy(outputs[i], out[i], layout->outputs[i]);
-  }
+  if (code == TP_OK) finish(function, &places, outputs);
   release(model, arena);
-  return code;
+  return code == TP_OK ? TP_OK : code | changed;
 }
 
 /* --- the ABI --------------------------------------------------------------------------------------------------- */
 
 int tp_model_create(const void *weights, uint64_t weight_bytes, int32_t threads, tp_model **out) {
   *out = NULL;
-  if (weight_bytes < PLAN->weight_bytes) {
+  if (weight_bytes < PROGRAM->weight_bytes) {
     return fail("%llu bytes of weights given, %llu expected", (unsigned long long)weight_bytes,
-                (unsigned long long)PLAN->weight_bytes);
+                (unsigned long long)PROGRAM->weight_bytes);
   }
-  if (PLAN->weight_bytes && (!weights || !is_aligned(weights))) {
+  if (PROGRAM->weight_bytes && (!weights || !is_aligned(weights))) {
     return fail("the weights must be aligned to %d bytes", TP_ALIGNMENT);
   }
   tp_model *model = calloc(1, sizeof *model);
@@ -338,19 +374,21 @@ void tp_model_set_threads(tp_model *model, int32_t threads) {
   atomic_store(&model->threads, clamp_threads(threads));
 }
 
-/* One kernel of the plan on the caller's buffers: its inputs, then its outputs. */
-int tp_model_call(tp_model *model, int32_t call, void *const *buffers, const int64_t *symbols) {
-  if (call < 0 || (uint32_t)call >= PLAN->call_count) {
-    return fail("call %d does not exist; the plan has %u calls", call, PLAN->call_count);
+/* One kernel of a function on the caller's buffers: its inputs, then its outputs. */
+int tp_model_call(tp_model *model, int32_t index, int32_t call, void *const *buffers, const int64_t *symbols) {
+  const tp_function *function = function_at(index);
+  if (!function) return TP_FAILED;
+  if (call < 0 || (uint32_t)call >= function->call_count) {
+    return fail("call %d does not exist; %s has %u calls", call, function->name, function->call_count);
   }
-  const tp_kernel *kernel = &PLAN->kernels[PLAN->calls[call].kernel];
+  const tp_kernel *kernel = &PROGRAM->kernels[function->calls[call].kernel];
   uint32_t count = kernel->input_count + kernel->output_count;
-  void *pointers[PLAN->max_arguments + 2];
-  uint64_t measured[PLAN->max_arguments + 1];
+  void *pointers[PROGRAM->max_arguments + 2];
+  uint64_t measured[PROGRAM->max_arguments + 1];
   const uint64_t *bytes = kernel->bytes;
   int code = TP_OK;
   const tp_layout *layout;
-  tp_arena *arena = acquire(model, symbols, &layout);
+  tp_arena *arena = acquire(model, function, symbols, &layout);
   if (!arena) return TP_FAILED;
   if (kernel->measure) kernel->measure(layout->symbols, measured), bytes = measured;
   for (uint32_t i = 0; i < count; ++i) pointers[i] = NULL;
@@ -359,9 +397,9 @@ int tp_model_call(tp_model *model, int32_t call, void *const *buffers, const int
     if (is_aligned(buffers[i])) continue;
     pointers[i] = aligned_alloc(TP_ALIGNMENT, round_up(bytes[i]) + TP_ALIGNMENT);
     if (!pointers[i]) code = fail("out of memory: %llu bytes", (unsigned long long)bytes[i]);
-    else if (i < kernel->input_count) memcpy(pointers[i], buffers[i], bytes[i]);
+    else if (i < kernel->input_count || kernel->in_place) memcpy(pointers[i], buffers[i], bytes[i]);
   }
-  if (code == TP_OK) code = invoke(model, (uint32_t)call, pointers, arena->memory, layout);
+  if (code == TP_OK) code = invoke(model, &function->calls[call], pointers, arena->memory, layout);
   for (uint32_t i = 0; i < count; ++i) {
     if (!pointers[i] || pointers[i] == buffers[i]) continue;
     if (code == TP_OK && i >= kernel->input_count) memcpy(buffers[i], pointers[i], bytes[i]);

@@ -4,17 +4,17 @@
 
 #include <stdint.h>
 
-#define TP_ABI_VERSION 2
+#define TP_ABI_VERSION 3
 #define TP_ALIGNMENT 64 /* of arenas, of the weights and of every buffer that a kernel sees */
 
-/* Results of run, run_timed and call. */
-enum { TP_OK = 0, TP_FAILED = 1, TP_INDEX_OUT_OF_BOUNDS = 2 };
+/* Results of run, run_timed and call; the last is added if the call had changed the state before it failed. */
+enum { TP_OK = 0, TP_FAILED = 1, TP_INDEX_OUT_OF_BOUNDS = 2, TP_STATE_CHANGED = 4 };
 
-/* --- the plan: one static const table, defined in plan.c ------------------------------------------------------- */
+/* --- the program: one static const table, defined in plan.c ---------------------------------------------------- */
 
-typedef enum { TP_INPUT, TP_OUTPUT, TP_WEIGHT, TP_ARENA, TP_BLOCK } tp_storage;
+typedef enum { TP_INPUT, TP_OUTPUT, TP_WEIGHT, TP_ARENA, TP_BLOCK, TP_STATE } tp_storage;
 
-/* Where one argument of a call lives: user input or output `index`, byte `offset` of the weights or the arena, or
+/* Where one argument of a call lives: user input or output `index`, byte `offset` of the weights, arena or state, or
  * block `index`, which is placed in the arena when the sizes are known. */
 typedef struct {
   tp_storage storage;
@@ -32,6 +32,7 @@ typedef struct {
   uint32_t output_count;
   int32_t has_workspace;    /* 1: has a workspace parameter */
   int32_t checks_index;     /* 1: has a status parameter, an int32 set to 1 on an index out of bounds */
+  int32_t in_place;         /* 1: its only output holds the old content, and it changes a part of it */
   const uint64_t *bytes;    /* size of every input, then of every output */
   double (*measure)(const int64_t *symbols, uint64_t *bytes);
 } tp_kernel;
@@ -67,22 +68,39 @@ typedef struct {
   uint32_t first, last;
 } tp_block;
 
+/* New content of `bytes` bytes of the state from `offset` on, copied there when all calls have succeeded. */
 typedef struct {
-  uint32_t input_count, output_count, kernel_count, call_count, copy_count, max_arguments, symbol_count, block_count;
+  uint64_t offset;
+  uint64_t bytes;
+  tp_argument from;
+} tp_update;
+
+/* The plan of one function. */
+typedef struct {
+  const char *name;
+  uint32_t input_count, output_count, call_count, copy_count, update_count, symbol_count, block_count;
   const tp_tensor *inputs;
   const tp_tensor *outputs;
-  const tp_kernel *kernels;
   const tp_call *calls;
   const tp_copy *copies;
+  const tp_update *updates;
   const tp_symbol *symbols;
   const tp_block *blocks; /* the largest first, as far as that is known */
   /* Sizes in bytes of inputs, outputs and blocks for these symbols; NULL, or what is too large. */
   const char *(*measure)(const int64_t *symbols, uint64_t *inputs, uint64_t *outputs, uint64_t *blocks);
   uint64_t arena_bytes; /* without blocks */
-  uint64_t weight_bytes;
-} tp_plan;
+} tp_function;
 
-extern const tp_plan tp_the_plan;
+/* Functions that share kernels, weights and state. */
+typedef struct {
+  uint32_t function_count, kernel_count, max_arguments;
+  const tp_function *functions;
+  const tp_kernel *kernels;
+  uint64_t weight_bytes;
+  uint64_t state_bytes;
+} tp_program;
+
+extern const tp_program tp_the_program;
 
 /* --- pool.c ---------------------------------------------------------------------------------------------------- */
 
@@ -109,9 +127,9 @@ typedef struct tp_model tp_model;
 int tp_model_create(const void *weights, uint64_t weight_bytes, int32_t threads, tp_model **out);
 void tp_model_destroy(tp_model *model);
 void tp_model_set_threads(tp_model *model, int32_t threads);
-int tp_model_run(tp_model *model, const void *const *inputs, void *const *outputs, const int64_t *symbols,
-                 double *seconds);
-int tp_model_call(tp_model *model, int32_t call, void *const *buffers, const int64_t *symbols);
-int tp_sizes(const int64_t *symbols, uint64_t *inputs, uint64_t *outputs, uint64_t *arena);
+int tp_model_run(tp_model *model, int32_t function, void *state, const void *const *inputs, void *const *outputs,
+                 const int64_t *symbols, double *seconds);
+int tp_model_call(tp_model *model, int32_t function, int32_t call, void *const *buffers, const int64_t *symbols);
+int tp_sizes(int32_t function, const int64_t *symbols, uint64_t *inputs, uint64_t *outputs, uint64_t *arena);
 
 #endif

@@ -6,7 +6,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .model import Model
 from .runtime.errors import PackageError, WeightsError
-from .runtime.package import check_files, read_manifest
+from .runtime.package import check_files, functions_of, read_manifest
 from .runtime.safetensors import File, storage_dtype
 
 Array = npt.NDArray[Any]
@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         child = commands.add_parser(command, help=text)
         child.add_argument("--threads", type=int, default=None, help="default: all processors")
         child.add_argument("-n", "--runs", type=int, default=50, help="calls to measure (default: 50)")
+        child.add_argument(
+            "--function", metavar="NAME", default=None, help="of a model with several functions"
+        )
     options = parser.parse_args(arguments)
     try:
         match options.command:
@@ -51,7 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("--runs must be at least 1")
         if options.threads is not None and options.threads < 1:
             parser.error("--threads must be at least 1")
-        return (bench if options.command == "bench" else profile)(options.threads, options.runs)
+        known = functions_of(read_manifest(Model.folder))
+        if options.function is not None and options.function not in known:
+            parser.error(f"--function: there is no {options.function!r}; known: {', '.join(known)}")
+        run = bench if options.command == "bench" else profile
+        return run(options.threads, options.runs, options.function)
     except (PackageError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -60,18 +67,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def info() -> int:
     manifest = read_manifest(Model.folder)
     print(f"{manifest['name']} {manifest['version']}: {manifest['target']} ({', '.join(manifest['isas'])})")
-    for kind in ("inputs", "outputs"):
-        print(f"{kind}:")
-        for item in manifest[kind]:
-            bounds = f"  in {item['bounds'][0]}..{item['bounds'][1]}" if item.get("bounds") else ""
-            print(f"  {item['name']}: {item['dtype']}{item['shape']}{bounds}")
-    weights = manifest["weights"]
+    functions = functions_of(manifest)
+    for name, entry in functions.items():
+        label = f"{name} " if len(functions) > 1 else ""
+        for kind in ("inputs", "outputs"):
+            print(f"{label}{kind}:")
+            for item in entry[kind]:
+                bounds = f"  in {item['bounds'][0]}..{item['bounds'][1]}" if item.get("bounds") else ""
+                print(f"  {item['name']}: {item['dtype']}{item['shape']}{bounds}")
+    weights, state = manifest["weights"], manifest["state"]
     calls = sum(kernel["calls"] for kernel in manifest["kernels"].values())
+    if state["buffers"]:
+        print(f"state: {state['bytes']:,} bytes")
+        for item in state["buffers"]:
+            print(f"  {item['name']}: {item['dtype']}{item['shape']}")
     print(f"weights: {len(weights['keys'])} state_dict tensors, {weights['bytes']:,} bytes prepared")
     print(f"kernels: {len(manifest['kernels'])}, called {calls} times")
-    print(f"taps: {len(manifest['taps'])}")
+    print(f"taps: {sum(len(entry['taps']) for entry in functions.values())}")
     for item in manifest["error"]:
-        print(f"error of {item['output']}: {item['max_abs_error']:.3g} (tolerance {item['tolerance']:.3g})")
+        owner = f"{item['function']} " if len(functions) > 1 else ""
+        numbers = f"{item['max_abs_error']:.3g} (tolerance {item['tolerance']:.3g})"
+        print(f"error of {owner}{item['output']}: {numbers}")
     print("verified against PyTorch" if manifest["verified"] else "not verified against PyTorch")
     for kind in ("source", "tools"):
         for key, value in sorted(manifest[kind].items()):
@@ -100,7 +116,12 @@ def verify() -> int:
         if expected is None:
             continue
         tolerance = next(
-            (e["sample_tolerance"] for e in manifest["error"] if e["output"] == item["name"]), 0.0
+            (
+                entry["sample_tolerance"]
+                for entry in manifest["error"]
+                if (entry["function"], entry["output"]) == (manifest["function"], item["name"])
+            ),
+            0.0,
         )
         distance = difference(output, expected)
         good = distance <= tolerance
@@ -132,7 +153,7 @@ def difference(output: Array, expected: Array) -> float:
     return float(np.max(np.where(np.isnan(distance), np.inf, distance), initial=0.0))
 
 
-def drawn_inputs(manifest: dict[str, Any]) -> list[Array]:
+def drawn_inputs(manifest: Mapping[str, Any]) -> list[Array]:
     """Inputs of the right types: normal floats, integers within their bounds."""
     rng = np.random.default_rng(0)
     inputs: list[Array] = []
@@ -147,27 +168,27 @@ def drawn_inputs(manifest: dict[str, Any]) -> list[Array]:
     return inputs
 
 
-def bench(threads: int | None, runs: int) -> int:
+def bench(threads: int | None, runs: int, function: str | None) -> int:
     model = Model(threads=threads)
-    inputs = drawn_inputs(model.manifest)
+    inputs = drawn_inputs(functions_of(model.manifest)[function or model.manifest["function"]])
     for _ in range(max(3, runs // 10)):
-        model.infer(*inputs)
+        model.infer(*inputs, function=function)
     seconds = []
     for _ in range(runs):
         start = time.perf_counter()
-        model.infer(*inputs)
+        model.infer(*inputs, function=function)
         seconds.append(time.perf_counter() - start)
     median, least = statistics.median(seconds), min(seconds)
     print(f"{model.isa}, {model.threads} threads: median {_time(median)}, least {_time(least)}, {runs} calls")
     return 0
 
 
-def profile(threads: int | None, runs: int) -> int:
+def profile(threads: int | None, runs: int, function: str | None) -> int:
     model = Model(threads=threads)
-    inputs = drawn_inputs(model.manifest)
+    inputs = drawn_inputs(functions_of(model.manifest)[function or model.manifest["function"]])
     for _ in range(max(3, runs // 10)):
-        model.profile(*inputs)
-    rows = [model.profile(*inputs) for _ in range(runs)]
+        model.profile(*inputs, function=function)
+    rows = [model.profile(*inputs, function=function) for _ in range(runs)]
     kernels = model.manifest["kernels"]
     calls = [
         (name, statistics.median(row[index][1] for row in rows)) for index, (name, _) in enumerate(rows[0])

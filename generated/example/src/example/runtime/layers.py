@@ -100,7 +100,7 @@ def _expected(entry: Mapping[str, Any], arrays: Mapping[str, Array]) -> Expected
 def compare_layers(model: Package, recorded: Recorded) -> list[Layer]:
     """The layers that have a value here and a recorded one, in execution order, inner before outer ones."""
     taps: Mapping[str, Any] = model.manifest["taps"]
-    order = {"input": 0, "weight": 1, "call": 2}
+    order = {"input": 0, "weight": 1, "state": 1, "call": 2}
 
     def when(path: str) -> tuple[int, int, int, int, str]:
         item = taps[path]

@@ -9,17 +9,19 @@ import struct
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import PackageError
+from .state import State
 
 Array = npt.NDArray[Any]
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 INDEX_OUT_OF_BOUNDS = 2
+STATE_CHANGED = 4  # added to the code of a failure
 # What /proc/cpuinfo must list for an instruction set, best set first. It lists only what the OS enabled.
 ISA_FLAGS: dict[str, frozenset[str]] = {
     "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"}),
@@ -90,18 +92,30 @@ class Library:
             self.create = bind("create", int32, pointer, size, int32, ctypes.POINTER(pointer))
             self.destroy = bind("destroy", None, pointer)
             self.set_threads = bind("set_threads", None, pointer, int32)
-            self.run = bind("run", int32, pointer, pointer, pointer, pointer)
-            self.run_timed = bind("run_timed", int32, pointer, pointer, pointer, pointer, pointer)
-            self.call = bind("call", int32, pointer, int32, pointer, pointer)
-            call_name = bind("call_name", ctypes.c_char_p, int32)
-            self.calls = tuple(call_name(index).decode() for index in range(bind("call_count", int32)()))
+            self.run = bind("run", int32, pointer, int32, pointer, pointer, pointer, pointer)
+            self.run_timed = bind(
+                "run_timed", int32, pointer, int32, pointer, pointer, pointer, pointer, pointer
+            )
+            self.call = bind("call", int32, pointer, int32, int32, pointer, pointer)
+            name, call_name = (
+                bind("function_name", ctypes.c_char_p, int32),
+                bind("call_name", ctypes.c_char_p, int32, int32),
+            )
+            call_count = bind("call_count", int32, int32)
+            self.functions = tuple(name(index).decode() for index in range(bind("function_count", int32)()))
+            self.calls = tuple(
+                tuple(call_name(function, index).decode() for index in range(call_count(function)))
+                for function in range(len(self.functions))
+            )
         except (OSError, AttributeError) as error:
             raise PackageError(f"{path} cannot be loaded: {error}") from error
 
-    def raise_error(self, code: int) -> None:
-        """Turn a result that is not 0 into an exception."""
+    def raise_error(self, code: int, state: State | None = None) -> None:
+        """Turn a result that is not 0 into an exception; a state that was half-written is lost."""
         text = self.last_error().decode("utf-8", "replace")
-        raise IndexError(text) if code == INDEX_OUT_OF_BOUNDS else RuntimeError(text)
+        if code & STATE_CHANGED and state is not None:
+            state.lose(text)
+        raise IndexError(text) if code & INDEX_OUT_OF_BOUNDS else RuntimeError(text)
 
 
 class Session:
@@ -124,30 +138,50 @@ class Session:
     def set_threads(self, threads: int) -> None:
         self.library.set_threads(self._handle, threads)
 
-    def run(self, inputs: Sequence[Array], outputs: Sequence[Array], symbols: bytes | None = None) -> None:
-        """The whole plan: fills `outputs`; `symbols` are the values of sizes that vary.
+    def run(
+        self,
+        function: int,
+        state: State,
+        inputs: Sequence[Array],
+        outputs: Sequence[Array],
+        symbols: bytes | None = None,
+    ) -> None:
+        """A whole function: fills `outputs`, updates `state`; `symbols` are the values of sizes that vary.
 
         Raises IndexError or RuntimeError.
         """
-        code = self._run(self._handle, _pointers(inputs), _pointers(outputs), symbols)
-        if code:
-            self.library.raise_error(code)
-
-    def run_timed(
-        self, inputs: Sequence[Array], outputs: Sequence[Array], symbols: bytes | None = None
-    ) -> Array:
-        """As `run`; the seconds that every call took."""
-        seconds = np.zeros(len(self.library.calls) + 1, np.float64)
-        code = self.library.run_timed(
-            self._handle, _pointers(inputs), _pointers(outputs), symbols, seconds.ctypes.data
+        code = self._run(
+            self._handle, function, state.address, _pointers(inputs), _pointers(outputs), symbols
         )
         if code:
-            self.library.raise_error(code)
+            self.library.raise_error(code, state)
+
+    def run_timed(
+        self,
+        function: int,
+        state: State,
+        inputs: Sequence[Array],
+        outputs: Sequence[Array],
+        symbols: bytes | None = None,
+    ) -> Array:
+        """As `run`; the seconds that every call took."""
+        seconds = np.zeros(len(self.library.calls[function]) + 1, np.float64)
+        code = self.library.run_timed(
+            self._handle,
+            function,
+            state.address,
+            _pointers(inputs),
+            _pointers(outputs),
+            symbols,
+            seconds.ctypes.data,
+        )
+        if code:
+            self.library.raise_error(code, state)
         return seconds[:-1]
 
-    def call(self, index: int, buffers: Sequence[Array], symbols: bytes | None = None) -> None:
-        """One call of the plan on arrays of the caller's. Raises IndexError or RuntimeError."""
-        code = self.library.call(self._handle, index, _pointers(buffers), symbols)
+    def call(self, function: int, index: int, buffers: Sequence[Array], symbols: bytes | None = None) -> None:
+        """One call of a function on arrays of the caller's. Raises IndexError or RuntimeError."""
+        code = self.library.call(self._handle, function, index, _pointers(buffers), symbols)
         if code:
             self.library.raise_error(code)
 
@@ -167,13 +201,13 @@ def _address(array: Array) -> int:
 
 
 class KernelLibrary:
-    """Base of `Kernels`: runs kernels one by one, in the plan's order, for one pass of `forward`.
+    """Base of `Kernels`: runs kernels one by one, in the plan's order, for one pass of a function.
 
-    `plan` names the kernel of every call. `tape`, if given, collects the outputs of every call. `sizes`
-    are the values of the symbols, which `symbols` holds for the native library.
+    `plans` names the kernel of every call, per function. `tape`, if given, collects the outputs of every
+    call. `sizes` are the values of the symbols, which `symbols` holds for the native library.
     """
 
-    plan: tuple[str, ...] = ()
+    plans: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def __init__(
         self,
@@ -181,21 +215,38 @@ class KernelLibrary:
         tape: list[tuple[Array, ...]] | None = None,
         sizes: Mapping[str, int] | None = None,
         symbols: bytes | None = None,
+        *,
+        function: str | None = None,
     ) -> None:
+        functions = session.library.functions
+        self._function = 0 if function is None else functions.index(function)
+        self._plan = self.plans[functions[self._function]]
         self._session = session
         self._tape = tape
         self.sizes = sizes or {}
         self._symbols = symbols
         self._position = 0
+        self.changed = False  # whether a kernel has run in place
 
-    def launch(self, kernel: str, inputs: tuple[Array, ...], outputs: tuple[Array, ...]) -> None:
-        """Run `kernel` on arrays of exactly its types; error texts are those of the plan's next call."""
+    def launch(
+        self,
+        kernel: str,
+        inputs: tuple[Array, ...],
+        outputs: tuple[Array, ...],
+        *,
+        in_place: bool = False,
+    ) -> None:
+        """Run `kernel` on arrays of exactly its types; error texts are those of the plan's next call.
+
+        A kernel that runs `in_place` finds the old content in `outputs` and changes a part of it.
+        """
         index = self._position
-        if index >= len(self.plan) or self.plan[index] != kernel:
-            index = self.plan.index(kernel)
+        if index >= len(self._plan) or self._plan[index] != kernel:
+            index = self._plan.index(kernel)
         self._position += 1
         arrays = [np.ascontiguousarray(array) for array in inputs]
-        self._session.call(index, arrays + list(outputs), self._symbols)
+        self._session.call(self._function, index, arrays + list(outputs), self._symbols)
+        self.changed = self.changed or in_place
         if self._tape is not None:
             self._tape.append(outputs)
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,15 +21,55 @@ from .host import unblock
 from .native import KernelLibrary, Library, Session, choose_isa, default_threads
 from .safetensors import File, FormatError
 from .sizes import Shape, Sizes, Symbols
+from .state import State
 from .weights import PREPARED, Weights, map_prepared, prepare_state, read_state
 
 Array = npt.NDArray[Any]
 
-FORMAT = 2
+FORMAT = 3
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The checked arrays of a call, and the sizes that vary, by name and for the library."""
+
+    arrays: list[Array]
+    sizes: Sizes
+    symbols: bytes | None
+
+
+class Function:
+    """One function of a package: its place in the library, its signature, its methods in model.py."""
+
+    def __init__(self, name: str, index: int, entry: Mapping[str, Any]) -> None:
+        self.name = name
+        self.index = index
+        self.entry = entry
+        self.inputs, self.outputs = (
+            tuple(TensorSpec(item["name"], item["dtype"], item["shape"]) for item in entry[kind])
+            for kind in ("inputs", "outputs")
+        )
+        self.symbols = Symbols(
+            entry["symbols"], [(spec.name, spec.varying or Shape(spec.shape)) for spec in self.inputs]
+        )
+        self.plan = "forward" if name == "forward" else f"plan_{name}"
+        self.bind = "_bind" if name == "forward" else f"_bind_{name}"
+        self.gives_bfloat16 = any(spec.dtype == "bfloat16" for spec in self.outputs)
+
+    def take(self, inputs: Iterable[Any]) -> Arguments:
+        """The flat inputs, checked. Raises TypeError or ValueError."""
+        arrays = [spec.take(value) for spec, value in zip(self.inputs, inputs, strict=True)]
+        if not self.symbols.all:
+            return Arguments(arrays, {}, None)
+        sizes = self.symbols.bind(arrays)
+        return Arguments(arrays, sizes, self.symbols.packed(sizes))
 
 
 class Package:
     """A model: call it with arrays, get arrays.
+
+    A model that keeps state (`model.state`) runs one call at a time; `model.session()` gives another owner of
+    state over the same weights, and different sessions run at once. Without state, any number of calls do.
 
     Args:
         weights: None for the package's own; a safetensors file or a mapping with PyTorch's state_dict names.
@@ -69,17 +110,13 @@ class Package:
         library = self.folder / "kernels" / "cpu" / self.isa / f"{name}.so"
         check_files(self.folder, self.manifest, lambda file: file.suffix == ".py" or file == library)
         self._library = Library(library, f"{name}_{self.isa}_")
-        self._inputs = tuple(
-            TensorSpec(item["name"], item["dtype"], item["shape"]) for item in self.manifest["inputs"]
-        )
-        self._outputs = tuple(
-            TensorSpec(item["name"], item["dtype"], item["shape"]) for item in self.manifest["outputs"]
-        )
-        self._symbols = Symbols(
-            self.manifest["symbols"],
-            [(spec.name, spec.varying or Shape(spec.shape)) for spec in self._inputs],
-        )
+        entries = functions_of(self.manifest)
+        self._functions = {
+            name: Function(name, index, entries[name]) for index, name in enumerate(self._library.functions)
+        }
+        self._main = self._functions[self.manifest["function"]]
         self._session: Session | None = None
+        self._state: State | None = None
         path = self.folder / "weights.cpu.safetensors"
         if isinstance(weights, str | os.PathLike) and _is_prepared(Path(weights)):
             path, weights = Path(weights), None
@@ -91,64 +128,141 @@ class Package:
             self.load_weights(weights)
 
     # --- running ------------------------------------------------------------------------------------------
+    # The generated model adds, per function, the typed call, its plan kernel by kernel, and `_bind` for taps.
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Array, ...]:
-        """The flat outputs from kernels, weights and the flat inputs. The generated model overrides it."""
-        raise NotImplementedError
-
-    def infer(self, *inputs: Any) -> tuple[Array, ...]:
-        """The flat outputs for the flat inputs.
+    def infer(self, *inputs: Any, function: str | None = None) -> tuple[Array, ...]:
+        """The flat outputs for the flat inputs of a function, by default of the main one; the state moves on.
 
         Raises:
             TypeError, ValueError: an input that does not fit the signature.
             IndexError: an index (of an embedding, a gather) is out of bounds.
         """
-        session = self._running()
-        arrays, sizes, symbols = self._take(inputs)
-        if not self.native:
-            kernels = self.kernels(session, None, sizes, symbols)
-            outputs = self.forward(kernels, Weights(session.weights), *arrays)
+        callee = self._function(function)
+        call = callee.take(inputs)
+        if not self._keeps_state:
+            outputs = self._run(callee, self._running(), self._owned(), call)
         else:
-            outputs = tuple([spec.allocate(sizes) for spec in self._outputs])
-            session.run(arrays, outputs, symbols)
-        if self._has_bfloat16:
-            return tuple(spec.give(array) for spec, array in zip(self._outputs, outputs, strict=True))
+            with self._owned().turn() as state:
+                outputs = self._run(callee, self._running(), state, call)
+        if callee.gives_bfloat16:
+            return tuple(spec.give(array) for spec, array in zip(callee.outputs, outputs, strict=True))
         return outputs
 
-    def _take(self, inputs: Iterable[Any]) -> tuple[list[Array], Sizes, bytes | None]:
-        """The checked arrays of a call, and the sizes that vary, by name and for the library."""
-        arrays = [spec.take(value) for spec, value in zip(self._inputs, inputs, strict=True)]
-        if not self._symbols.all:
-            return arrays, {}, None
-        sizes = self._symbols.bind(arrays)
-        return arrays, sizes, self._symbols.packed(sizes)
+    def _run(self, callee: Function, session: Session, state: State, call: Arguments) -> tuple[Array, ...]:
+        if not self.native:
+            return self._step_by_step(callee, session, state, call)
+        outputs = tuple([spec.allocate(call.sizes) for spec in callee.outputs])
+        session.run(callee.index, state, call.arrays, outputs, call.symbols)
+        return outputs
+
+    def _step_by_step(
+        self,
+        callee: Function,
+        session: Session,
+        state: State,
+        call: Arguments,
+        tape: list[tuple[Array, ...]] | None = None,
+    ) -> tuple[Array, ...]:
+        kernels = self.kernels(session, tape, call.sizes, call.symbols, function=callee.name)
+        cells = [state.cells] if self._keeps_state else []
+        run: Callable[..., tuple[Array, ...]] = getattr(self, callee.plan)
+        try:
+            return run(kernels, Weights(session.weights), *cells, *call.arrays)
+        except Exception as error:
+            if kernels.changed:
+                state.lose(str(error))
+            raise
 
     @cached_property
-    def _has_bfloat16(self) -> bool:
-        return any(spec.dtype == "bfloat16" for spec in self._outputs)
+    def _keeps_state(self) -> bool:
+        return bool(self.manifest["state"]["buffers"])
 
-    def flatten(self, arguments: Mapping[str, Any]) -> list[Any]:
+    def _function(self, name: str | None) -> Function:
+        if name is None:
+            return self._main
+        if name not in self._functions:
+            raise ValueError(f"function: there is no {name!r}; known: {', '.join(self._functions)}")
+        return self._functions[name]
+
+    @property
+    def functions(self) -> list[str]:
+        """The names of the model's functions; `forward` is what calling the model runs."""
+        return list(self._functions)
+
+    def flatten(self, arguments: Mapping[str, Any], function: str | None = None) -> list[Any]:
         """The flat inputs of nested arguments, in order; wrong nesting is a TypeError or ValueError."""
-        flat: list[Any] = [None] * len(self._inputs)
-        structures: Mapping[str, Any] = self.manifest["arguments"]
+        callee = self._function(function)
+        flat: list[Any] = [None] * len(callee.inputs)
+        structures: Mapping[str, Any] = callee.entry["arguments"]
         check_names("arguments", structures, arguments)
         for name, value in arguments.items():
             flatten(structures[name], value, name, flat.__setitem__)
         return flat
 
-    def profile(self, *inputs: Any) -> list[tuple[str, float]]:
-        """One native run on flat inputs: (kernel, seconds) of every call, in order."""
+    def profile(self, *inputs: Any, function: str | None = None) -> list[tuple[str, float]]:
+        """One native run on flat inputs: (kernel, seconds) of every call, in order.
+
+        The state stays as it is.
+        """
+        callee = self._function(function)
         session = self._running()
-        arrays, sizes, symbols = self._take(inputs)
-        seconds = session.run_timed(arrays, [spec.allocate(sizes) for spec in self._outputs], symbols)
-        return list(zip(self._library.calls, seconds.tolist(), strict=True))
+        state = self._owned().copy(session.weights)
+        call = callee.take(inputs)
+        outputs = [spec.allocate(call.sizes) for spec in callee.outputs]
+        seconds = session.run_timed(callee.index, state, call.arrays, outputs, call.symbols)
+        return list(zip(self._library.calls[callee.index], seconds.tolist(), strict=True))
+
+    # --- state --------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """What calls leave for later ones: the buffers that PyTorch's forward writes, by their names there.
+
+        `model.state["k_cache"]` is a copy, assigning to it sets that buffer. See also `load_state`, `reset`
+        and `session`.
+        """
+        return self._owned()
+
+    def load_state(self, state: str | os.PathLike[str] | Mapping[str, Any]) -> None:
+        """Set all of the state, from a mapping (`dict(model.state)` is one) or a safetensors file.
+
+        Raises:
+            TypeError, ValueError: a name that is missing or unknown, or a value that does not fit; nothing
+                changes then.
+        """
+        self._owned().replace(read_state(state))
+
+    def reset(self) -> None:
+        """The state as it was before the first call: PyTorch's buffers as the weights hold them."""
+        self._owned().reset(self._running().weights)
+
+    def session(self) -> Any:
+        """A model of its own with the initial state, over the same library, weights and threads.
+
+        What is done to one (calls, `load_state`, `load_weights`, `close`) is not seen by the other.
+        """
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._state = self._initial_state(self._running().weights)
+        return other
+
+    def _owned(self) -> State:
+        state = self._state
+        if state is None:
+            raise RuntimeError("the model is closed")
+        return state
+
+    def _initial_state(self, weights: Mapping[str, Array]) -> State:
+        described = self.manifest["state"]
+        return State(described["buffers"], described["bytes"], weights)
 
     # --- weights ------------------------------------------------------------------------------------------
 
     def load_weights(self, weights: str | os.PathLike[str] | Mapping[str, Any], strict: bool = True) -> None:
         """Use other weights, given by PyTorch's state_dict names. Running calls finish on the old ones.
 
-        With `strict=False` unexpected keys are ignored and missing ones keep their values.
+        The state starts again, from the buffers among the weights. With `strict=False` unexpected keys are
+        ignored and missing ones keep their values.
 
         Raises:
             WeightsError: lists every missing, unexpected and mismatched key; the old weights stay.
@@ -163,7 +277,13 @@ class Package:
 
     def _open(self, data: Array, weights: Weights) -> None:
         # One assignment swaps them: a running call holds the session that it started with.
-        self._session = Session(self._library, data, weights, self._threads)
+        session = Session(self._library, data, weights, self._threads)
+        if self._state is None:
+            self._session, self._state = session, self._initial_state(weights)
+            return
+        with self._state.turn(lost=True) as state:
+            self._session = session
+            state.reset(weights)
 
     @cached_property
     def _constants(self) -> Mapping[str, Array]:
@@ -175,52 +295,67 @@ class Package:
 
     @property
     def taps(self) -> list[str]:
-        """The PyTorch module paths whose outputs exist as values of their own, sorted."""
-        return sorted(self.manifest["taps"])
+        """The PyTorch module paths whose outputs are values of their own, sorted; of the main function."""
+        return self.taps_of(self._main.name)
 
-    def tap(self, path: str) -> Callable[..., Array]:
+    def taps_of(self, function: str) -> list[str]:
+        """The module paths that `tap(path, function)` takes, sorted."""
+        return sorted(self._function(function).entry["taps"])
+
+    def tap(self, path: str, function: str | None = None) -> Callable[..., Array]:
         """A function of the model's arguments that returns the output of the PyTorch module at `path`.
+
+        It runs on a copy of the state, which stays as it is.
 
         Raises:
             TapError: there is no such value; the text names the nearest one that exists.
         """
-        taps: Mapping[str, Any] = self.manifest["taps"]
+        callee = self._function(function)
+        taps: Mapping[str, Any] = callee.entry["taps"]
         if path not in taps:
-            nearest: str | None = self.manifest["fused"].get(path)
-            if nearest is not None:
-                raise TapError(f"{path!r} was fused with its neighbours; the nearest value is {nearest!r}")
-            close = difflib.get_close_matches(path, [*taps, *self.manifest["fused"]], n=3)
+            fused: Mapping[str, str] = callee.entry["fused"]
+            if path in fused:
+                raise TapError(
+                    f"{path!r} was fused with its neighbours; the nearest value is {fused[path]!r}"
+                )
+            close = difflib.get_close_matches(path, [*taps, *fused], n=3)
             hint = f"; close: {', '.join(map(repr, close))}" if close else "; see model.taps"
             raise TapError(f"the model has no value {path!r}{hint}")
 
         def run(*args: Any, **kwargs: Any) -> Array:
-            (value,) = self.tap_values([path], self._bind(*args, **kwargs))
+            (value,) = self.tap_values([path], getattr(self, callee.bind)(*args, **kwargs), callee.name)
             return value
 
         return run
 
-    def _bind(self, *args: Any, **kwargs: Any) -> list[Any]:
-        """The flat inputs of a call. The generated model overrides it with its own signature."""
-        raise NotImplementedError
+    def tap_values(
+        self, paths: Sequence[str], inputs: Sequence[Any], function: str | None = None
+    ) -> list[Array]:
+        """The outputs of the modules at `paths` (members of `taps`) for flat inputs, from one run.
 
-    def tap_values(self, paths: Sequence[str], inputs: Sequence[Any]) -> list[Array]:
-        """The outputs of the modules at `paths` (members of `taps`) for flat inputs, from one run."""
+        It runs on a copy of the state, which stays as it is.
+        """
+        callee = self._function(function)
         session = self._running()
-        arrays, sizes, symbols = self._take(inputs)
+        call = callee.take(inputs)
         tape: list[tuple[Array, ...]] = []
-        self.forward(self.kernels(session, tape, sizes, symbols), Weights(session.weights), *arrays)
+        state = self._owned().copy(session.weights)
+        before = {name: array.copy() for name, array in state.cells.items()}
+        self._step_by_step(callee, session, state, call, tape)
         values = []
-        for item in (self.manifest["taps"][path] for path in paths):
+        for item in (callee.entry["taps"][path] for path in paths):
             match item["kind"]:
                 case "input":
-                    value = arrays[item["index"]]
+                    value = call.arrays[item["index"]]
                 case "weight":
                     value = session.weights[item["value"]]
+                case "state":
+                    value = before[item["value"]]
                 case _:
                     value = tape[item["index"]][item["output"]]
             if item["blocked_channels"] is not None:
                 value = unblock(value, item["blocked_channels"])
-            shape = Shape(item["shape"]).at(sizes)
+            shape = Shape(item["shape"]).at(call.sizes)
             values.append(
                 np.array(TensorSpec(item["value"], item["dtype"], shape).give(value.reshape(shape)))
             )
@@ -241,7 +376,7 @@ class Package:
 
     def close(self) -> None:
         """Give the memory back; later calls raise RuntimeError. Calls that are running finish."""
-        self._session = None
+        self._session = self._state = None
 
     def __enter__(self) -> Any:
         return self
@@ -284,6 +419,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if version != FORMAT:
         raise PackageError(f"{path} has format {version}; this runtime reads format {FORMAT}")
     return manifest
+
+
+def functions_of(manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Function name -> its part of the manifest; the main function's stands at the top."""
+    return {manifest["function"]: manifest, **manifest["functions"]}
 
 
 def check_files(folder: Path, manifest: Mapping[str, Any], wanted: Callable[[Path], bool]) -> int:

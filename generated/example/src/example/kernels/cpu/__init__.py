@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,13 @@ Array = npt.NDArray[Any]
 class Kernels(KernelLibrary):
     """One method per kernel. Arrays are C-contiguous and of exactly the types that a method's docstring states."""
 
-    plan = (
-        "linear_bias_gelu_8x64",
-        "linear_bias_gelu_8x48",
-        "linear_bias_8x5",
-    )
+    plans: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "forward": (
+            "linear_bias_gelu_8x64",
+            "linear_bias_gelu_8x48",
+            "linear_bias_8x5",
+        ),
+    }
 
     def linear_bias_gelu_8x64(self, features: Array, weight: Array, bias: Array) -> Array:
         """linear_packed + gelu
