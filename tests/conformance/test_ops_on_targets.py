@@ -130,8 +130,11 @@ def half_samples(family: str) -> dict[str, tuple[Sample, str]]:
     return found
 
 
-# The passes make packed ops of float32 ones.
-@pytest.mark.parametrize("family", sorted(family for family in FAMILIES if family != "packed" and half_samples(family)))
+# The passes make packed ops of float32 ones; PyTorch has no linear algebra on half floats.
+NO_HALF = frozenset({"packed", "factorize", "orthogonal"})
+
+
+@pytest.mark.parametrize("family", sorted(item for item in FAMILIES if item not in NO_HALF and half_samples(item)))
 def test_half_samples(family: str, target: Target) -> None:
     """float32 samples in half floats: computed in float32, rounded once."""
     samples = half_samples(family)

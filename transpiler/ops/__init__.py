@@ -14,6 +14,7 @@ from transpiler.ops import elementwise as elementwise
 from transpiler.ops import elementwise_unary as elementwise_unary
 from transpiler.ops import embedding as embedding
 from transpiler.ops import experts as experts
+from transpiler.ops import factorize as factorize
 from transpiler.ops import floats as floats
 from transpiler.ops import fourier as fourier
 from transpiler.ops import fractional_pool as fractional_pool
@@ -38,8 +39,12 @@ from transpiler.ops import scatter as scatter
 from transpiler.ops import shape as shape
 from transpiler.ops import shape_edges as shape_edges
 from transpiler.ops import softmax as softmax
+<<<<<<< HEAD
 from transpiler.ops import special as special
 from transpiler.ops import special_pairs as special_pairs
+=======
+from transpiler.ops import solve as solve
+>>>>>>> 1e71ead (Linear algebra on LU, Cholesky and triangular systems; singular matrices are errors at run time)
 from transpiler.ops import statistics as statistics
 from transpiler.ops import strided as strided
 from transpiler.ops import views as views

@@ -232,6 +232,9 @@ static int invoke(tp_model *model, const tp_call *call, void **pointers, char *a
     snprintf(reason, sizeof reason, "%s", tp_error[0] ? tp_error : "no reason given");
     return fail("kernel %s failed (%s): %s", kernel->name, call->source, reason);
   }
+  if (status == TP_STATUS_SINGULAR) {
+    return fail("a matrix is singular or not positive definite in kernel %s (%s)", kernel->name, call->source);
+  }
   if (status) {
     fail("index out of bounds in kernel %s (%s)", kernel->name, call->source);
     return TP_INDEX_OUT_OF_BOUNDS;

@@ -9,6 +9,8 @@
 
 /* Results of run, run_timed and call; the last is added if the call had changed the state before it failed. */
 enum { TP_OK = 0, TP_FAILED = 1, TP_INDEX_OUT_OF_BOUNDS = 2, TP_STATE_CHANGED = 4 };
+/* What kernels report in their status word. */
+enum { TP_STATUS_INDEX = 1, TP_STATUS_SINGULAR = 2 };
 
 /* --- the program: one static const table, defined in plan.c ---------------------------------------------------- */
 
@@ -33,6 +35,8 @@ typedef struct {
   int32_t has_workspace;    /* 1: has a workspace parameter */
   int32_t checks_index;     /* 1: has a status parameter, an int32 set to 1 on an index out of bounds */
   int32_t in_place;         /* 1: its only output holds the old content, and it changes a part of it */
+/* What kernels report in their status word. */
+enum { TP_STATUS_INDEX = 1, TP_STATUS_SINGULAR = 2 };
   const uint64_t *bytes;    /* size of every input, then of every output */
   double (*measure)(const int64_t *symbols, uint64_t *bytes);
 } tp_kernel;
