@@ -39,12 +39,9 @@ from transpiler.ops import scatter as scatter
 from transpiler.ops import shape as shape
 from transpiler.ops import shape_edges as shape_edges
 from transpiler.ops import softmax as softmax
-<<<<<<< HEAD
+from transpiler.ops import solve as solve
 from transpiler.ops import special as special
 from transpiler.ops import special_pairs as special_pairs
-=======
-from transpiler.ops import solve as solve
->>>>>>> 1e71ead (Linear algebra on LU, Cholesky and triangular systems; singular matrices are errors at run time)
 from transpiler.ops import statistics as statistics
 from transpiler.ops import strided as strided
 from transpiler.ops import views as views

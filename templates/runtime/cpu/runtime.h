@@ -33,10 +33,8 @@ typedef struct {
   uint32_t input_count;
   uint32_t output_count;
   int32_t has_workspace;    /* 1: has a workspace parameter */
-  int32_t checks_index;     /* 1: has a status parameter, an int32 set to 1 on an index out of bounds */
+  int32_t checks_index;     /* 1: has a status parameter, an int32 set to a TP_STATUS when data do not fit */
   int32_t in_place;         /* 1: its only output holds the old content, and it changes a part of it */
-/* What kernels report in their status word. */
-enum { TP_STATUS_INDEX = 1, TP_STATUS_SINGULAR = 2 };
   const uint64_t *bytes;    /* size of every input, then of every output */
   double (*measure)(const int64_t *symbols, uint64_t *bytes);
 } tp_kernel;
