@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from transpiler.ir import Array, Value
-from transpiler.ops.base import Elementwise, Expr, ImportContext, OpError, Sample, Scalar, aten
-from transpiler.ops.dtypes import category, corner_pairs, draw, out_type
+from transpiler.ops.base import Elementwise, Expr, ImportContext, Op, OpError, Sample, Scalar, aten
+from transpiler.ops.dtypes import HALF, category, corner_pairs, draw, out_type
 from transpiler.ops.logic import LogicalAnd, LogicalOr
-from transpiler.ops.promotion import Number, aten_binary, in_dtype, operands
+from transpiler.ops.promotion import Number, aten_binary, in_dtype, operand, operands, rounded
 from transpiler.ops.rounding import Trunc
+from transpiler.ops.wide import wide_dtype
 
 
 class Binary(Elementwise):
@@ -249,8 +250,16 @@ aten_binary(Remainder, "remainder.Tensor", "remainder.Scalar", "remainder.Scalar
 aten_binary(Atan2, "atan2.default", "arctan2.default")
 
 
-def _scaled(context: ImportContext, b: Any, alpha: Any) -> Any:
-    return b if alpha == 1 else in_dtype(context, Mul(), out_type(context).dtype, b, alpha)
+def _plus(context: ImportContext, op: Op, a: Any, b: Any, alpha: Any) -> Any:
+    """a + alpha * b or a - alpha * b. Half floats are rounded once, and `alpha` before that, as in vectors of
+    aten/src/ATen/native/cpu/BinaryOpsKernel.cpp."""
+    dtype = out_type(context).dtype
+    if alpha == 1:
+        return rounded(context, op, dtype, a, b)
+    wide = wide_dtype(dtype)
+    factor = operand(context, operand(context, alpha, dtype), wide)
+    a, b = operands(context, operands(context, (a, b), dtype), wide)
+    return context.cast(context.emit(op, a, context.emit(Mul(), b, factor)), dtype)
 
 
 @aten("add.Tensor", "add.Scalar")
@@ -258,12 +267,12 @@ def _add(context: ImportContext, a: Any, b: Any, alpha: Any = 1) -> Any:
     dtype = out_type(context).dtype
     if dtype == "bool":
         return context.emit(LogicalOr(), *operands(context, (a, b), dtype))
-    return in_dtype(context, Add(), dtype, a, _scaled(context, b, alpha))
+    return _plus(context, Add(), a, b, alpha)
 
 
 @aten("sub.Tensor", "sub.Scalar", "subtract.Tensor", "subtract.Scalar")
 def _sub(context: ImportContext, a: Any, b: Any, alpha: Any = 1) -> Any:
-    return in_dtype(context, Sub(), out_type(context).dtype, a, _scaled(context, b, alpha))
+    return _plus(context, Sub(), a, b, alpha)
 
 
 @aten("rsub.Tensor", "rsub.Scalar")
@@ -286,8 +295,10 @@ def _div(context: ImportContext, a: Any, b: Any) -> Any:
 
 @aten("div.Tensor_mode", "div.Scalar_mode")
 def _div_mode(context: ImportContext, a: Any, b: Any, rounding_mode: str | None = None) -> Any:
-    op = Div() if rounding_mode is None else DivRound(rounding_mode)
-    return in_dtype(context, op, out_type(context).dtype, a, b)
+    dtype = out_type(context).dtype
+    if dtype in HALF and rounding_mode == "trunc":  # PyTorch rounds the quotient before
+        return context.emit(Trunc(), rounded(context, Div(), dtype, a, b))
+    return in_dtype(context, Div() if rounding_mode is None else DivRound(rounding_mode), dtype, a, b)
 
 
 @aten("floor_divide.default", "floor_divide.Scalar")
@@ -322,20 +333,31 @@ def _clamp_max_tensor(context: ImportContext, x: Value, max: Value) -> Any:
 @aten("lerp.Scalar", "lerp.Tensor")
 def _lerp(context: ImportContext, start: Value, end: Value, weight: Value | float) -> Any:
     dtype = out_type(context).dtype
-    span = in_dtype(context, Sub(), dtype, end, start)
-    return in_dtype(context, Add(), dtype, start, in_dtype(context, Mul(), dtype, span, weight))
+    wide = wide_dtype(dtype)
+    start, end, factor = operands(context, (start, end, weight), wide)
+    span = context.emit(Mul(), context.emit(Sub(), end, start), factor)
+    return context.cast(context.emit(Add(), start, span), dtype)
+
+
+def _with_product(context: ImportContext, op: Op, x: Value, a: Value, b: Value, value: Number) -> Any:
+    """x + value * op(a, b), rounded once."""
+    dtype = out_type(context).dtype
+    wide = wide_dtype(dtype)
+    x, a, b = operands(context, (x, a, b), wide)
+    product = context.emit(op, a, b)
+    if value != 1:
+        product = context.emit(Mul(), product, operand(context, value, wide))
+    return context.cast(context.emit(Add(), x, product), dtype)
 
 
 @aten("addcmul.default")
 def _addcmul(context: ImportContext, x: Value, a: Value, b: Value, value: Number = 1) -> Any:
-    product = in_dtype(context, Mul(), out_type(context).dtype, a, b)
-    return _add(context, x, product, value)
+    return _with_product(context, Mul(), x, a, b, value)
 
 
 @aten("addcdiv.default")
 def _addcdiv(context: ImportContext, x: Value, a: Value, b: Value, value: Number = 1) -> Any:
-    ratio = in_dtype(context, Div(), out_type(context).dtype, a, b)
-    return _add(context, x, ratio, value)
+    return _with_product(context, Div(), x, a, b, value)
 
 
 @aten("frac.default")

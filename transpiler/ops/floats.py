@@ -98,9 +98,10 @@ def _ignoring_nan(op: type[Maximum] | type[Minimum], overload: str) -> None:
     def convert(context: ImportContext, a: Value, b: Value) -> Any:
         dtype = out_type(context).dtype
         a, b = operands(context, (a, b), dtype)
-        result = context.emit(op(), a, b)
         if category(dtype) != 2:
-            return result
+            return context.emit(op(), a, b)
+        # Of zeros of different sign C's function gives the first, the operator and bfloat16's the second.
+        result = context.emit(op(), a, b) if dtype == "bfloat16" else context.emit(op(), b, a)
         result = context.emit(Where(), context.emit(IsNan(), b), a, result)
         return context.emit(Where(), context.emit(IsNan(), a), b, result)
 

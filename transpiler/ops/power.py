@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from transpiler.ir import Array, Value
 from transpiler.ops.base import Expr, ImportContext, Scalar, aten
+from transpiler.ops.compare import Eq, Where
 from transpiler.ops.dtypes import category, out_type
 from transpiler.ops.elementwise import Add, Binary, Mul
 from transpiler.ops.elementwise_unary import Reciprocal, Rsqrt, Sqrt
@@ -64,6 +66,10 @@ def _pow_scalar(context: ImportContext, x: Value, exponent: Number) -> Any:
     x = context.cast(x, dtype)
     if category(dtype) == 2:
         if exponent in (0.5, -0.5):
+            if dtype == "float16":  # PyTorch calls C's pow, whose root of -inf is inf
+                infinity = context.scalar(math.inf, dtype)
+                lowest = context.emit(Eq(), x, context.scalar(-math.inf, dtype))
+                x = context.emit(Where(), lowest, infinity, x)
             return context.emit(Sqrt() if exponent > 0 else Rsqrt(), x)
         if exponent in (-1, -2):
             return context.emit(Reciprocal(), x if exponent == -1 else context.emit(Mul(), x, x))

@@ -58,10 +58,16 @@ def operands(context: ImportContext, items: Iterable[Value | Number], dtype: str
 def in_dtype(context: ImportContext, op: Op, dtype: str, *items: Value | Number) -> Value:
     """Apply `op` to the items cast to `dtype`.
 
-    With a Python number among them, 16-bit floats are computed in float32: the number is not rounded first.
+    With a Python number among them, 16-bit floats are computed in float32: the number is not rounded first. (PyTorch
+    does round it for some operators: see `rounded`.)
     """
     wide = "float32" if dtype in HALF and any(isinstance(item, int | float) for item in items) else dtype
     return context.cast(_value(context.emit(op, *operands(context, items, wide))), dtype)
+
+
+def rounded(context: ImportContext, op: Op, dtype: str, *items: Value | Number) -> Value:
+    """Apply `op` to the items cast to `dtype`, Python numbers too."""
+    return _value(context.emit(op, *operands(context, items, dtype)))
 
 
 def aten_unary(op: type[Op], *overloads: str) -> None:
@@ -77,7 +83,7 @@ def aten_binary(op: type[Op], *overloads: str) -> None:
     """Importers of a function of two tensors or numbers, computed in the result's dtype."""
 
     def convert(context: ImportContext, a: Value | Number, b: Value | Number) -> Any:
-        return in_dtype(context, op(), out_type(context).dtype, a, b)
+        return rounded(context, op(), out_type(context).dtype, a, b)
 
     aten(*overloads)(convert)
 

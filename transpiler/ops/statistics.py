@@ -9,6 +9,7 @@ from transpiler.dims import product
 from transpiler.ir import Value
 from transpiler.ops.base import ImportContext, Op, aten, normalize_axis
 from transpiler.ops.compare import Cast, Eq, Ne, Where
+from transpiler.ops.creation import Full
 from transpiler.ops.dtypes import HALF, out_type
 from transpiler.ops.elementwise import Add, Div, Mul, Sub
 from transpiler.ops.elementwise_unary import Abs, Clamp, Exp, Log, Sqrt
@@ -204,6 +205,8 @@ def _logsumexp(context: ImportContext, x: Value, dim: Any, keepdim: bool = False
     out = out_type(context)
     x = context.cast(x, work_dtype(out.dtype))
     axes = axes_of(x, dim)
+    if any(x.shape[axis] == 0 for axis in axes):
+        return context.emit(Full(float("-inf"), out.shape, out.dtype))
     peak = context.emit(ReduceMax(axes, True), x)
     infinite = context.emit(Eq(), context.emit(Abs(), peak), context.scalar(float("inf"), x.dtype))
     peak = context.emit(Where(), infinite, context.scalar(0.0, x.dtype), peak)
