@@ -77,36 +77,23 @@ def promotion() -> Iterator[tuple[Any, ...]]:
     dtypes = (torch.bool, *NUMBERS)
     for position, a in enumerate(dtypes):
         for b in dtypes[position + 1 :]:
-            yield f"add_{short(a)}_{short(b)}", lambda x, y: x + y, spread(a, 3, 5), spread(b, 5)
-            yield f"mul_rank0_{short(a)}_{short(b)}", lambda x, y: x * y, spread(a, 4), spread(b)
-            yield f"rank0_sub_{short(a)}_{short(b)}", lambda x, y: y < x, spread(a), spread(b, 4)
-            yield f"where_{short(a)}_{short(b)}", lambda x, y: torch.where(x, x, y) if x.dtype is torch.bool else (
-                torch.where(x > y, x, y)), spread(a, 7), spread(b, 7).flip(0)  # fmt: skip
+            yield f"{short(a)}_{short(b)}", mixed, spread(a, 3, 5), spread(b, 5), spread(a), spread(b)
     for dtype in dtypes:
         x = spread(dtype, 17)
         name = short(dtype)
-        yield f"{name}_plus_int", lambda x: x + 3, x
-        yield f"{name}_times_float", lambda x: x * 0.5, x
-        yield f"{name}_div_int", lambda x: x / 4, x
-        yield f"{name}_compare_float", lambda x: x >= 0.5, x
-        yield f"{name}_sum", lambda x: x.sum(), x
-        yield f"{name}_sum_dim", lambda x: x.reshape(1, 17).sum(-1, keepdim=True), x
-        yield f"{name}_cumsum", lambda x: x.cumsum(0), x
-        yield f"{name}_prod", lambda x: x[:3].prod(), x
-        yield f"{name}_cumprod", lambda x: x[2:6].cumprod(0), x
-        yield f"{name}_sqrt_of_square", lambda x: torch.sqrt(x * x), x
-        yield f"{name}_cat_float", lambda x: torch.cat([x, torch.ones(2)]), x
-        yield f"{name}_stack_where", lambda x: torch.where(x > 1, x, 2), x
-        yield f"{name}_full_like", lambda x: torch.full_like(x, 1), x
-        yield f"{name}_any_all", lambda x: (x.any(), x.all()), x
-        yield f"{name}_cast_round_trip", lambda x: x.float().to(x.dtype), x
-        yield f"{name}_logical", lambda x: (x.logical_not(), torch.logical_xor(x, x.flip(0))), x
+        yield f"{name}_numbers", lambda x: (x + 3, x * 0.5, x / 4, x >= 0.5, torch.where(x > 1, x, 2)), x
+        yield f"{name}_sums", lambda x: (x.sum(), x.reshape(1, 17).sum(-1, keepdim=True), x.cumsum(0)), x
+        yield f"{name}_products", lambda x: (x[:3].prod(), x[2:6].cumprod(0), torch.sqrt(x * x)), x
+        yield f"{name}_made", lambda x: (torch.cat([x, torch.ones(2)]), torch.full_like(x, 1), x.float().to(x.dtype)), x
+        yield f"{name}_logic", lambda x: (x.any(), x.all(), x.logical_not(), torch.logical_xor(x, x.flip(0))), x
         if dtype is not torch.bool:
-            yield f"{name}_clamp_float", lambda x: x.clamp(-1.5, 2.5), x
-            yield f"{name}_minus_true", lambda x: x - 1, x
-            yield f"{name}_neg_abs_sign", lambda x: (-x, x.abs(), x.sign()), x
-            yield f"{name}_masked_fill", lambda x: x.masked_fill(x > 2, 1), x
-            yield f"{name}_pow2", lambda x: x**2, x
+            yield f"{name}_clamp", lambda x: (x.clamp(-1.5, 2.5), x - 1, x.masked_fill(x > 2, 1), x**2), x
+            yield f"{name}_signs", lambda x: (-x, x.abs(), x.sign()), x
+
+
+def mixed(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> list[Tensor]:
+    """Two tensors, and a tensor with one of rank 0, in both orders."""
+    return [x + y, x * b, a * y, x < y.flip(0), torch.where(x > y, x, y), torch.maximum(x, b)]
 
 
 # --- integers -----------------------------------------------------------------------------------------------------
@@ -171,14 +158,16 @@ def casts() -> Iterator[tuple[Any, ...]]:
     for source in FLOATS:
         for count in (len(values), 1):  # whole vectors, and the scalar rest
             x = tensor(values[-count:] * (2 if count > 1 else 1), dtype=torch.float64).to(source)
-            for target in (*INTS, torch.bool, *FLOATS):
-                yield f"{short(source)}_{short(target)}_{count}", lambda x, target=target: x.to(target), x
+            yield f"{short(source)}_{count}", to_all, x
     whole = [0, 1, -1, 127, 128, 255, 256, -129, 32767, 32768, 65535, -65537, 2**24 + 1, 2**31 - 1, 2**31, -(2**31) - 1,
              2**53 + 1, 2**63 - 1, -(2**63)]  # fmt: skip
     for source in INTS:
         x = tensor(whole * 2, dtype=torch.int64).to(source)
-        for target in (*INTS, torch.bool, *FLOATS):
-            yield f"{short(source)}_{short(target)}", lambda x, target=target: x.to(target), x
+        yield short(source), to_all, x
+
+
+def to_all(x: Tensor) -> list[Tensor]:
+    return [x.to(dtype) for dtype in (torch.bool, *NUMBERS)]
 
 
 # --- floats -------------------------------------------------------------------------------------------------------
@@ -238,14 +227,13 @@ def powers() -> Iterator[tuple[Any, ...]]:
         x = corners(dtype)
         base, exponent = pairs(dtype)
         yield f"{name}_tensor", lambda x, y: torch.pow(x, y), base, exponent, True
-        for power in (0, 1, 2, 3, 0.5, -0.5, -1, -2, 2.5, 4, INF, NAN):
-            yield f"{name}_to_{power}", lambda x, power=power: x**power, x, True
-        for number in (0.0, 1.0, -1.0, 2.0, -2.0, 0.5):
-            yield f"{name}_of_{number}", lambda x, number=number: torch.pow(number, x), x, True
+        exponents = (0, 1, 2, 3, 0.5, -0.5, -1, -2, 2.5, 4, INF, NAN)
+        yield f"{name}_to_number", lambda x, exponents=exponents: [x**power for power in exponents], x, True
+        bases = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)
+        yield f"{name}_of_number", lambda x, bases=bases: [torch.pow(base, x) for base in bases], x, True
     for dtype in INTS:
         x = spread(dtype, 19)
-        for power in (0, 1, 2, 3, 7):
-            yield f"{short(dtype)}_to_{power}", lambda x, power=power: x**power, x
+        yield f"{short(dtype)}_to_number", lambda x: [x**power for power in (0, 1, 2, 3, 7)], x
         yield f"{short(dtype)}_to_half", lambda x: x.abs() ** 0.5, x
 
 

@@ -21,7 +21,7 @@ from transpiler.errors import TranspileErrors
 from transpiler.importer import import_program
 from transpiler.ir import Array, Program
 from transpiler.ops.dtypes import HALF
-from transpiler.source import read_source
+from transpiler.source import ModelSource, read_source
 from transpiler.target import Target
 from transpiler.weights import to_numpy
 
@@ -55,10 +55,15 @@ def cases() -> dict[str, Case]:
     return {case.id: case for case in everything()}
 
 
+@cache
+def source() -> ModelSource:
+    return read_source(corner_cases.__file__)
+
+
 def program(bundle: Sequence[Case]) -> Program:
     inputs = tuple(item for case in bundle for item in case.inputs)
     with fast_export():
-        captured = capture_module(Bundle(bundle), inputs, source=read_source(corner_cases.__file__))
+        captured = capture_module(Bundle(bundle), inputs, source=source())
     return import_program(captured).program
 
 
