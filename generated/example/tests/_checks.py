@@ -24,7 +24,7 @@ FACTOR_EPS = 128
 # Half floats are summed in float32, so that few roundings are their own; 128 of bfloat16 would allow anything.
 FACTOR_EPS_HALF = 4
 
-_EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # Below the smallest normal number the spacing of floats no longer shrinks with the value.
 _TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
 
@@ -61,7 +61,7 @@ class Comparison:
 
 
 def is_float(dtype: str) -> bool:
-    return dtype in _EPS
+    return dtype in EPS
 
 
 def factor_eps(dtype: str) -> int:
@@ -99,7 +99,7 @@ def tolerance_of(torch: Array, float64: Array, dtype: str) -> float:
     exact = float64[use].astype(np.float64)
     error = float(np.max(np.abs(torch[use].astype(np.float64) - exact)))
     scale = max(float(np.max(np.abs(exact))), _TINY[dtype])
-    return FACTOR_TORCH * error + factor_eps(dtype) * _EPS[dtype] * scale
+    return FACTOR_TORCH * error + factor_eps(dtype) * EPS[dtype] * scale
 
 
 def part_norms(values: Array, usable: Array | None, parts: int) -> Array:

@@ -37,7 +37,7 @@ def pad_to(x: Array, axis: int, multiple: int) -> Array:
 def pack_matmul(w: Array) -> Array:
     """[N, K] -> [ceil(N/16), K, 16]: the 16 outputs of a vector side by side."""
     w = pad_to(w, 0, 16)
-    return np.ascontiguousarray(w.reshape(-1, 16, w.shape[1]).transpose(0, 2, 1))
+    return np.ascontiguousarray(w.reshape(w.shape[0] // 16, 16, w.shape[1]).transpose(0, 2, 1))
 
 
 def pack_conv(w: Array) -> Array:
