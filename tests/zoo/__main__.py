@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from tests.zoo.table import table
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 240.0
+LOCK = threading.Lock()
 
 
 class Worker:
@@ -69,7 +70,8 @@ class Worker:
             self.process.wait()
 
 
-def run_all(chosen: Sequence[Entry], jobs: int, limit: float) -> list[Result]:
+def run_all(chosen: Sequence[Entry], jobs: int, limit: float, done: Callable[[Result], None]) -> list[Result]:
+    """The results in the order of `chosen`; `done` is called with each as it comes."""
     local = threading.local()
     workers: list[Worker] = []
 
@@ -80,6 +82,7 @@ def run_all(chosen: Sequence[Entry], jobs: int, limit: float) -> list[Result]:
         result: Result = local.worker.run(entry.name, limit)
         reason = f"  {result.reason[:160]}" if result.reason else f"  {result.error:.2g} of {result.tolerance:.2g}"
         print(f"{result.outcome:9} {entry.name:28} {result.seconds:6.1f} s{reason}", flush=True)
+        done(result)
         return result
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -87,6 +90,14 @@ def run_all(chosen: Sequence[Entry], jobs: int, limit: float) -> list[Result]:
     for worker in workers:
         worker.close()
     return results
+
+
+def _read(path: Path | None) -> dict[str, Result]:
+    """Earlier results of architectures that still exist."""
+    if path is None or not path.exists():
+        return {}
+    names = {item.name for item in entries()}
+    return {item["name"]: Result(**item) for item in json.loads(path.read_text()) if item["name"] in names}
 
 
 def unexpected(results: Sequence[Result]) -> list[str]:
@@ -106,7 +117,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="a regular expression that finds names, libraries or families")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds per architecture")
-    parser.add_argument("--json", type=Path, help="write the results, with the whole text of every failure")
+    parser.add_argument(
+        "--json", type=Path, help="keeps the results of this and of earlier runs, with the whole text of failures"
+    )
     parser.add_argument("--write", type=Path, help="write the table")
     parser.add_argument("--list", action="store_true", help="names only")
     options = parser.parse_args()
@@ -114,11 +127,18 @@ def main() -> int:
     if options.list:
         print("\n".join(item.name for item in chosen))
         return 0
-    results = run_all(chosen, options.jobs, options.limit)
-    if options.json:
-        options.json.write_text(json.dumps([item.as_dict() for item in results], indent=1) + "\n")
+    kept = _read(options.json)
+
+    def done(result: Result) -> None:
+        with LOCK:
+            kept[result.name] = result
+            if options.json:
+                options.json.write_text(json.dumps([item.as_dict() for item in kept.values()], indent=1) + "\n")
+
+    results = run_all(chosen, options.jobs, options.limit, done)
     if options.write:
-        options.write.write_text(table(chosen, results))
+        shown = [item for item in entries() if item.name in kept]
+        options.write.write_text(table(shown, [kept[item.name] for item in shown]))
     wrong = unexpected(results)
     equal = sum(item.outcome == "equal" for item in results)
     refused = sum(item.outcome == "refused" for item in results)
