@@ -117,9 +117,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="a regular expression that finds names, libraries or families")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds per architecture")
-    parser.add_argument(
-        "--json", type=Path, help="keeps the results of this and of earlier runs, with the whole text of failures"
-    )
+    parser.add_argument("--json", type=Path, help="keeps the results of this and earlier runs, failures in full")
     parser.add_argument("--write", type=Path, help="write the table")
     parser.add_argument("--list", action="store_true", help="names only")
     options = parser.parse_args()

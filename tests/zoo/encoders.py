@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from tests.zoo.entry import Built, ids, mask, tokens, transformers
+from tests.zoo.entry import Built, floats, ids, mask, tokens, transformers
 
 # What most configurations call it.
 SMALL = {
@@ -35,6 +35,11 @@ def _boxes() -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
 
 def _characters() -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
     return (ids(2, 64, high=2000),), {"attention_mask": mask(2, 64)}
+
+
+def _additive() -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+    """A mask that is added to the scores: the model cannot use the one that it makes from zeros and ones."""
+    return (ids(2, 16),), {"attention_mask": floats(2, 1, 1, 16)}
 
 
 def _perceiver() -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
@@ -91,7 +96,7 @@ ENCODERS: dict[str, Callable[[], Built]] = {
     "mra": transformers("MraModel", tokens(masked=False), **SMALL),
     "nomic_bert": transformers("NomicBertModel", tokens(), **SMALL),
     "nystromformer": transformers(
-        "NystromformerModel", tokens(16, masked=False), **SMALL, num_landmarks=4, segment_means_seq_len=16,
+        "NystromformerModel", _additive, **SMALL, num_landmarks=4, segment_means_seq_len=16,
         conv_kernel_size=3,
     ),
     "perceiver": transformers(

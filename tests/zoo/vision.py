@@ -100,7 +100,7 @@ VISION: dict[str, Callable[[], Built]] = {
                         depths=[1, 1, 1, 1], num_groups=4, num_labels=5),
     "convnext": transformers("ConvNextForImageClassification", image(), **STAGES, num_stages=2),
     "convnextv2": transformers("ConvNextV2ForImageClassification", image(), **STAGES, num_stages=2),
-    "cvt": transformers("CvtForImageClassification", image(), embed_dim=[8, 16, 24], depth=[1, 1, 2],
+    "cvt": transformers("CvtForImageClassification", image(), embed_dim=[8, 16, 24], depth=[1, 2, 3],
                         num_heads=[1, 2, 3], num_labels=5),
     "deit": transformers("DeiTForImageClassification", image(), **VIT),
     "dinov2": transformers("Dinov2ForImageClassification", image(), **VIT),
