@@ -388,17 +388,17 @@ class Tir:
         return tirx.Not(opaque_comparison(a))
 
     def maximum(self, a: Expr, b: Expr) -> Expr:
+        if not self.dtype(a).startswith("float"):
+            return tirx.Max(a, b)
         a, b = self.bind(a), self.bind(b)
-        if self.dtype(a).startswith("float"):
-            # `a` if it is NaN; else `a > b ? a : b`, which is `b` if that is NaN.
-            return self.select(self.logical_or(a > b, self.is_nan(a)), a, b)
-        return self.select(a > b, a, b)
+        # `a` if it is NaN; else `a > b ? a : b`, which is `b` if that is NaN.
+        return self.select(self.logical_or(a > b, self.is_nan(a)), a, b)
 
     def minimum(self, a: Expr, b: Expr) -> Expr:
+        if not self.dtype(a).startswith("float"):
+            return tirx.Min(a, b)
         a, b = self.bind(a), self.bind(b)
-        if self.dtype(a).startswith("float"):
-            return self.select(self.logical_or(a < b, self.is_nan(a)), a, b)
-        return self.select(a < b, a, b)
+        return self.select(self.logical_or(a < b, self.is_nan(a)), a, b)
 
     # --- arithmetic
     def divide(self, a: Expr, b: Expr) -> Expr:

@@ -273,7 +273,10 @@ class _Importer(Boundary):
 
     def _import_size(self, node: FxNode, meta: Any) -> None:
         if str(node.target).startswith(("aten.item", "aten._local_scalar_dense")):
-            self.problems.add_operator(str(node.target), self.location_of(node))
+            if _only_checked(node):
+                self.warnings.append(f"An assertion on the values of tensors is not checked: {self.location_of(node)}")
+            else:
+                self.problems.add_operator(str(node.target), self.location_of(node))
             self.env[node] = Unknown()
             return
         try:
@@ -410,6 +413,16 @@ class _UnsupportedError(Exception):
 
 
 _ROLE_ORDER = {role: index for index, role in enumerate(Role)}
+
+
+def _only_checked(node: FxNode) -> bool:
+    """Whether what `node` computes, a number, is looked at by assertions alone."""
+    if node.op == "output":
+        return False
+    if str(node.target).removeprefix("aten.").startswith(_CHECKS):
+        return True
+    is_number = not isinstance(node.meta.get("val"), torch.Tensor | tuple | list)
+    return is_number and all(map(_only_checked, node.users))
 
 
 def _owner(node: FxNode, index: int, several: bool) -> FxNode:

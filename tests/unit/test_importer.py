@@ -327,3 +327,26 @@ def test_bound_inputs() -> None:
     args, kwargs = bind_inputs(Lookup(), [parse_input("ids=9x9:int64")])
     assert int(args[0].max()) <= 49
     assert not kwargs
+
+
+def test_a_number_that_only_an_assertion_reads_is_a_warning() -> None:
+    class Checked(nn.Module):
+        def forward(self, x, lengths):
+            torch._check(lengths.max().item() <= 4)
+            return x * 2
+
+    _, imported = check(Checked(), (torch.randn(2, 4), torch.tensor([3, 4])))
+    assert any("assertion on the values" in warning for warning in imported.warnings)
+
+
+def test_a_buffer_that_is_assigned_to_itself_is_not_changed() -> None:
+    class Moved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.randn(4))
+
+        def forward(self, x):
+            self.table = self.table.to(x.device)
+            return x + self.table
+
+    check(Moved(), (torch.randn(2, 4),))

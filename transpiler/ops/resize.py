@@ -105,7 +105,8 @@ class Resize(Injective, name="resize"):
             return [(s.minimum(s.cast(s.call("floor", position), "int64"), last), None)]
         position = at * step if self.align_corners else (at + half) * step - half
         if self.mode != "bicubic":
-            position = s.maximum(position, s.const(0, real))
+            # Exactly the maximum with 0, without a test for NaN, which a position never is.
+            position = (position + s.call("abs", position)) * half
         base = s.call("floor", position)
         fraction, first = s.cast(position - base, dtype), s.cast(base, "int64")
         if self.mode == "bicubic":
