@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from tests.conformance.kernels import STUB
 from transpiler.compile import compile_kernels
 from transpiler.group import Group, Lowered
 from transpiler.ir import Array, TensorType, Value
-from transpiler.link import storage_of
+from transpiler.link import SPECIAL_FILES, storage_of
 from transpiler.memory import aligned, size_of
 from transpiler.plan import KernelPlan
+from transpiler.resources import tree
 from transpiler.schedule import schedule
 from transpiler.target import Target
 from transpiler.weights import numpy_dtype
@@ -51,18 +53,32 @@ class KernelPool:
         return {item.kernel.name: own[id(item.function)] for item in lowered}
 
 
-def kernel_library(kernels: Sequence[Lowered], target: Target) -> ctypes.CDLL:
-    """The kernels, compiled and loaded."""
+@cache
+def _fixed_objects() -> dict[str, bytes]:
+    """The stand-in for the runtime and the special functions, compiled once."""
+    sources = tree("templates") / "runtime" / "cpu"
     with tempfile.TemporaryDirectory(prefix="databases-") as name:
         folder = Path(name)
         (folder / "stub.c").write_text(STUB)
-        objects = []
-        for number, data in enumerate(compile_kernels(kernels, target, workers=1)):
-            (folder / f"k{number}.o").write_bytes(data)
-            objects.append(f"k{number}.o")
-        command = ["cc", "-O1", "-fPIC", "-shared", "-o", "kernels.so", "stub.c", *objects, "-lm"]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        files = [folder / "stub.c", *(sources / file for file in SPECIAL_FILES)]
+        _run_cc(["-O1", "-fPIC", "-c", *map(str, files)], folder)
+        return {path.name: path.read_bytes() for path in sorted(folder.glob("*.o"))}
+
+
+def kernel_library(kernels: Sequence[Lowered], target: Target) -> ctypes.CDLL:
+    """The kernels, compiled and loaded."""
+    objects = dict(_fixed_objects())
+    objects |= {f"k{number}.o": data for number, data in enumerate(compile_kernels(kernels, target, workers=1))}
+    with tempfile.TemporaryDirectory(prefix="databases-") as name:
+        folder = Path(name)
+        for file, data in objects.items():
+            (folder / file).write_bytes(data)
+        _run_cc(["-shared", "-o", "kernels.so", *objects, "-lm"], folder)
         return ctypes.CDLL(str(folder / "kernels.so"))
+
+
+def _run_cc(arguments: Sequence[str], folder: Path) -> None:
+    subprocess.run(["cc", *arguments], cwd=folder, check=True, capture_output=True)
 
 
 class _Memory:
