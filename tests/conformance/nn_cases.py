@@ -126,7 +126,8 @@ def products() -> Iterator[Case]:
         ("...i,...i", [(2, 3, 4), (3, 4)]), ("...->...", [(2, 3)]), ("...a->a...", [(2, 3, 4)]),
         ("i,ij,j->", [(3,), (3, 4), (4,)]), ("ab,bc,cd->ad", [(2, 3), (3, 4), (4, 5)]),
         ("ijk,jl->il", [(2, 3, 4), (3, 5)]), ("nchw,cd->ndhw", [(2, 3, 4, 5), (3, 6)]),
-        ("abcd,cd->ab", [(2, 3, 4, 5), (4, 5)]),
+        ("abcd,cd->ab", [(2, 3, 4, 5), (4, 5)]), ("ii->i", [(3, 3)]), ("iji->j", [(3, 4, 3)]), ("ii", [(3, 3)]),
+        ("biib,bc->ci", [(2, 3, 3, 2), (2, 4)]), ("iii->i", [(3, 3, 3)]),
     ]  # fmt: skip
     for equation, shapes in equations:
         yield case("einsum.default", equation, [draw(*shape, seed=str(n)) for n, shape in enumerate(shapes)])
@@ -230,9 +231,25 @@ def recurrences() -> Iterator[Case]:
             hx: Any = state if name == "lstm" else state[0]
             yield case(f"{name}.input", x, hx, params, bias, layers, 0.0, False, both, batch_first)
         weights = [draw(gates * h, i), draw(gates * h, h, scale=0.4)]
+        if name == "lstm":
+            yield from _projected_lstms(t, n, i, h)
         hx = [draw(n, h, seed="h"), draw(n, h, seed="c")] if name == "lstm" else draw(n, h, seed="h")
         yield case(f"{name}_cell.default", draw(n, i), hx, *weights, draw(gates * h), draw(gates * h, seed="c"))
         yield case(f"{name}_cell.default", draw(n, i), hx, *weights)
+
+
+def _projected_lstms(t: int, n: int, i: int, h: int) -> Iterator[Case]:
+    p = 2
+    for bias, both, steps in itertools.product((True, False), (False, True), (1, t)):
+        directions = 2 if both else 1
+        params = []
+        for direction in range(directions):
+            seed = f"projected{direction}"
+            params += [draw(4 * h, i, seed=seed, scale=0.5), draw(4 * h, p, seed=seed + "h", scale=0.4)]
+            params += [draw(4 * h, seed=seed + b) for b in "bc"] if bias else []
+            params.append(draw(p, h, seed=seed + "p", scale=0.5))
+        state = [draw(directions, n, p, seed="h"), draw(directions, n, h, seed="c")]
+        yield case("lstm.input", draw(steps, n, i), state, params, bias, 1, 0.0, False, both, False)
 
 
 def lookups() -> Iterator[Case]:

@@ -188,7 +188,7 @@ UNARY: list[Case] = [
     *((f"{name}.default", x) for name in ("isnan", "isinf", "isfinite") for x in (CORNERS, J, C, HALF)),
     *((f"{name}.default", x) for name in ("signbit", "angle") for x in (CORNERS, F, J, C)),
     *(("frexp.Tensor", x) for x in (CORNERS, F, HALF, EMPTY, np.array([1e-45, -3e38, 1e-38, 0.5], np.float32))),
-    ("round.decimals", F, Named(decimals=0)),
+    *(("round.decimals", 1e3 * F, Named(decimals=decimals)) for decimals in (0, 1, 3, -2)),
     ("clamp.default", F, -1.0, 2.0),
     ("clamp.default", CORNERS, -1, 1),
     ("clamp.default", F, None, 0.5),

@@ -12,6 +12,7 @@ from transpiler.ir import Value
 from transpiler.ops import compose
 from transpiler.ops.base import ImportContext, aten, normalize_axis
 from transpiler.ops.linalg import Matmul
+from transpiler.ops.shape_edges import Diagonal
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,20 @@ def _einsum(
         used = "".join(expanded)
         output = ellipsis + "".join(sorted(c for c in set(used) - set(ellipsis) if used.count(c) == 1))
     for labels, value in zip(expanded, tensors, strict=True):
-        if len(set(labels)) != len(labels):
-            raise context.unsupported(f"equation {equation!r} takes a diagonal (a repeated label)")
         if len(labels) != value.type.rank:
             raise context.unsupported(f"equation {equation!r} does not fit an operand of rank {value.type.rank}")
-    return contract(context, [_Term(v, labels) for v, labels in zip(tensors, expanded, strict=True)], output)
+    return contract(context, [_term(context, v, labels) for v, labels in zip(tensors, expanded, strict=True)], output)
+
+
+def _term(context: ImportContext, value: Value, labels: str) -> _Term:
+    """A repeated label is the diagonal of its axes."""
+    for label in sorted(set(labels)):
+        while labels.count(label) > 1:
+            first = labels.index(label)
+            second = labels.index(label, first + 1)
+            value = compose.emit(context, Diagonal(0, first, second), value)
+            labels = labels[:first] + labels[first + 1 : second] + labels[second + 1 :] + label
+    return _Term(value, labels)
 
 
 def contract(context: ImportContext, terms: Sequence[_Term], output: str) -> Value:

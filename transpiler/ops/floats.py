@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from transpiler.ir import Array, Value
-from transpiler.ops.base import Expr, ImportContext, Scalar, aten
+from transpiler.ops.base import Expr, ImportContext, Op, Scalar, aten
 from transpiler.ops.compare import Eq, IsFinite, IsNan, Lt, Where
 from transpiler.ops.dtypes import HALF, category, out_type
-from transpiler.ops.elementwise import Add, Binary, Maximum, Minimum, Mul, Sub
+from transpiler.ops.elementwise import Add, Binary, Div, Maximum, Minimum, Mul, Sub
 from transpiler.ops.elementwise_unary import Exp2, Unary
 from transpiler.ops.logic import LogicalAnd, LogicalNot
 from transpiler.ops.promotion import Number, aten_binary, operand, operands
-from transpiler.ops.rounding import Floor
+from transpiler.ops.rounding import Floor, Round
 
 
 class CopySign(Binary, name="copysign"):
@@ -92,6 +92,21 @@ def _signbit(context: ImportContext, x: Value) -> Any:
         x = context.cast(x, "float32" if x.dtype in HALF else x.dtype)
         x = context.emit(CopySign(), context.scalar(1.0, x.dtype), x)
     return context.emit(Lt(), x, context.scalar(0, x.dtype))
+
+
+@aten("round.decimals")
+def _round_decimals(context: ImportContext, x: Value, decimals: int = 0) -> Any:
+    """To multiples of 10^-decimals; a positive power is multiplied with, a negative one divided by, as PyTorch does."""
+    if category(x.dtype) != 2:
+        return x
+    dtype = x.dtype
+    x = context.cast(x, "float32" if dtype in HALF else dtype)
+    ten = context.scalar(10.0 ** abs(decimals), x.dtype)
+    there: Op = Mul() if decimals > 0 else Div()
+    back: Op = Div() if decimals > 0 else Mul()
+    if decimals == 0:
+        return context.cast(context.emit(Round(), x), dtype)
+    return context.cast(context.emit(back, context.emit(Round(), context.emit(there, x, ten)), ten), dtype)
 
 
 def _ignoring_nan(op: type[Maximum] | type[Minimum], overload: str) -> None:

@@ -63,10 +63,3 @@ _rounding(Floor, "floor.default")
 _rounding(Trunc, "trunc.default")
 _rounding(Trunc, "fix.default")
 _rounding(Round, "round.default")
-
-
-@aten("round.decimals")
-def _round_decimals(context: ImportContext, x: Value, decimals: int = 0) -> Any:
-    if decimals:
-        raise context.unsupported(f"round to {decimals} decimals; only whole numbers are rounded to")
-    return context.emit(Round(), x) if category(x.dtype) == 2 else x
