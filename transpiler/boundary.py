@@ -34,9 +34,14 @@ MUTATIONS = frozenset({OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION
 
 
 def mutated_buffers(captured: Captured) -> frozenset[str]:
-    """The state_dict keys (and names of other buffers) that the function writes."""
-    specs = captured.exported_program.graph_signature.output_specs
-    return frozenset(str(spec.target) for spec in specs if spec.kind in MUTATIONS)
+    """The state_dict keys (and names of other buffers) that the function writes.
+
+    Not what is assigned to itself, as by `self.table = self.table.to(device)`.
+    """
+    signature = captured.exported_program.graph_signature
+    own = {str(spec.target): spec.arg.name for spec in signature.input_specs if spec.target is not None}
+    written = [spec for spec in signature.output_specs if spec.kind in MUTATIONS]
+    return frozenset(str(spec.target) for spec in written if spec.arg.name != own.get(str(spec.target)))
 
 
 class Boundary:
@@ -164,7 +169,7 @@ class Boundary:
         for item, spec in zip(items, specs, strict=True):
             if spec.kind in MUTATIONS:
                 new = self.env.get(item)
-                if isinstance(new, Value):
+                if isinstance(new, Value) and str(spec.target) in self.state:
                     updates.append(Output(new, str(spec.target)))
                 continue
             if spec.kind is OutputKind.USER_INPUT_MUTATION:

@@ -349,4 +349,5 @@ def test_a_buffer_that_is_assigned_to_itself_is_not_changed() -> None:
             self.table = self.table.to(x.device)
             return x + self.table
 
-    check(Moved(), (torch.randn(2, 4),))
+    _, imported = check(Moved(), (torch.randn(2, 4),))
+    assert [item.role for item in imported.program.main.inputs] == [Role.USER, Role.BUFFER]
