@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transpiler import decomposed_histograms as histograms
+
 
 @cache
 def own_decompositions() -> Mapping[Any, Callable[..., Any]]:
@@ -17,6 +19,13 @@ def own_decompositions() -> Mapping[Any, Callable[..., Any]]:
     aten = torch.ops.aten
     table: dict[Any, Callable[..., Any]] = {
         aten.multilabel_margin_loss.default: multilabel_margin_loss,
+        aten.histogram.bin_ct: histograms.histogram,
+        aten.histogram.bins_tensor: histograms.histogram_of_edges,
+        aten._histogramdd_bin_edges.default: histograms.bin_edges,
+        aten._histogramdd_from_bin_cts.default: histograms.histogramdd_of_counts,
+        aten._histogramdd_from_bin_tensors.default: histograms.histogramdd_of_edges,
+        aten.histc.default: histograms.histc,
+        aten.nonzero_static.default: histograms.nonzero_static,
     }
     importlib.import_module("torch.nn.modules.linear_cross_entropy")  # registers them
     for name, function in (

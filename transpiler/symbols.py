@@ -41,6 +41,9 @@ def to_dim(size: Any, names: Mapping[str, str]) -> Dim:
     try:
         return _convert(sympy.sympify(size), names)
     except _UnknownError:
+        if any(str(item).startswith("u") for item in getattr(size, "free_symbols", ())):
+            message = "A shape depends on the data, not only on the shapes of the inputs"
+            raise TranspileError("unsupported-size", message) from None
         raise TranspileError("unsupported-size", f"Unsupported symbolic size: {size}") from None
 
 

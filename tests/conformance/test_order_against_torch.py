@@ -32,6 +32,8 @@ ORDER: list[Case] = [
     ("searchsorted.Tensor", EDGES[::-1].copy(), ASKED, Named(sorter=np.arange(5, -1, -1))),
     ("searchsorted.Tensor", np.arange(9), N, Named(out_int32=True)),
     ("searchsorted.Scalar", EDGES, 0.5),
+    *(("searchsorted.Tensor", np.append(EDGES, np.float32(np.nan)), ASKED, Named(right=r)) for r in (False, True)),
+    *(("searchsorted.Tensor", ROW, ASKED, Named(right=right)) for right in (False, True)),
     ("bucketize.Tensor", ASKED, EDGES),
     ("bucketize.Tensor", ROW, EDGES, Named(right=True, out_int32=True)),
 ]

@@ -141,7 +141,6 @@ BOUNDS: list[tuple[str, Callable[[Any], Any], Array, float]] = [
     ("erfcx", lambda x: mp.exp(x * x) * mp.erfc(x), uniform(0, 80), 20),
     ("erfinv", mp.erfinv, uniform(-1, 1), 4),
     ("ndtri", lambda p: -mp.sqrt(2) * mp.erfinv(1 - 2 * p), np.exp(uniform(-50, -0.7)), 8),
-    ("ndtr", mp.ncdf, uniform(-8, 8), 64),
     ("log_ndtr", lambda x: mp.log(mp.ncdf(x)), uniform(-20, 0), 64),
     ("digamma", mp.digamma, uniform(2, 50), 8),
 ]

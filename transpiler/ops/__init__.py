@@ -36,6 +36,7 @@ from transpiler.ops import rounding as rounding
 from transpiler.ops import running as running
 from transpiler.ops import scan as scan
 from transpiler.ops import scatter as scatter
+from transpiler.ops import search as search
 from transpiler.ops import shape as shape
 from transpiler.ops import shape_edges as shape_edges
 from transpiler.ops import softmax as softmax

@@ -283,6 +283,9 @@ def _one_hot(context: ImportContext, x: Value, num_classes: int = -1) -> Any:
     return context.emit(Cast("int64"), context.emit(Eq(), column, classes))
 
 
-@aten("masked_select.default", "nonzero.default", "unique_consecutive.default")
+@aten(
+    "masked_select.default", "nonzero.default", "nonzero_numpy.default", "argwhere.default", "bincount.default",
+    "_unique2.default", "unique_dim.default", "unique_consecutive.default", "unique_dim_consecutive.default",
+)  # fmt: skip
 def _data_dependent(context: ImportContext, *_: Any, **__: Any) -> Any:
     raise context.unsupported("the shape of the result depends on the data")

@@ -8,7 +8,7 @@ from transpiler.dims import product
 from transpiler.ir import Value
 from transpiler.ops import compose
 from transpiler.ops.base import ImportContext, aten, normalize_axis
-from transpiler.ops.compare import Eq, Ge, Gt, IsNan
+from transpiler.ops.compare import Eq, Gt, IsNan
 from transpiler.ops.dtypes import HALF, category, out_type
 from transpiler.ops.elementwise import Maximum
 from transpiler.ops.index import Gather
@@ -16,6 +16,7 @@ from transpiler.ops.logic import LogicalNot, LogicalOr, RightShift
 from transpiler.ops.promotion import operand, promote
 from transpiler.ops.reduce import Argmax, ReduceAny, ReduceSum
 from transpiler.ops.scan import Sort
+from transpiler.ops.search import SearchSorted
 
 
 def _ordered(context: ImportContext, x: Value, axis: int) -> tuple[Value, Value]:
@@ -131,18 +132,13 @@ def _mode(context: ImportContext, x: Value, dim: int = -1, keepdim: bool = False
 def _search(
     context: ImportContext, edges: Value, values: Value, right: bool, dtype: str, common: str | None = None
 ) -> Value:
-    """How many of edges[..., N] stand before each of values[..., M]: all are compared, N * M steps.
-
-    Before means less than, with `right` less or equal; a NaN stands behind all.
-    """
+    """Where values[..., M] would be inserted into edges[..., N]."""
     common = common or promote(edges, values)
     common = "float32" if common in HALF else "uint8" if common == "bool" else common
-    edges, values = operand(context, edges, common), operand(context, values, common)
-    lined = compose.reshape(context, edges, (*edges.shape[:-1], 1, edges.shape[-1]))
-    asked = compose.reshape(context, values, (*values.shape, 1))
-    behind = compose.emit(context, Gt() if right else Ge(), lined, asked)
-    before = context.cast(compose.emit(context, LogicalNot(), behind), "int64")
-    return context.cast(compose.reduce_sum(context, before, (before.type.rank - 1,)), dtype)
+    found = compose.emit(
+        context, SearchSorted(right), operand(context, edges, common), operand(context, values, common)
+    )
+    return context.cast(found, dtype)
 
 
 def _searchsorted(

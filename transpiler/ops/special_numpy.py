@@ -172,7 +172,7 @@ def erfcx(x: Array) -> Array:
 
 
 def ndtr(x: Array) -> Array:
-    return 0.5 * erfc(-x / math.sqrt(2))
+    return 0.5 * (1 + of_math(math.erf)(x / math.sqrt(2)))
 
 
 def log_ndtr(x: Array) -> Array:

@@ -25,7 +25,8 @@ double tp_math_erfcx(double x) {
   return chebyshev(ERFCX, COUNT(ERFCX), (16 / (4 + x) - 2 * (29.0 / 27)) / (25.0 / 27));
 }
 
-double tp_math_ndtr(double x) { return 0.5 * erfc(-x * SQRT_HALF); }
+/* PyTorch's formula, so that it is 0 where PyTorch's is. */
+double tp_math_ndtr(double x) { return 0.5 * (1 + erf(x * SQRT_HALF)); }
 
 double tp_math_log_ndtr(double x) {
   double t = x * SQRT_HALF;
