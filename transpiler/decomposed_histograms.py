@@ -38,7 +38,7 @@ def bin_edges(
     edges = []
     for axis, count in enumerate(bins):
         low, high = _limits(columns[:, axis], None if range is None else range[2 * axis : 2 * axis + 2], 0.5)
-        edges.append(torch.linspace(low, high, count + 1, dtype=input.dtype))  # type: ignore[call-overload]
+        edges.append(torch.linspace(low, high, count + 1, dtype=input.dtype))
     return edges
 
 
