@@ -142,7 +142,7 @@ def floordiv(left: Dim, right: Dim) -> Dim:
         if not rest:
             return _collect(whole)
         if whole:
-            return _collect(whole) + _opaque("//", _collect(rest), right)
+            return _collect(whole) + floordiv(_collect(rest), right)
     if isinstance(right, SymExpr) and len(right.terms) == 1 and isinstance(left, SymExpr):
         quotient = _divide_monomial(left, right)
         if quotient is not None:

@@ -42,17 +42,59 @@ def export_error(error: Exception, files: Files) -> TranspileError:
             ],
         )
     if "Constraints violated" in text or "ConstraintViolation" in type(error).__name__:
-        fixes = text.split("Suggested fixes:")[-1].split("\n\n")[0].strip() if "Suggested fixes:" in text else ""
-        reasons = [line.strip(" -") for line in text.splitlines() if line.lstrip().startswith("- ")]
-        return TranspileError(
-            "dynamic-shape",
-            "The model does not allow a dimension to vary as asked",
-            notes=reasons,
-            hints=[f"torch suggests: {'; '.join(fixes.split(chr(10)))}"] if fixes else [],
-        )
+        return _constraint_error(text, locations)
     return TranspileError(
         "export-failed",
         f"torch.export cannot trace the model: {type(error).__name__}: {first_line(error)}",
         locations=locations,
         hints=["check that model(*args, **kwargs) runs on the example inputs"] if location else [],
     )
+
+
+_FIXED = re.compile(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)")
+_RANGE = re.compile(r"Not all values of (\w+) = .* in the specified range.* satisfy the generated guard (.*)")
+_SIZE = re.compile(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]")
+MAX_REASONS = 4
+
+
+def _constraint_error(text: str, locations: list[Location]) -> TranspileError:
+    """torch.export's "Constraints violated" in the user's names, with what to write instead."""
+    notes: list[str] = []
+    for line in (line.strip(" -") for line in text.splitlines() if line.lstrip().startswith("- ")):
+        if match := _FIXED.search(line):
+            notes.append(f"{match[1]} was fixed to {match[2]}: forward, or an operator in it, needs to know it")
+        elif match := _RANGE.search(line):
+            condition = _SIZE.sub(r"\1.size(\2)", match[2]).rstrip(".")
+            notes.append(f"not every {match[1]} that was asked for satisfies {condition}, which forward relies on")
+        else:
+            notes.append(_SIZE.sub(r"dimension \2 of \1", line))
+    if len(notes) > MAX_REASONS:
+        notes = [*notes[:MAX_REASONS], f"and {len(notes) - MAX_REASONS} more conditions"]
+    return TranspileError(
+        "dynamic-shape",
+        "The model does not allow a dimension to vary as asked",
+        locations=locations,
+        notes=notes,
+        hints=[_fix(line.strip()) for line in _suggested(text)],
+    )
+
+
+def _suggested(text: str) -> list[str]:
+    if "Suggested fixes:" not in text:
+        return []
+    block = text.split("Suggested fixes:")[-1].split("\n\n")[0]
+    return [line for line in block.splitlines() if line.strip()]
+
+
+def _fix(line: str) -> str:
+    """One of torch's suggestions as what to give the transpiler."""
+    name, _, value = (part.strip() for part in line.partition("="))
+    if value.isdigit():
+        return f"leave {name} fixed, at {value}"
+    if match := re.fullmatch(r"(\d+)\*_?(\w+)", value):
+        return f"let it be a multiple: NAME.DIM={match[1]}*{name}"
+    if match := re.fullmatch(r"Dim\('\w+'(?:, min=(\d+))?(?:, max=(\d+))?\)", value):
+        return f"narrow its bounds: NAME.DIM={name}:{match[1] or 1}..{match[2] or ''}"
+    if value.isidentifier():
+        return f"give both dimensions one name: {value} in place of {name}"
+    return f"torch suggests {line}"

@@ -107,12 +107,10 @@ def bind_symbols(values: Sequence[Value], arrays: Sequence[Array]) -> dict[str, 
 
 def bind_op(op: Op, symbols: Mapping[str, int]) -> Op:
     """The op with the symbolic sizes among its attributes replaced by numbers."""
-    changed = {key: _bind(value, symbols) for key, value in op.attributes().items() if _is_symbolic(value)}
-    return dataclasses.replace(op, **changed) if changed else op  # type: ignore[type-var]
-
-
-def _is_symbolic(value: Any) -> bool:
-    return any(map(_is_symbolic, value)) if isinstance(value, tuple) else isinstance(value, SymExpr)
+    if op.is_static:
+        return op
+    changed = {key: _bind(value, symbols) for key, value in op.attributes().items()}
+    return dataclasses.replace(op, **changed)  # type: ignore[type-var]
 
 
 def _bind(value: Any, symbols: Mapping[str, int]) -> Any:

@@ -132,6 +132,8 @@ class _Attention:
 
     def _item(self, task: Expr, item: Expr) -> None:
         index = unflatten(tirx.floordiv(item, self.blocks), self.batch) if self.batch else []
+        if not is_fixed(self.items):  # TVM's simplifier overflows on quotients of quotients by symbols
+            index = [held(position) for position in index]
         start = held(tirx.floormod(item, self.blocks) * self.rows)
         queries = held(task * self.task_size)
         scores = held(queries + self.sizes[0])

@@ -22,7 +22,7 @@ from transpiler.ops.packed import ConvBlocked, ConvStem, blocks
 from transpiler.target import Target
 
 from ..fuse import lowered
-from ..sizes import Extent, extent, is_large, is_several
+from ..sizes import Extent, extent, is_fixed, is_large, is_several
 from ..tir import LANES, Buffer, KernelBuilder, loop, when
 from .epilogue import Epilogue, elementwise_epilogue
 from .gemm import Accumulators, Tile, choose_tile, max_rows
@@ -64,6 +64,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         return None
     op = node.op
     x, weight, *bias = node.inputs
+    if not is_fixed(*x.type.shape[1:]):
+        return None
     blocked = isinstance(op, ConvBlocked)
     n, *fixed = x.type.shape[:4]
     inner, h, w = (int(size) for size in fixed)  # type: ignore[arg-type]  # the layout pass sees to it

@@ -18,7 +18,7 @@ from transpiler.ops.packed import ConvDepthwise
 from transpiler.target import Target
 
 from ..fuse import lowered
-from ..sizes import extent, is_large, is_several
+from ..sizes import extent, is_fixed, is_large, is_several
 from ..tir import LANES, KernelBuilder, local, loop, splat
 from .epilogue import Epilogue, elementwise_epilogue
 from .gemm import MAX_ROWS, register_budget
@@ -35,6 +35,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         return None
     op = node.op
     x, weight, *bias = node.inputs
+    if not is_fixed(*x.type.shape[1:]):
+        return None
     n, *fixed = x.type.shape[:4]
     cb, h, w = (int(size) for size in fixed)  # type: ignore[arg-type]  # the layout pass sees to it
     oh, ow = (int(size) for size in node.output.type.shape[2:4])  # type: ignore[arg-type]

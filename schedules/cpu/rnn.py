@@ -80,7 +80,8 @@ class _Scan:
         self.packed: bool = getattr(op, "packed", False)
         limit = accumulators(target, self.v)
         most = max(1, limit // self.gates)
-        self.tile = max(1, min(self.rows, most)) if is_fixed(self.rows) else most
+        # Of a symbolic number of rows, a power of two: what is left over is made of smaller ones.
+        self.tile = max(1, min(self.rows, most)) if is_fixed(self.rows) else 1 << (min(most, 8).bit_length() - 1)
         self.split = 1
         while self.gates * self.tile * self.split < IN_FLIGHT and self.gates * self.tile * self.split * 2 <= limit:
             self.split *= 2
@@ -157,9 +158,12 @@ class _Scan:
         if not is_fixed(full):
             with T.serial(0, full) as block:
                 self._tile(step, old, panel, valid, block * self.tile, self.tile)
-            for rest in range(1, self.tile):
-                with T.If(tirx.EQ(self.rows % self.tile, rest)), T.Then():
-                    self._tile(step, old, panel, valid, full * self.tile, rest)
+            rows = self.tile // 2
+            while rows:
+                left = self.rows % (2 * rows)
+                with T.If(left >= rows), T.Then():
+                    self._tile(step, old, panel, valid, self.rows - left, rows)
+                rows //= 2
             return
         if full > 1:
             with T.serial(0, full) as block:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from transpiler.compile import compile_kernels
+from transpiler.dims import evaluate
 from transpiler.group import Group, Lowered, make_group
 from transpiler.ir import Array, Node, TensorType, Value
 from transpiler.link import SPECIAL_FILES
@@ -60,27 +61,29 @@ class KernelLibrary:
         subprocess.run(["cc", "-O1", "-fPIC", "-shared", "-o", library, folder / "stub.c", *objects, "-lm"], check=True)
         self._library = ctypes.CDLL(str(library))
 
-    def run(self, name: str, *inputs: Array) -> tuple[Array, ...]:
+    def run(self, name: str, *inputs: Array, sizes: Mapping[str, int] | None = None) -> tuple[Array, ...]:
         """Outputs of one call; raises IndexError if the kernel reported an index out of bounds.
 
+        `sizes` are the values of the kernel's symbols.
         Output and workspace memory starts as NaN bits, and 64 bytes behind each output must stay untouched.
         """
-        kernel = self.kernels[name]
+        kernel, symbols = self.kernels[name], sizes or {}
         arrays = [np.ascontiguousarray(array) for array in inputs]
         guarded, outputs = [], []
         for type_ in kernel.outputs:
-            shape = type_.static_shape()
+            shape = tuple(evaluate(dim, symbols) for dim in type_.shape)
             dtype = numpy_dtype(type_.dtype)
             size = int(np.prod(shape)) * dtype.itemsize
             memory = np.full(size + 64, 0xFF, np.uint8)
             guarded.append(memory)
             outputs.append(memory[:size].view(dtype).reshape(shape))
-        workspace = np.full(int(kernel.workspace) + 64, 0xFF, np.uint8)
+        workspace = np.full(evaluate(kernel.workspace, symbols) + 64, 0xFF, np.uint8)
         status = np.zeros(1, np.int32)
         pointers = [array.ctypes.data for array in (*arrays, *guarded)]
-        pointers += [workspace.ctypes.data] * bool(kernel.workspace) + [status.ctypes.data] * kernel.checks_index
+        pointers += [workspace.ctypes.data] * (kernel.workspace != 0) + [status.ctypes.data] * kernel.checks_index
         function = getattr(self._library, name)
-        assert function(*(ctypes.c_void_p(pointer) for pointer in pointers)) == 0
+        values = [ctypes.c_int32(symbols[symbol]) for symbol in kernel.symbols]
+        assert function(*(ctypes.c_void_p(pointer) for pointer in pointers), *values) == 0
         for memory in (*guarded, workspace):
             assert (memory[-64:] == 0xFF).all(), f"{name} wrote past the end of a buffer"
         if status[0]:

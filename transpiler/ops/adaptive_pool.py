@@ -76,7 +76,7 @@ class _Adaptive(Reduce):
 
 def _uniform(size: Dim, count: int) -> bool:
     """Whether all windows have one width."""
-    return count == 1 or (isinstance(size, int) and size % count == 0)
+    return count == 1 or (isinstance(size, int) and isinstance(count, int) and size % count == 0)
 
 
 def _widest(size: Dim, count: int) -> Dim:

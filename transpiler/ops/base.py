@@ -157,6 +157,15 @@ class Op:
     def attributes(self) -> dict[str, Attribute]:
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}  # type: ignore[arg-type]
 
+    @property
+    def is_static(self) -> bool:
+        """Whether no attribute is a size that varies."""
+        return not any(map(_is_symbolic, self.attributes().values()))
+
+
+def _is_symbolic(value: Attribute) -> bool:
+    return any(map(_is_symbolic, value)) if isinstance(value, tuple) else isinstance(value, SymExpr)
+
 
 class Elementwise(Op):
     """Output element i depends on element i of the (broadcast) inputs only."""

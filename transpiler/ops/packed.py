@@ -83,7 +83,7 @@ class PackChannels(Injective, name="pack_channels"):
         return f"pack_channels({names[0]})"
 
     def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
-        channels = types[0].static_shape()[1]
+        channels = int(types[0].shape[1])  # type: ignore[arg-type]
         n, block, h, w, lane = index
         channel = block * BLOCK + lane
         value = inputs[0](n, channel, h, w)

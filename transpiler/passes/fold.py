@@ -47,6 +47,7 @@ def _fold_constants(program: Program, graph: Graph) -> Program:
         types = [value.type for value in node.outputs]
         foldable = (
             all(value.name in known for value in node.inputs)
+            and node.op.is_static
             and all(type_.is_static for type_ in types)
             and all(is_static(dim) for value in node.inputs for dim in value.shape)
         )

@@ -136,7 +136,7 @@ class _Layout:
         x, weight, *bias = node.inputs
         if x.type.rank != 4 or x.dtype != "float32" or weight.name not in self.weights:
             return False
-        if any(value.name not in self.weights for value in bias) or not x.type.is_static:
+        if any(value.name not in self.weights for value in bias) or not _fixed_map(x):
             return False
         out_channels, group_channels, *kernel = weight.type.static_shape()
         in_channels = int(x.shape[1])  # type: ignore[arg-type]
@@ -164,7 +164,7 @@ class _Layout:
 
     def _elementwise(self, node: Node) -> bool:
         output = node.output
-        if not output.type.is_static or not any(value.name in self.blocked for value in node.inputs):
+        if not _fixed_map(output) or not any(value.name in self.blocked for value in node.inputs):
             return False
         channels = int(output.shape[1])  # type: ignore[arg-type]
         forms = [self._broadcast_form(value, output.type) for value in node.inputs]
@@ -202,6 +202,11 @@ class _Layout:
         parts = [self.blocked[value.name] for value in node.inputs]
         channels = sum(self.channels[value.name] for value in node.inputs)
         return self._give(node.output, self.rewriter.emit(Concat(1), *parts, like=node.output), channels)
+
+
+def _fixed_map(value: Value) -> bool:
+    """Whether the channels and the extent of a map are fixed; the number of images may vary."""
+    return all(isinstance(dim, int) for dim in value.shape[1:])
 
 
 def packed_linear(graph: Graph) -> Graph:

@@ -17,6 +17,8 @@ def weight_values(graph: Graph) -> frozenset[str]:
     """
     names = {item.value.name for item in graph.inputs if item.role in WEIGHT_ROLES}
     for node in graph.nodes:
+        if not node.op.is_static or not all(value.type.is_static for value in node.outputs):
+            continue
         placeholders = [f"x{number}" for number in range(len(node.inputs))]
         if all(value.name in names for value in node.inputs) and (node.op.host(*placeholders) is not None):
             names.update(value.name for value in node.outputs)
