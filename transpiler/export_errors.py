@@ -83,7 +83,8 @@ def _suggested(text: str) -> list[str]:
     if "Suggested fixes:" not in text:
         return []
     block = text.split("Suggested fixes:")[-1].split("\n\n")[0]
-    return [line for line in block.splitlines() if line.strip()]
+    # Names that begin with an underscore are torch's own, for parts of the user's.
+    return [line for line in block.splitlines() if line.strip() and not line.strip().startswith("_")]
 
 
 def _fix(line: str) -> str:

@@ -23,6 +23,7 @@ from transpiler.ir import (
     Output,
     Program,
     Role,
+    SymbolicShapeError,
     TensorType,
     Value,
     verify,
@@ -220,6 +221,13 @@ class _Importer(Boundary):
             result = importer(self, *args, **kwargs)
         except (OpError, _UnsupportedError) as error:
             self.problems.add("unsupported-use", f"Unsupported use of '{node.target}': {error}", self.location_of(node))
+            self.env[node] = Unknown()
+            return
+        except SymbolicShapeError as error:
+            reason = f"it needs fixed sizes: {error}"
+            self.problems.add(
+                "unsupported-use", f"Unsupported use of '{node.target}': {reason}", self.location_of(node)
+            )
             self.env[node] = Unknown()
             return
         except TranspileErrors as error:

@@ -33,6 +33,10 @@ class IRError(ValueError):
     """A graph breaks an invariant: a bug of a pass or of the importer, or a damaged file."""
 
 
+class SymbolicShapeError(IRError):
+    """A shape must be fixed where this was raised, and varies."""
+
+
 @dataclass(frozen=True)
 class TensorType:
     """Element type and shape; a dim is an int or an expression over symbols."""
@@ -53,9 +57,9 @@ class TensorType:
         return self.dtype in ("float32", "float64", "float16", "bfloat16")
 
     def static_shape(self) -> tuple[int, ...]:
-        """The shape as plain ints. Raises IRError if a dim is symbolic."""
+        """The shape as plain ints. Raises SymbolicShapeError if a dim is symbolic."""
         if not self.is_static:
-            raise IRError(f"shape {self.shape} is symbolic")
+            raise SymbolicShapeError(f"shape {self.shape} is symbolic")
         return tuple(int(dim) for dim in self.shape)  # type: ignore[arg-type]
 
     def with_shape(self, shape: Iterable[Dim]) -> TensorType:

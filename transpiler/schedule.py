@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from transpiler.dims import SymExpr, free_symbols
 from transpiler.group import Group, Lowered, Rule
-from transpiler.ir import TensorType
+from transpiler.ir import SymbolicShapeError, TensorType
 from transpiler.resources import tree
 from transpiler.target import Target
 
@@ -79,8 +79,12 @@ def schedule(group: Group, target: Target, name: str) -> Lowered:
         raise LookupError(f"{largest} has 2^31 elements or more")
     with import_schedule("sizes").kernel_symbols(_symbols(group)):
         for rule in rules(target):
-            result = rule.apply(group, target, name)
+            try:
+                result = rule.apply(group, target, name)
+            except SymbolicShapeError:  # the rule needs fixed sizes; a plainer one may not
+                continue
             if result is not None:
                 return result
     ops = " + ".join(node.op.name for node in group.nodes)
-    raise LookupError(f"no schedule of target {target.name!r} takes {ops}")
+    varying = " with sizes that vary" if _symbols(group) else ""
+    raise LookupError(f"no schedule of target {target.name!r} takes {ops}{varying}")
