@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 
 from transpiler.errors import Location, TranspileError
 from transpiler.frames import Files, frames_of_exception, user_location
@@ -22,6 +23,17 @@ _DATA_DEPENDENT = (
 )
 
 
+def _packs_sequences(error: BaseException) -> bool:
+    """Whether a recurrent layer was given a packed sequence, or one was being packed or unpacked."""
+    functions = ("pack_padded_sequence", "pad_packed_sequence", "pack_sequence")
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        in_module = frame.f_code.co_filename.endswith(("nn/modules/rnn.py", "nn/utils/rnn.py"))
+        given = frame.f_locals.get("orig_input")
+        if in_module and (frame.f_code.co_name in functions or type(given).__name__ == "PackedSequence"):
+            return True
+    return False
+
+
 def export_error(error: Exception, files: Files) -> TranspileError:
     """The user error for a failed export: "data-dependent-control-flow", "dynamic-shape" or
     "export-failed"."""
@@ -30,6 +42,13 @@ def export_error(error: Exception, files: Files) -> TranspileError:
     if location is None and (match := re.search(r'File "([^"]+)", line (\d+), in (\w+)\n\s+(.*)', text)):
         location = Location(files.show(match[1]), int(match[2]), match[3], match[4].strip())
     locations = [location] if location else []
+    if _packs_sequences(error):
+        return TranspileError(
+            "packed-sequence",
+            "Packed sequences are not supported: the sizes of their batches depend on the lengths",
+            locations=locations,
+            hints=["give the padded batch to the recurrent layer, and mask its outputs by the lengths"],
+        )
     if any(mark in text or mark in type(error).__name__ for mark in _DATA_DEPENDENT):
         return TranspileError(
             "data-dependent-control-flow",

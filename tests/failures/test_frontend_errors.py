@@ -174,6 +174,28 @@ def test_data_dependent_control_flow(write: Write, capfd: pytest.CaptureFixture[
     assert capfd.readouterr() == ("", "")  # torch's own dumps are kept back
 
 
+def test_packed_sequence(write: Write) -> None:
+    text = """
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.rnn = nn.GRU(4, 8, batch_first=True)
+
+            def forward(self, x):
+                packed = nn.utils.rnn.pack_padded_sequence(x.unsqueeze(-1).expand(-1, -1, 4), torch.tensor([4, 2]), True)
+                return self.rnn(packed)[1]
+
+        def example_inputs():
+            return (torch.randn(2, 4),)
+    """
+    assert message(write(dedent(text))) == pinned("""
+        Packed sequences are not supported: the sizes of their batches depend on the lengths
+          net.py:11, in Net.forward
+            11 | return self.rnn(packed)[1]
+          Hint: give the padded batch to the recurrent layer, and mask its outputs by the lengths
+    """)
+
+
 def test_export_fails(write: Write) -> None:
     text = """
         class Net(nn.Module):
