@@ -79,6 +79,13 @@ class Task:
             with T.If(info != 0), T.Then():
                 self.status.store(0, tirx.const(SINGULAR, "int32"))
 
+    def report_nonfinite(self, element: Expr) -> None:
+        """NaN and infinities fail the call."""
+        assert self.status is not None
+        bad = self.s.logical_or(self.s.call("isnan", element), self.s.call("isinf", element))
+        with T.If(bad), T.Then():
+            self.status.store(0, tirx.const(SINGULAR, "int32"))
+
 
 Emit = Callable[[Task], None]
 # Elements of float64 workspace per task, from the shape of the first input.
@@ -117,7 +124,7 @@ def per_matrix(
         checks_index=op.checks_index,
     )
     with builder:
-        if batch:
+        if batch and any(math.prod(size) for size in sizes[len(types) :]):
             inputs = [builder.inputs[group.input_index(value)] for value in node.inputs]
             spare = builder.scratch(needed * tasks) if needed else None
             with loop(tasks, parallel=tasks > 1) as task, T.serial(0, batch // tasks) as item:

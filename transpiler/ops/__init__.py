@@ -25,6 +25,7 @@ from transpiler.ops import logic as logic
 from transpiler.ops import norm as norm
 from transpiler.ops import norm_layers as norm_layers
 from transpiler.ops import order as order
+from transpiler.ops import orthogonal as orthogonal
 from transpiler.ops import packed as packed
 from transpiler.ops import pool as pool
 from transpiler.ops import power as power
@@ -43,6 +44,7 @@ from transpiler.ops import softmax as softmax
 from transpiler.ops import solve as solve
 from transpiler.ops import special as special
 from transpiler.ops import special_pairs as special_pairs
+from transpiler.ops import spectral as spectral
 from transpiler.ops import statistics as statistics
 from transpiler.ops import strided as strided
 from transpiler.ops import views as views

@@ -233,7 +233,8 @@ static int invoke(tp_model *model, const tp_call *call, void **pointers, char *a
     return fail("kernel %s failed (%s): %s", kernel->name, call->source, reason);
   }
   if (status == TP_STATUS_SINGULAR) {
-    return fail("a matrix is singular or not positive definite in kernel %s (%s)", kernel->name, call->source);
+    return fail("a matrix is singular, not positive definite or not finite in kernel %s (%s)", kernel->name,
+                call->source);
   }
   if (status) {
     fail("index out of bounds in kernel %s (%s)", kernel->name, call->source);
