@@ -182,7 +182,8 @@ def test_packed_sequence(write: Write) -> None:
                 self.rnn = nn.GRU(4, 8, batch_first=True)
 
             def forward(self, x):
-                packed = nn.utils.rnn.pack_padded_sequence(x.unsqueeze(-1).expand(-1, -1, 4), torch.tensor([4, 2]), True)
+                wide = x.unsqueeze(-1).expand(-1, -1, 4)
+                packed = nn.utils.rnn.pack_padded_sequence(wide, torch.tensor([4, 2]), True)
                 return self.rnn(packed)[1]
 
         def example_inputs():
@@ -190,8 +191,8 @@ def test_packed_sequence(write: Write) -> None:
     """
     assert message(write(dedent(text))) == pinned("""
         Packed sequences are not supported: the sizes of their batches depend on the lengths
-          net.py:11, in Net.forward
-            11 | return self.rnn(packed)[1]
+          net.py:12, in Net.forward
+            12 | return self.rnn(packed)[1]
           Hint: give the padded batch to the recurrent layer, and mask its outputs by the lengths
     """)
 
