@@ -53,6 +53,7 @@ def transpile(
     weights: str | Path | Mapping[str, Any] | None = None,
     taps: str | None = None,
     isa: str | Sequence[str] = (),
+    rng: bool = False,
     test: bool = False,
     quiet: bool = True,
     progress: Progress | None = None,
@@ -73,6 +74,7 @@ def transpile(
         taps: globs of module paths, separated by commas, whose outputs stay visible; "all" keeps every module's
             (unfused and unfolded, slower).
         isa: instruction sets to build for; this machine's best by default.
+        rng: draw random numbers with a seeded generator of the package's own (docs/random.md); refused otherwise.
         test: run the generated tests before the package is put in place.
         quiet: no progress lines.
 
@@ -102,6 +104,7 @@ def transpile(
             weights=weights,
             taps=taps,
             isas=(isa,) if isinstance(isa, str) else tuple(isa),
+            rng=rng,
             test=test,
         ),
         progress,

@@ -66,6 +66,7 @@ MAX_FAILURES = 20
     help="Time kernel variants on this machine; only none is supported yet.",
 )  # fmt: skip
 @click.option("--isa", "isas", multiple=True, metavar="NAME", help="Instruction set.  [default: this machine's]")
+@click.option("--rng", is_flag=True, help="Draw random numbers with a seeded generator (see docs/random.md).")
 @click.option("--test/--no-test", default=True, help="Run the generated tests.  [default: test]")
 @click.option("--check", "check_only", is_flag=True, help="Only list what is unsupported; nothing is compiled.")
 @click.option("--traceback", "trace", is_flag=True, help="Show where in the transpiler an error arose.")
@@ -88,6 +89,7 @@ def main(
     out: Path,
     tune: str,
     isas: Sequence[str],
+    rng: bool,
     test: bool,
     check_only: bool,
     trace: bool,
@@ -108,7 +110,7 @@ def main(
         if quiet and verbose:
             raise UsageError("quiet-and-verbose", "-q and -v contradict each other.")
         _refuse_unsupported(targets, precision, tune)
-        request = _request(model, targets, entry, inits, inputs, dynamic, weights, taps, name, out, isas, test)
+        request = _request(model, targets, entry, inits, inputs, dynamic, weights, taps, name, out, isas, rng, test)
         lines = _run(request, started, check_only=check_only, quiet=quiet, verbose=verbose)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
@@ -149,6 +151,7 @@ def _request(
     name: str | None,
     out: Path,
     isas: Sequence[str],
+    rng: bool,
     test: bool,
 ) -> Request:
     from transpiler.specs import parse_dynamic, parse_inits, parse_input
@@ -171,6 +174,7 @@ def _request(
         weights=weights,
         taps=taps,
         isas=tuple(dict.fromkeys(isas)),
+        rng=rng,
         test=test,
     )
 

@@ -49,7 +49,7 @@ def checked(name: str, model: Model, plans: Sequence[KernelPlan], target: str, i
         name=name,
         target=target,
         isas=tuple(isas),
-        inputs=tuple((label(plan, item.key), str(item.value.type)) for plan in plans for item in plan.inputs),
+        inputs=tuple((label(plan, item.key), str(item.value.type)) for plan in plans for item in plan.user_inputs),
         outputs=tuple(
             (label(plan, output), str(value.type))
             for plan in plans

@@ -134,7 +134,7 @@ def make_view(
     plan = next(plan for plan in plans if plan.function == program.main.name)
     arguments = {
         item.function: call_arguments(
-            program.functions[item.function].in_structure, item.inputs, source.arguments.get(item.function, ())
+            program.functions[item.function].in_structure, item.user_inputs, source.arguments.get(item.function, ())
         )
         for item in plans
     }
@@ -142,7 +142,7 @@ def make_view(
     note = "The state (`model.state`) moves on." if plan.state else ""
     calls = {
         item.function: interface(
-            arguments[item.function], item.inputs, item.outputs, output_names(item),
+            arguments[item.function], item.user_inputs, item.outputs, output_names(item),
             program.functions[item.function].out_structure, found, item.function, note,
         )
         for item in plans

@@ -29,7 +29,8 @@ class Function:
     """How PyTorch runs one function of a model.
 
     `eager` and `reference` are what `transpiler.verify` records; `taps` maps a module path to the name that the
-    reference's `capture_values` takes.
+    reference's `capture_values` takes. A function that draws random numbers is run on those of the package's generator;
+    `random` is then PyTorch with its own.
     """
 
     examples: tuple[Array, ...]
@@ -37,6 +38,7 @@ class Function:
     taps: Mapping[str, str]
     eager: Callable[..., Any]
     reference: Callable[..., Any]
+    random: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,13 @@ def _capture(request: Request) -> tuple[Captured, ...]:
 
 
 def _from_torch(request: Request) -> Model:
+    from transpiler.graph_reference import RandomNumbers
     from transpiler.importer import import_functions
     from transpiler.reference import example_arrays, run_eager, run_reference
     from transpiler.weights import state_arrays
 
     captures = _capture(request)
-    program, imports = import_functions(captures)
+    program, imports = import_functions(captures, rng=request.rng)
     captured = captures[0]
     own = {key: array.copy() if key in program.states() else array
            for key, array in state_arrays(captured.exported_program.state_dict).items()}  # fmt: skip
@@ -124,12 +127,19 @@ def _from_torch(request: Request) -> Model:
     override = None if given is None else dict(state)
     functions = {}
     for name, item, imported in zip(program.functions, captures, imports, strict=True):
+        eager = _with_default(partial(run_eager, item), override)
+        reference = _with_default(partial(run_reference, item), override)
+        own_numbers = None
+        if imported.random:
+            drawn = RandomNumbers(program, state, imported.random, name)
+            own_numbers, eager, reference = eager, partial(drawn.outputs, reference), partial(drawn.run, reference)
         functions[name] = Function(
             examples=tuple(example_arrays(item)),
             bounds=_bounds(request, imported),
             taps={path: imported.fx_names[value] for path, value in imported.taps.items()},
-            eager=_with_default(partial(run_eager, item), override),
-            reference=_with_default(partial(run_reference, item), override),
+            eager=eager,
+            reference=reference,
+            random=own_numbers,
         )
     graph_json = _graph_json(program)
     for name, imported in zip(tuple(program.functions), imports, strict=True):
@@ -245,6 +255,7 @@ def _from_graph(request: Request, path: Path) -> Model:
                 taps={route: tap.value for route, tap in reference.graph.taps.items()},
                 eager=reference.eager,
                 reference=reference.run,
+                random=reference.eager if reference.is_random else None,
             )
             for key, reference in references.items()
         },

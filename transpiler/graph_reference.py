@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,10 +10,11 @@ import numpy as np
 
 from transpiler.dims import evaluate
 from transpiler.draw import integers, normal, numpy_dtype, seed_of
-from transpiler.interpreter import run_graph
-from transpiler.ir import Array, Graph, Node, Program, TensorType, Value
+from transpiler.interpreter import RECORDED_STATE, run_graph
+from transpiler.ir import Array, Graph, Node, Output, Program, Role, TensorType, Value
 from transpiler.ops import dtypes
 from transpiler.ops.index import Take
+from transpiler.passes.simplify import dead_code
 
 WIDE = {"float32": "float64", "float16": "float64", "bfloat16": "float64"}
 
@@ -32,8 +33,13 @@ class GraphReference:
         *,
         weights: Mapping[str, Array] | None = None,
         state: Mapping[str, Array] | None = None,
+        seed: int = RECORDED_STATE[0],
     ) -> list[Array]:
-        return self.run(inputs, weights=weights, state=state)[0]
+        return self.run(inputs, weights=weights, state=state, seed=seed)[0]
+
+    @property
+    def is_random(self) -> bool:
+        return any(item.role is Role.RNG for item in self.graph.inputs)
 
     def run(
         self,
@@ -43,6 +49,7 @@ class GraphReference:
         capture_values: Sequence[str] = (),
         weights: Mapping[str, Array] | None = None,
         state: Mapping[str, Array] | None = None,
+        seed: int = RECORDED_STATE[0],
     ) -> tuple[list[Array], dict[str, Array]]:
         def wide(array: Array) -> Array:
             return _widen(array) if double else array
@@ -57,6 +64,7 @@ class GraphReference:
             function=self.graph.name,
             values=values,
             state=held,
+            rng=(seed, RECORDED_STATE[1]),
         )
         after = [held[key] for key in sorted(state or {})]
         return [*outputs, *after], {name: values[name] for name in capture_values}
@@ -102,6 +110,43 @@ class GraphReference:
             flat = normal(seed, count) if dtype.kind == "f" else integers(seed, count, *bounds.get(item.key, (0, 1)))
             drawn.append(flat.astype(dtype).reshape(shape))
         return tuple(drawn)
+
+
+class RandomNumbers:
+    """PyTorch on the package's random numbers: what they are comes from the numpy reference, all else from PyTorch.
+
+    `random` maps the FX nodes that draw to the values that stand for them.
+    """
+
+    def __init__(self, program: Program, state: Mapping[str, Array], random: Mapping[str, str], function: str) -> None:
+        self.random = random
+        graph = program.functions[function]
+        values = {value.name: value for value in graph.values()}
+        ends = tuple(Output(values[name]) for name in sorted(set(random.values())))
+        needed = dead_code(replace(graph, outputs=ends, taps={}, pinned=frozenset()))
+        self.numpy = GraphReference(program.with_function(needed), state, function)
+
+    def run(
+        self,
+        reference: Callable[..., Any],
+        inputs: Sequence[Array],
+        *,
+        double: bool = False,
+        capture_values: Sequence[str] = (),
+        weights: Mapping[str, Array] | None = None,
+        state: Mapping[str, Array] | None = None,
+    ) -> Any:
+        """`reference` with every random node's numbers replaced."""
+        names = sorted(set(self.random.values()))
+        copies = [array.copy() for array in inputs]
+        _, values = self.numpy.run(copies, double=double, capture_values=names, weights=weights, state=state)
+        given = {node: values[name] for node, name in self.random.items()}
+        return reference(
+            inputs, double=double, capture_values=capture_values, weights=weights, state=state, given=given
+        )
+
+    def outputs(self, reference: Callable[..., Any], inputs: Sequence[Array], **options: Any) -> Any:
+        return self.run(reference, inputs, **options)[0]
 
 
 def _widen(array: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,8 @@ class Imported:
 
     `taps` maps each module path (`fc#2` for the second call) to the value that is its output, `fx_names` each
     value to the FX node that computes it, `argument_names` are the names of the positional arguments,
-    `integer_bounds` the largest index that is safe for an integer input that looks up an embedding.
+    `integer_bounds` the largest index that is safe for an integer input that looks up an embedding, `random` the value
+    that stands for each FX node whose numbers are drawn.
     """
 
     program: Program
@@ -51,12 +52,16 @@ class Imported:
     argument_names: tuple[str, ...] = ()
     integer_bounds: Mapping[str, tuple[int, int]] | None = None
     warnings: tuple[str, ...] = ()
+    random: Mapping[str, str] = field(default_factory=dict)
 
 
-def import_program(captured: Captured, name: str = "forward", state: Collection[str] = ()) -> Imported:
+def import_program(
+    captured: Captured, name: str = "forward", state: Collection[str] = (), *, rng: bool = False
+) -> Imported:
     """Translate the captured FX graph into a program of one function called `name`.
 
-    Buffers that it writes, and those in `state` (other functions write them), become state.
+    Buffers that it writes, and those in `state` (other functions write them), become state. With `rng`, operations
+    that draw random numbers get a generator of our own.
 
     Raises:
         TranspileErrors: everything in the model that has no counterpart, all at once: operators, dtypes,
@@ -64,10 +69,10 @@ def import_program(captured: Captured, name: str = "forward", state: Collection[
             containers.
         IRError: an op's type rule disagrees with PyTorch (a bug of the op).
     """
-    return _Importer(captured, name, state).run()
+    return _Importer(captured, name, state, rng).run()
 
 
-def import_functions(captures: Sequence[Captured]) -> tuple[Program, tuple[Imported, ...]]:
+def import_functions(captures: Sequence[Captured], *, rng: bool = False) -> tuple[Program, tuple[Imported, ...]]:
     """Import every captured function of one model into a program; what one of them writes is state of all.
 
     Raises:
@@ -78,7 +83,7 @@ def import_functions(captures: Sequence[Captured]) -> tuple[Program, tuple[Impor
     problems: list[Problem] = []
     for captured in captures:
         try:
-            imports.append(import_program(captured, captured.function, state))
+            imports.append(import_program(captured, captured.function, state, rng=rng))
         except NotImported as error:
             if len(captures) == 1:
                 raise
@@ -119,8 +124,11 @@ _PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format", "non_
 class _Importer(Boundary):
     """One import. It is also the `ImportContext` that op importers see."""
 
-    def __init__(self, captured: Captured, name: str, state: Collection[str]) -> None:
+    def __init__(self, captured: Captured, name: str, state: Collection[str], rng: bool) -> None:
         super().__init__(captured, state)
+        self.rng = rng
+        self.rng_state: Value | None = None
+        self.random_nodes: list[FxNode] = []  # one per stream
         self.name = name
         self.nodes: list[Node] = []
         self.pending: list[Node] = []
@@ -165,7 +173,18 @@ class _Importer(Boundary):
             self.argument_names(),
             self.integer_bounds(),
             (*self.captured.warnings, *self.warnings),
+            self._random_values(),
         )
+
+    def _random_values(self) -> dict[str, str]:
+        """FX node -> the value that it was imported as, for nodes that draw random numbers and their elements."""
+        found: dict[str, str] = {}
+        for node in dict.fromkeys(self.random_nodes):
+            result = self.env[node]
+            for index, value in enumerate(result if isinstance(result, tuple) else (result,)):
+                if isinstance(value, Value):
+                    found[_owner(node, index, isinstance(result, tuple)).name] = value.name
+        return found
 
     def _symbols(self) -> dict[str, SymbolRange]:
         """The symbols that the user inputs determine; any other that is used is a problem."""
@@ -399,6 +418,17 @@ class _Importer(Boundary):
         tensor = self.current.all_input_nodes[0].meta["val"]
         strides = tuple(to_dim(stride, self.symbol_names) for stride in tensor.stride())
         return strides, to_dim(tensor.storage_offset(), self.symbol_names)
+
+    def random_source(self) -> tuple[Value, int]:
+        if not self.rng:
+            raise _UnsupportedError(
+                "draws random numbers; --rng gives it a seeded generator (not PyTorch's), or pass them in as an input"
+            )
+        if self.rng_state is None:
+            self.rng_state = self.add_input("rng", "rng", Role.RNG, TensorType("int64", (2,)), None)
+        assert self.current is not None
+        self.random_nodes.append(self.current)
+        return self.rng_state, len(self.random_nodes) - 1
 
     def unsupported(self, reason: str) -> Exception:
         return _UnsupportedError(reason)

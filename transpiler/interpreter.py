@@ -13,6 +13,9 @@ from transpiler.dims import Dim, SymExpr, evaluate, free_symbols, symbol_places
 from transpiler.ir import Array, Graph, IRError, Program, Role, TensorType, Value
 from transpiler.ops import Op
 
+# The seed and the call that tests are recorded with.
+RECORDED_STATE = (0, 0)
+
 
 def run_graph(
     program: Program,
@@ -22,12 +25,13 @@ def run_graph(
     function: str | None = None,
     values: dict[str, Array] | None = None,
     state: dict[str, Array] | None = None,
+    rng: tuple[int, int] = RECORDED_STATE,
 ) -> tuple[np.ndarray[Any, Any], ...]:
     """The user outputs for flat user inputs; `values`, if given, receives every value by name.
 
     `weights` has a stored state_dict key for every parameter and buffer. `function` is `Program.main` by default.
     `state`, if given, holds the content of states by key and receives the new one; those that it lacks, or all if it
-    is None, are as `initial_state` says.
+    is None, are as `initial_state` says. `rng` is the seed of the random numbers and how many calls were made with it.
 
     Raises:
         ValueError: an input's count, dtype or shape is not the graph's.
@@ -46,6 +50,8 @@ def run_graph(
         match item.role:
             case Role.USER:
                 array = next(given)
+            case Role.RNG:
+                array = np.array(rng, np.int64)
             case Role.CONSTANT:
                 array = program.constants[item.key]
             case Role.STATE:

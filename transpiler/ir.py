@@ -192,6 +192,10 @@ class Graph:
     def user_inputs(self) -> tuple[Input, ...]:
         return tuple(item for item in self.inputs if item.role is Role.USER)
 
+    def call_inputs(self) -> tuple[Input, ...]:
+        """What a call is given: the user's inputs, then the state of the random generator if there is one."""
+        return (*self.user_inputs(), *(item for item in self.inputs if item.role is Role.RNG))
+
     def weight_inputs(self) -> tuple[Input, ...]:
         return tuple(item for item in self.inputs if item.role in WEIGHT_ROLES)
 

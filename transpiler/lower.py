@@ -70,7 +70,7 @@ def lower(
                 function=main.name,
                 kernels=tuple(by_name.values()),
                 steps=tuple(_steps(item.steps, called, arena.workspaces)),
-                inputs=main.user_inputs(),
+                inputs=main.call_inputs(),
                 outputs=main.user_outputs(),
                 weights=weights,
                 prepare=prepare,
@@ -200,7 +200,7 @@ def _store(
     states = {slot.key: Storage("state", 0, slot.offset) for slot in slots}
     storage.update({item.value.name: states[item.key] for item in main.state_inputs()})
     storage.update({name: states[key] for name, key in placed.homes.items()})
-    for index, item in enumerate(main.user_inputs()):
+    for index, item in enumerate(main.call_inputs()):
         storage[item.value.name] = Storage("input", index)
     offset = 0
     for value in weights:

@@ -16,6 +16,10 @@ from transpiler.structure import to_json
 
 FORMAT = 3
 VERSION = "0.1.0"
+RANDOM = {
+    "generator": "philox4x32-10",
+    "compared": "values: PyTorch on these random numbers; distribution: moments of PyTorch's own",
+}
 TOLERANCE = {"factor_torch": 4, "factor_eps": 128, "factor_eps_half": 4}
 
 
@@ -61,6 +65,7 @@ def build_manifest(
         **functions.pop(main),
         "functions": functions,
         "state": _state(plans[0]),
+        "rng": RANDOM if any(_draws(plan) for plan in plans) else None,
         "weights": _weights(program, plans[0]),
         "kernels": _kernels(plans),
         "verified": bool(verification.get("verified", False)),
@@ -80,7 +85,7 @@ def _function(
 ) -> dict[str, Any]:
     graph = program.functions[plan.function]
     inputs = []
-    for item in plan.inputs:
+    for item in plan.user_inputs:
         entry: dict[str, Any] = {"name": item.key, **_type(item.value.type)}
         if item.key in bounds:
             entry["bounds"] = list(bounds[item.key])
@@ -98,9 +103,14 @@ def _function(
         "arguments": {argument.name: to_json(argument.structure) for argument in arguments},
         "in_structure": to_json(graph.in_structure) if graph.in_structure else None,
         "out_structure": to_json(graph.out_structure) if graph.out_structure else None,
+        "random": _draws(plan),
         "taps": _taps(plan),
         "fused": dict(plan.fused),
     }
+
+
+def _draws(plan: KernelPlan) -> bool:
+    return len(plan.inputs) > len(plan.user_inputs)
 
 
 def _state(plan: KernelPlan) -> dict[str, Any]:

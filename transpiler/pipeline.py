@@ -54,6 +54,7 @@ class Request:
     weights: Any = None  # a path, or a mapping of state_dict keys to arrays
     taps: str | None = None
     isas: tuple[str, ...] = ()
+    rng: bool = False
     test: bool = True
 
 
@@ -246,7 +247,7 @@ def _record(model: Model, plans: Sequence[KernelPlan]) -> Recorded:
     from transpiler.interpreter import bind_symbols, initial_state
     from transpiler.link import output_names
     from transpiler.size_cases import size_cases
-    from transpiler.verify import OutputSpec, record, record_sequence
+    from transpiler.verify import OutputSpec, record, record_random, record_sequence
 
     recordings = []
     outputs = {}
@@ -255,28 +256,27 @@ def _record(model: Model, plans: Sequence[KernelPlan]) -> Recorded:
         outputs[plan.function] = [
             OutputSpec(name, value.dtype) for name, value in zip(output_names(plan), plan.outputs, strict=True)
         ]
-        recordings.append(
-            record(
-                [
-                    Argument(item.key, item.value.dtype, item.value.shape, function.bounds.get(item.key))
-                    for item in plan.inputs
-                ],
-                function.examples,
-                outputs[plan.function],
-                eager=function.eager,
-                reference=function.reference,
-                state=model.state,
-                aliases=model.program.aliases,
-                taps={path: function.taps[path] for path in plan.taps if path in function.taps},
-                function=plan.function,
-                initial=partial(initial_state, model.program),
-                sizes=size_cases(
-                    plan.symbols,
-                    bind_symbols([item.value for item in plan.inputs], function.examples),
-                    [plan.kernel(call.kernel).flops for call in plan.calls()],
-                ),
-            )
+        recording = record(
+            [
+                Argument(item.key, item.value.dtype, item.value.shape, function.bounds.get(item.key))
+                for item in plan.user_inputs
+            ],
+            function.examples,
+            outputs[plan.function],
+            eager=function.eager,
+            reference=function.reference,
+            state=model.state,
+            aliases=model.program.aliases,
+            taps={path: function.taps[path] for path in plan.taps if path in function.taps},
+            function=plan.function,
+            initial=partial(initial_state, model.program),
+            sizes=size_cases(
+                plan.symbols,
+                bind_symbols([item.value for item in plan.user_inputs], function.examples),
+                [plan.kernel(call.kernel).flops for call in plan.calls()],
+            ),
         )
+        recordings.append(recording if function.random is None else record_random(recording, function.random))
     steps: tuple[Step, ...] = ()
     if model.program.states():
         steps = record_sequence(
@@ -385,6 +385,8 @@ def _measure(view: PackageView, recorded: Recorded, folder: Path) -> Mapping[str
 
             def run(arrays: Sequence[Array], function: str = recording.function) -> list[Array]:
                 session = model.session()
+                if model.manifest["rng"]:
+                    session.seed(0)
                 return [*session.infer(*arrays, function=function), *(session.state[key] for key in session.state)]
 
             prefix = "" if recording.function == recorded.main else f"{recording.function}."
@@ -403,7 +405,7 @@ def _write(view: PackageView, model: Model, recorded: Recorded, plans: Sequence[
         graph = model.program.functions[plan.function]
         is_main = plan.function == recorded.main
         entry = view.manifest if is_main else view.manifest["functions"][plan.function]
-        positional: Sequence[Leaf] = [Leaf(index) for index in range(len(plan.inputs))]
+        positional: Sequence[Leaf] = [Leaf(index) for index in range(len(plan.user_inputs))]
         functions.append(
             FunctionTests(
                 recording,

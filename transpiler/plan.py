@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from transpiler.dims import Dim, SymbolRange
 from transpiler.errors import Location
-from transpiler.ir import Graph, Input, Layout, Tap, TensorType, Value
+from transpiler.ir import Graph, Input, Layout, Role, Tap, TensorType, Value
 
 __all__ = ["Block", "Call", "Kernel", "KernelPlan", "Layout", "StateSlot", "Step", "Storage", "Tap", "View"]
 
@@ -115,7 +115,7 @@ class KernelPlan:
     function: str
     kernels: tuple[Kernel, ...]
     steps: tuple[Step, ...]
-    inputs: tuple[Input, ...]  # the user's, in flat order
+    inputs: tuple[Input, ...]  # the user's in flat order, then the state of the random generator if there is one
     outputs: tuple[Value, ...]  # the user's, in flat order
     weights: tuple[Value, ...]
     prepare: Graph
@@ -129,6 +129,10 @@ class KernelPlan:
     state: tuple[StateSlot, ...] = ()
     state_bytes: int = 0
     updates: Mapping[str, Value] = field(default_factory=dict)
+
+    @property
+    def user_inputs(self) -> tuple[Input, ...]:
+        return tuple(item for item in self.inputs if item.role is Role.USER)
 
     def kernel(self, name: str) -> Kernel:
         return next(kernel for kernel in self.kernels if kernel.name == name)

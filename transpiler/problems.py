@@ -14,9 +14,6 @@ _HINTS = {
     "aten.nonzero": "its result's size depends on the data; use torch.where(mask, a, b)",
     "aten.masked_select": "its result's size depends on the data; use torch.where(mask, x, 0)",
     "aten.unique": "its result's size depends on the data",
-    "aten.rand": "random numbers are not supported; pass them in as an input",
-    "aten.bernoulli": "random numbers are not supported; pass them in as an input",
-    "aten.multinomial": "random numbers are not supported; sample outside of the model",
     "cond": "torch.cond is not supported; compute both sides and choose with torch.where",
     "while_loop": "loops whose length depends on data are not supported",
 }

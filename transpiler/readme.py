@@ -25,6 +25,7 @@ class ReadmeView:
     verified: str
     keys: int
     taps: int
+    random: bool
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def readme_view(
         verified=good if manifest["verified"] else "The package was not verified against PyTorch when it was built.",
         keys=len(manifest["weights"]["keys"]),
         taps=sum(len(plan.taps) for plan in plans),
+        random=manifest["rng"] is not None,
     )
 
 

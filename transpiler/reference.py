@@ -34,6 +34,7 @@ def run_reference(
     capture_values: Sequence[str] = (),
     weights: Mapping[str, Array] | None = None,
     state: Mapping[str, Array] | None = None,
+    given: Mapping[str, Array] | None = None,
 ) -> tuple[tuple[Array, ...], dict[str, Array]]:
     """Run the exported graph: the user's tensor outputs, and the values of the FX nodes named in
     `capture_values`.
@@ -41,14 +42,15 @@ def run_reference(
     With `double` every float tensor and every float dtype in the graph is float64: the y64 that tolerances
     are derived from. `weights` (state_dict keys, tied ones under any of their keys) replaces the model's own. `state`
     (buffers that some function of the program writes, by name) does so too; what the run leaves in them follows the
-    outputs, in the order of the names.
+    outputs, in the order of the names. `given` replaces the values of the FX nodes that it names.
 
     Raises:
         KeyError: a name in `capture_values` that the graph does not have.
     """
     exported = captured.exported_program
     inputs = [_prepared(tensor, double) for tensor in _input_tensors(captured, flat_inputs)]
-    interpreter = _Interpreter(exported.graph_module, double, frozenset(capture_values))
+    replaced = {name: to_torch(array) for name, array in (given or {}).items()}
+    interpreter = _Interpreter(exported.graph_module, double, frozenset(capture_values), replaced)
     with torch.no_grad(), _default_dtype(double):
         flat = interpreter.run(*_graph_inputs(captured, inputs, double, weights, state or {}))
     missing = [name for name in capture_values if name not in interpreter.captured]
@@ -73,9 +75,13 @@ def run_eager(
     *,
     weights: Mapping[str, Array] | None = None,
     state: Mapping[str, Array] | None = None,
+    seed: int | None = None,
 ) -> tuple[Array, ...]:
     """Run the user's own module (the exported one where there is none) and return its tensor outputs, flat, and after
-    them what it leaves in the buffers of `state`, in the order of their names. The module's own stay as they are."""
+    them what it leaves in the buffers of `state`, in the order of their names. The module's own stay as they are.
+
+    PyTorch's generator is seeded with `seed`, if given, and left as it was.
+    """
     exported = captured.exported_program
     module = captured.module if captured.module is not None else exported.module()
     tensors = iter(_input_tensors(captured, flat_inputs))
@@ -90,7 +96,10 @@ def run_eager(
     if captured.module is not None:
         mode = evaluating(module, keep_cache=captured.keeps_cache)
     with torch.no_grad(), mode, called_as(module, captured.function), _holding(module, new), _keeping(module, begin):
-        result = module(*args, **kwargs)
+        with torch.random.fork_rng(devices=[]):
+            if seed is not None:
+                torch.manual_seed(seed)
+            result = module(*args, **kwargs)
         leaves = [to_numpy(leaf) for leaf in _pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         after = [to_numpy(_buffer(module, key)[0][_buffer(module, key)[1]]) for key in sorted(state or {})]
         # Outputs may be views of the buffers, which are about to change back.
@@ -236,14 +245,17 @@ def _default_dtype(double: bool) -> Iterator[None]:
 class _Interpreter(torch.fx.Interpreter):
     """Keeps the named values; in a double run every float dtype that the graph names becomes float64."""
 
-    def __init__(self, module: torch.fx.GraphModule, double: bool, names: frozenset[str]) -> None:
+    def __init__(
+        self, module: torch.fx.GraphModule, double: bool, names: frozenset[str], given: Mapping[str, torch.Tensor]
+    ) -> None:
         super().__init__(module)
+        self.given = given
         self.double = double
         self.names = names
         self.captured: dict[str, Array] = {}
 
     def run_node(self, n: torch.fx.Node) -> Any:
-        value = super().run_node(n)
+        value = self.given[n.name] if n.name in self.given else super().run_node(n)
         if n.name in self.names and isinstance(value, torch.Tensor):
             self.captured[n.name] = np.array(to_numpy(value))
         return value

@@ -18,7 +18,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from safetensors.numpy import save
 
-from transpiler import checks, draw
+from transpiler import checks, draw, moments
 from transpiler.draw import Array
 from transpiler.resources import tree
 from transpiler.structure import Structure, to_json
@@ -71,9 +71,12 @@ def emit_tests(
     stateful = bool(functions[0].recording.state)
     unused = {"test_state.py"} - ({"test_state.py"} if stateful else set())
     unused |= set() if any(item.symbols for item in functions) else {"test_sizes.py"}
+    random = any(item.recording.random for item in functions)
+    unused |= set() if functions[0].recording.random else {"test_random.py"}
     files = {f"tests/{name}": text.encode() for name, text in _render(package).items() if name not in unused}
     # The generator and the comparison are the very code that recorded the data, so that they cannot disagree.
-    for name, module in (("_draw", draw), ("_checks", checks)):
+    shared = {"_draw": draw, "_checks": checks, **({"_moments": moments} if random else {})}
+    for name, module in shared.items():
         files[f"tests/{name}.py"] = Path(str(module.__file__)).read_bytes()
     others = [item.recording.function for item in functions[1:]]
     for item in functions:
@@ -150,6 +153,7 @@ def _data(function: FunctionTests, folder: str, aliases: Mapping[str, str], othe
         "dropped": list(recording.dropped),
         "reload": None,
         "taps": None,
+        "random": recording.random,
     }
     if reload := recording.reload:
         weights.update(reload.state.stored)

@@ -6,8 +6,8 @@ PyTorch is reached only through the two callables that `record` is given; nothin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from transpiler.cases import DRAWS, Argument, Drawn, Inputs, State, draw_inputs,
 from transpiler.checks import Expected, comparable, compare, is_float, part_norms, same_kind, tolerance_of
 from transpiler.draw import Array, numpy_dtype, sample_positions, seed_of
 from transpiler.errors import TranspileError
+from transpiler.moments import moments
 from transpiler.testing import TestReport, run_generated_tests
 
 __all__ = [
@@ -100,7 +101,8 @@ class Taps:
 class Recording:
     """Everything the generated tests of a function compare with; `dropped` says which cases PyTorch refuses, and why.
 
-    `state` are the program's states, in the order of their keys.
+    `state` are the program's states, in the order of their keys. `random`, for a model that draws random numbers: the
+    moments of PyTorch's own runs, see `record_random`.
     """
 
     arguments: tuple[Argument, ...]
@@ -111,6 +113,7 @@ class Recording:
     dropped: tuple[str, ...] = ()
     function: str = "forward"
     state: tuple[OutputSpec, ...] = ()
+    random: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,18 @@ def record(
         function,
         states,
     )
+
+
+def record_random(recording: Recording, run: Callable[..., Sequence[Array]]) -> Recording:
+    """The recording with the moments of `run(inputs, seed=)`, PyTorch with its own numbers, on one case."""
+    chosen = next((case for case in recording.cases if case.name.startswith("drawn")), recording.cases[0])
+
+    def once(seed: int) -> Sequence[Array]:
+        return run([array.copy() for array in chosen.drawn.arrays], seed=seed)
+
+    several = [once(seed) for seed in range(3)]
+    varies = [len({array.tobytes() for array in arrays}) > 1 for arrays in zip(*several, strict=True)]
+    return replace(recording, random={"case": chosen.name, "varies": varies, "moments": moments(once)})
 
 
 def state_specs(state: Mapping[str, Array]) -> tuple[OutputSpec, ...]:

@@ -30,6 +30,7 @@ MODULES = {
     "scan": ("cumsum", "cumprod"),
     "sort": ("sort", "topk"),
     "scatter": ("scatter", "scatter_add", "scatter_mul", "scatter_max", "scatter_min", "index_put"),
+    "random": ("philox",),
 }
 SIZES = (1, 15, 16, 17, 33, 63)
 

@@ -8,7 +8,6 @@ from transpiler.ops import complex_pairs as complex_pairs
 from transpiler.ops import conv as conv
 from transpiler.ops import creation as creation
 from transpiler.ops import distance as distance
-from transpiler.ops import dropout as dropout
 from transpiler.ops import einsum as einsum
 from transpiler.ops import elementwise as elementwise
 from transpiler.ops import elementwise_unary as elementwise_unary
@@ -29,6 +28,7 @@ from transpiler.ops import orthogonal as orthogonal
 from transpiler.ops import packed as packed
 from transpiler.ops import pool as pool
 from transpiler.ops import power as power
+from transpiler.ops import random as random
 from transpiler.ops import reduce as reduce
 from transpiler.ops import resize as resize
 from transpiler.ops import rnn as rnn

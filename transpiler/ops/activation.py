@@ -402,10 +402,3 @@ def _glu(context: ImportContext, x: Value, dim: int = -1) -> Any:
     half = x.shape[dim] // 2
     a, b = compose.slice_axis(context, x, dim, 0, half), compose.slice_axis(context, x, dim, half, half * 2)
     return compose.mul(context, a, context.emit(Sigmoid(), b))
-
-
-@aten("rrelu.default")
-def _rrelu(context: ImportContext, x: Value, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False) -> Any:
-    if training:
-        raise context.unsupported("draws random slopes in training mode; call model.eval() first")
-    return context.emit(LeakyRelu((lower + upper) / 2), x)

@@ -246,6 +246,9 @@ class ImportContext(Protocol):
     def storage(self) -> tuple[tuple[Dim, ...], Dim]:
         """Strides and storage offset, in elements, that PyTorch gives the FX node's first tensor argument."""
 
+    def random_source(self) -> tuple[Value, int]:
+        """The state of the generator, int64[2], and a stream that no other operation of the model draws from."""
+
     def unsupported(self, reason: str) -> Exception:
         """Raise this for argument combinations that are refused; `reason` is shown to the user."""
 

@@ -190,7 +190,9 @@ class Function:
         return model.session() if self.state else model
 
     def call_on(self, model: Any, flat: Sequence[Any]) -> Any:
-        """As `call`, from the state that the model has."""
+        """As `call`, from the state that the model has; on the random numbers of the recorded results."""
+        if CASES.index["random"]:
+            model.seed(0)
         args, kwargs = nest(self.index["in_structure"], flat)
         return self.of(model)(*args, **kwargs)
 
@@ -204,6 +206,8 @@ class Function:
 
     def tap(self, model: Any, path: str, flat: Sequence[Any]) -> Any:
         """The value at a module path in a call of the function."""
+        if CASES.index["random"]:
+            model.seed(0)
         args, kwargs = nest(self.index["in_structure"], flat)
         chosen = model.tap(path) if self is CASES else model.tap(path, str(self))
         return chosen(*args, **kwargs)

@@ -19,6 +19,7 @@ from .arguments import TensorSpec, check_names, flatten
 from .errors import PackageError, TapError, WeightsError
 from .host import unblock
 from .native import KernelLibrary, Library, Session, choose_isa, default_threads
+from .random import Random
 from .safetensors import File, FormatError
 from .sizes import Shape, Sizes, Symbols
 from .state import State
@@ -75,6 +76,7 @@ class Package:
         weights: None for the package's own; a safetensors file or a mapping with PyTorch's state_dict names.
         threads: how many threads a call may use; by default all processors that this process may use.
         device: None or "cpu".
+        seed: of the random numbers, for a model that draws some; 0 by default.
         native: False runs `forward` kernel by kernel instead of the native plan; the bits are the same.
         verify: also hash the weights, which reads the whole file.
 
@@ -97,6 +99,7 @@ class Package:
         *,
         threads: int | None = None,
         device: str | None = None,
+        seed: int | None = None,
         native: bool = True,
         verify: bool = False,
     ) -> None:
@@ -115,6 +118,9 @@ class Package:
             name: Function(name, index, entries[name]) for index, name in enumerate(self._library.functions)
         }
         self._main = self._functions[self.manifest["function"]]
+        self._random = Random() if self.manifest["rng"] else None
+        if seed is not None:
+            self.seed(seed)
         self._session: Session | None = None
         self._state: State | None = None
         path = self.folder / "weights.cpu.safetensors"
@@ -138,7 +144,7 @@ class Package:
             IndexError: an index (of an embedding, a gather) is out of bounds.
         """
         callee = self._function(function)
-        call = callee.take(inputs)
+        call = self._take(callee, inputs)
         if not self._keeps_state:
             outputs = self._run(callee, self._running(), self._owned(), call)
         else:
@@ -147,6 +153,23 @@ class Package:
         if callee.gives_bfloat16:
             return tuple(spec.give(array) for spec, array in zip(callee.outputs, outputs, strict=True))
         return outputs
+
+    def _take(self, callee: Function, inputs: Iterable[Any]) -> Arguments:
+        """The arguments of a call: the checked inputs, and the random generator's state if it draws."""
+        call = callee.take(inputs)
+        if self._random is not None and callee.entry["random"]:
+            call.arrays.append(self._random.next())
+        return call
+
+    def seed(self, seed: int) -> None:
+        """Start the sequence of random numbers anew: the n-th call after it gives the same for the same seed.
+
+        Raises:
+            ValueError: the model draws no random numbers.
+        """
+        if self._random is None:
+            raise ValueError("this model draws no random numbers: there is nothing to seed")
+        self._random = Random(seed)
 
     def _run(self, callee: Function, session: Session, state: State, call: Arguments) -> tuple[Array, ...]:
         if not self.native:
@@ -207,7 +230,7 @@ class Package:
         callee = self._function(function)
         session = self._running()
         state = self._owned().copy(session.weights)
-        call = callee.take(inputs)
+        call = self._take(callee, inputs)
         outputs = [spec.allocate(call.sizes) for spec in callee.outputs]
         seconds = session.run_timed(callee.index, state, call.arrays, outputs, call.symbols)
         return list(zip(self._library.calls[callee.index], seconds.tolist(), strict=True))
@@ -237,13 +260,14 @@ class Package:
         self._owned().reset(self._running().weights)
 
     def session(self) -> Any:
-        """A model of its own with the initial state, over the same library, weights and threads.
+        """A model of its own with the initial state and seed, over the same library, weights and threads.
 
         What is done to one (calls, `load_state`, `load_weights`, `close`) is not seen by the other.
         """
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
         other._state = self._initial_state(self._running().weights)
+        other._random = self._random and self._random.copy()
         return other
 
     def _owned(self) -> State:
@@ -337,7 +361,7 @@ class Package:
         """
         callee = self._function(function)
         session = self._running()
-        call = callee.take(inputs)
+        call = self._take(callee, inputs)
         tape: list[tuple[Array, ...]] = []
         state = self._owned().copy(session.weights)
         before = {name: array.copy() for name, array in state.cells.items()}
