@@ -14,6 +14,9 @@ _HINTS = {
     "aten.nonzero": "its result's size depends on the data; use torch.where(mask, a, b)",
     "aten.masked_select": "its result's size depends on the data; use torch.where(mask, x, 0)",
     "aten.unique": "its result's size depends on the data",
+    "aten.linalg_eig.": "its results are complex; torch.linalg.eigh serves symmetric matrices",
+    "aten.linalg_lstsq": "solve with torch.linalg.pinv(a) @ b, or by torch.linalg.qr and solve_triangular",
+    "aten.linalg_ldl": "use torch.linalg.lu_factor, or torch.linalg.cholesky if it is positive definite",
     "cond": "torch.cond is not supported; compute both sides and choose with torch.where",
     "while_loop": "loops whose length depends on data are not supported",
 }

@@ -67,7 +67,7 @@ def test_all_reasons_come_at_once() -> None:
             def forward(self, x):
                 first = torch._standard_gamma_grad(x, x)
                 wide = (x[:, None] + x[None, :]).cumsum(1).sum(1)
-                return first + torch.geqrf(x[None])[0], wide, torch.rand_like(x)
+                return first + torch._dirichlet_grad(x[None], x[None], x[None]), wide, torch.rand_like(x)
 
         def example_inputs():
             return (torch.zeros(50_000),)
@@ -77,7 +77,7 @@ def test_all_reasons_come_at_once() -> None:
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert [error.partition(": ")[2][:38] for error in errors] == [
         "Unsupported operator 'aten._standard_g",
-        "Unsupported operator 'aten.geqrf.defau",
+        "Unsupported operator 'aten._dirichlet_",
         "Unsupported use of 'aten.rand_like.def",
         "Target 'cpu' cannot compute this: floa",
     ]

@@ -81,7 +81,7 @@ def test_every_unsupported_operator_at_once(command: Command) -> None:
                 self.block = Spectral()
 
             def forward(self, x):
-                return self.block(x), torch.geqrf(x)[0]
+                return self.block(x), torch._dirichlet_grad(x, x, x)
 
         def example_inputs():
             return (torch.ones(2, 3),)
@@ -95,9 +95,9 @@ def test_every_unsupported_operator_at_once(command: Command) -> None:
             6 | return torch._standard_gamma_grad(torch._standard_gamma_grad(x, x), x)
           Hint: write it with other operators, or add the operator in transpiler/ops (see CONTRIBUTING.md)
 
-        Error: Unsupported operator 'aten.geqrf.default' (1 use)
+        Error: Unsupported operator 'aten._dirichlet_grad.default' (1 use)
           net.py:14, in Net.forward
-            14 | return self.block(x), torch.geqrf(x)[0]
+            14 | return self.block(x), torch._dirichlet_grad(x, x, x)
           Hint: write it with other operators, or add the operator in transpiler/ops (see CONTRIBUTING.md)
 
         net.py was not transpiled, for 2 reasons; nothing was written.

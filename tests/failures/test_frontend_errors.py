@@ -237,7 +237,7 @@ def test_unsupported_operators_all_at_once(write: Write) -> None:
 
             def forward(self, x):
                 a = self.block(x)
-                b = torch.geqrf(x)[0]
+                b = torch._dirichlet_grad(x, x, x)
                 return a, b
     """
     assert message(write(dedent(text) + EXAMPLE)) == pinned("""
@@ -246,9 +246,9 @@ def test_unsupported_operators_all_at_once(write: Write) -> None:
             6 | return torch._standard_gamma_grad(torch._standard_gamma_grad(x, x), x)
           Hint: write it with other operators, or add the operator in transpiler/ops (see CONTRIBUTING.md)
 
-        Unsupported operator 'aten.geqrf.default' (1 use)
+        Unsupported operator 'aten._dirichlet_grad.default' (1 use)
           net.py:15, in Net.forward
-            15 | b = torch.geqrf(x)[0]
+            15 | b = torch._dirichlet_grad(x, x, x)
           Hint: write it with other operators, or add the operator in transpiler/ops (see CONTRIBUTING.md)
     """)
 
