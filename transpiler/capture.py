@@ -444,13 +444,46 @@ def _holds_cache(example: Example) -> bool:
 
 
 def _register_caches() -> None:
-    """Let DynamicCache cross torch.export; only where transformers is in use."""
+    """Let transformers' DynamicCache cross torch.export as a list of (key, value) pairs, one per layer; only where
+    transformers is in use.
+
+    Its own registration builds the cache through `update`, which leaves constants that cannot be traced.
+    """
     if "transformers" not in sys.modules:
         return
-    with contextlib.suppress(ImportError, AttributeError, ValueError):
-        from transformers.integrations.executorch import register_dynamic_cache_export_support
+    from torch.utils import _pytree
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
 
-        register_dynamic_cache_export_support()  # type: ignore[no-untyped-call]
+    if DynamicCache in _pytree.SUPPORTED_NODES:
+        return
+
+    def flatten(cache: Any) -> tuple[list[Any], Any]:
+        layers = [layer for layer in cache.layers if layer.is_initialized]
+        if any(type(layer) is not DynamicLayer for layer in layers):
+            raise TypeError("a DynamicCache of layers that are no plain DynamicLayer, such as sliding windows")
+        return [(layer.keys, layer.values) for layer in layers], None
+
+    def unflatten(pairs: Any, context: Any) -> Any:
+        cache = DynamicCache()
+        for key, value in pairs:
+            layer = DynamicLayer()  # type: ignore[no-untyped-call, unused-ignore]
+            layer.keys, layer.values, layer.is_initialized = key, value, True
+            layer.dtype, layer.device = getattr(key, "dtype", None), getattr(key, "device", None)
+            cache.layers.append(layer)
+        return cache
+
+    def flatten_with_keys(cache: Any) -> tuple[list[tuple[Any, Any]], Any]:
+        pairs, context = flatten(cache)
+        return [(_pytree.SequenceKey(index), pair) for index, pair in enumerate(pairs)], context
+
+    _pytree.register_pytree_node(
+        DynamicCache,
+        flatten,
+        unflatten,
+        serialized_type_name="transformers.DynamicCache",
+        flatten_with_keys_fn=flatten_with_keys,
+    )
 
 
 @contextlib.contextmanager

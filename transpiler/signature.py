@@ -13,7 +13,7 @@ from transpiler.structure import Literal, Mapping_, Sequence_, Structure
 
 
 def to_structure(spec: _pytree.TreeSpec, leaves: Iterator[Structure]) -> Structure:
-    """The spec with its leaves filled in order.
+    """The spec with its leaves filled in order. A DynamicCache is a list of (key, value) pairs.
 
     Raises:
         TranspileError: "unsupported-structure": a container that is no tuple, list, dict or record, or a dict
@@ -26,7 +26,7 @@ def to_structure(spec: _pytree.TreeSpec, leaves: Iterator[Structure]) -> Structu
     children = [to_structure(child, leaves) for child in spec.children()]
     if kind is None or kind is type(None):
         return Literal(None)
-    if kind is list or kind.__name__ == "immutable_list":
+    if kind is list or kind.__name__ in ("immutable_list", "DynamicCache"):
         return Sequence_("list", tuple(children))
     if kind is tuple or kind.__name__ == "Size":
         return Sequence_("tuple", tuple(children))
