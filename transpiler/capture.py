@@ -467,7 +467,7 @@ def _register_caches() -> None:
     def unflatten(pairs: Any, context: Any) -> Any:
         cache = DynamicCache()
         for key, value in pairs:
-            layer = DynamicLayer()  # type: ignore[no-untyped-call, unused-ignore]
+            layer: Any = DynamicLayer()  # type: ignore[no-untyped-call, unused-ignore]
             layer.keys, layer.values, layer.is_initialized = key, value, True
             layer.dtype, layer.device = getattr(key, "dtype", None), getattr(key, "device", None)
             cache.layers.append(layer)
