@@ -54,6 +54,8 @@ def test_a_later_call_leaves_earlier_outputs_alone(model: Model, function: Funct
     earlier = function.run_on(owner, function.all[0].inputs())
     kept = [array.copy() for array in earlier]
     for case in function.all[1:4]:
+        if function.state:
+            owner.reset()
         function.run_on(owner, case.inputs())
     assert same_bits(earlier, kept)
 
