@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from transpiler.emit import SourceFacts
 from transpiler.errors import TranspileError, UsageError
+from transpiler.extension import load_installed
 from transpiler.ir import Array, Program
 from transpiler.lower import with_taps
 from transpiler.serialize import load_graph, to_json
@@ -60,6 +61,7 @@ def read_model(request: Request) -> Model:
     Raises:
         UsageError, TranspileErrors: see `transpiler.capture`, `transpiler.importer`, `transpiler.weights`.
     """
+    load_installed()
     if isinstance(request.model, str | Path):
         path = Path(request.model)
         if path.name.endswith(".graph.json") or path.suffix == ".json":

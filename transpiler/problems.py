@@ -21,6 +21,7 @@ _HINTS = {
     "while_loop": "loops whose length depends on data are not supported",
 }
 _OTHERWISE = "write it with other operators, or add the operator in transpiler/ops (see CONTRIBUTING.md)"
+_CUSTOM = "say what it means with transpiler.extension.register_op (see docs/custom_operators.md)"
 _SHOWN = 5
 
 
@@ -51,7 +52,8 @@ class ProblemList:
 
     def add_operator(self, target: str, location: Location | None) -> None:
         prefixes = sorted((prefix for prefix in _HINTS if target.startswith(prefix)), key=len)
-        hint = _HINTS[prefixes[-1]] if prefixes else _OTHERWISE
+        otherwise = _OTHERWISE if target.startswith("aten.") else _CUSTOM
+        hint = _HINTS[prefixes[-1]] if prefixes else otherwise
         self.add("unsupported-operator", f"Unsupported operator '{target}'", location, hint=hint)
 
     def extend(self, error: TranspileErrors, location: Location | None = None) -> None:
