@@ -21,6 +21,7 @@ from transpiler.ops import grid_sample as grid_sample
 from transpiler.ops import index as index
 from transpiler.ops import linalg as linalg
 from transpiler.ops import logic as logic
+from transpiler.ops import matrix_exp as matrix_exp
 from transpiler.ops import norm as norm
 from transpiler.ops import norm_layers as norm_layers
 from transpiler.ops import order as order
