@@ -179,6 +179,8 @@ def check_program(program: Program) -> Program:
                 array = program.constants[item.key]
                 if TensorType(str(array.dtype), array.shape) != item.value.type:
                     raise bad_graph(f"the state {item.key!r} is not of its constant's type")
+            if item.role is Role.CONSTANT and item.key in program.states():
+                raise bad_graph(f"{item.key!r} is a constant in {graph.name} and a state in another function")
             if shared.setdefault((kind, item.key), fact) != fact:
                 raise bad_graph(f"the functions disagree about the {kind} {item.key!r}")
     return program
