@@ -81,7 +81,7 @@ class Probe(Tir):
         self._note(1, depends)
         return then
 
-    def index(self, value: Expr, size: Any) -> Expr:
+    def index(self, value: Expr, size: Any, wraps: bool = True) -> Expr:
         self._note(4, True)
         return tirx.const(0, "int32")
 

@@ -483,11 +483,13 @@ class Tir:
         return exact[exponent]() if exponent in exact else T.pow(x, self.const(exponent, dtype))
 
     # --- indices from data
-    def index(self, value: Expr, size: Any) -> Expr:
+    def index(self, value: Expr, size: Any, wraps: bool = True) -> Expr:
         assert self.status is not None, "the kernel was not built with checks_index"
         limit = tirx.const(size, "int64") if isinstance(size, int) else T.Cast("int64", extent(size))
         value = self.bind(T.Cast("int64", value))
-        wrapped = self.bind(self.select(value < tirx.const(0, "int64"), value + limit, value))
+        wrapped = value
+        if wraps:
+            wrapped = self.bind(self.select(value < tirx.const(0, "int64"), value + limit, value))
         valid = self.logical_and(wrapped >= tirx.const(0, "int64"), wrapped < limit)
         if self.statements:
             with T.If(self.logical_not(valid)), T.Then():

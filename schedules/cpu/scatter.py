@@ -88,7 +88,7 @@ def _check_all(builder: KernelBuilder, op: Any, positions: list[int], types: lis
     for operand, axis in enumerate(axes, first):
         if not is_empty(types[operand].shape):
             with T.serial(0, extent(count(types[operand].shape))) as at:
-                s.index(builder.inputs[positions[operand]][at], types[0].shape[axis])
+                s.index(builder.inputs[positions[operand]][at], types[0].shape[axis], op.name == "index_put")
 
 
 def _slice_write(builder: KernelBuilder, positions: list[int], types: list[TensorType], op: Any) -> Dim:
@@ -123,7 +123,7 @@ def _scatter(builder: KernelBuilder, positions: list[int], types: list[TensorTyp
     s = Tir(status=builder.status)
 
     def update(index: list[Expr]) -> None:
-        row = s.index(builder.inputs[positions[1]][flat_offset(index, indices)], x[axis])
+        row = s.index(builder.inputs[positions[1]][flat_offset(index, indices)], x[axis], wraps=False)
         at = held(flat_offset([*index[:axis], row, *index[axis + 1 :]], x))
         value = builder.inputs[positions[2]][flat_offset(index, source)]
         output.store(at, combine(s, output[at], value))

@@ -395,3 +395,31 @@ def half_rounding() -> Iterator[tuple[Any, ...]]:
         yield f"{name}_full", lambda x: (torch.full_like(x, 0.1), x.new_full((3,), 6e4), x.new_full((2,), NAN)), x
         yield f"{name}_arange", lambda x: torch.arange(0, 40, 0.3, dtype=x.dtype)[:64] + x, x, True
         yield f"{name}_linspace", lambda x: torch.linspace(0, 1, 64, dtype=x.dtype) + x, x, True
+
+
+# --- indices that PyTorch refuses ---------------------------------------------------------------------------------
+
+
+def out_of_bounds() -> Iterator[Case]:
+    """The last input holds an index beyond the end, before the beginning, or far away."""
+    x, functional = torch.arange(12.0).reshape(3, 4), torch.nn.functional
+    square = torch.ones(2, 4)
+    rows: dict[str, tuple[Function, int]] = {
+        "index_select": (lambda x, i: x.index_select(0, i[0]), -1),
+        "gather": (lambda x, i: x.gather(0, i), -1),
+        "embedding": (lambda x, i: functional.embedding(i, x), -1),
+        "scatter": (lambda x, i: x.scatter(0, i, square), -1),
+        "scatter_add": (lambda x, i: x.scatter_add(0, i, square), -1),
+        "index_add": (lambda x, i: x.index_add(0, i[0, :2], square), -1),
+        "index": (lambda x, i: x[i], -4),
+        "index_both": (lambda x, i: x[i, i], -4),
+        "take": (lambda x, i: torch.take(x[0, :3], i), -4),
+        "index_put": (lambda x, i: torch.index_put(x, (i[0, :2],), square), -4),
+        "index_fill": (lambda x, i: x.index_fill(0, i[0], 1.0), -4),
+    }
+    for name, (function, below) in rows.items():
+        for label, wrong in (("beyond", 3), ("before", below), ("far", 2**62), ("far_before", -(2**62))):
+            indices = tensor([[0, 2, 1, 0], [1, wrong, 0, 2]])
+            if name in ("index_select", "index_add", "index_put", "index_fill"):
+                indices = indices.flip(0)
+            yield Case(f"{name}/{label}", function, (x, indices))

@@ -171,12 +171,12 @@ class NumpyScalar:
     def minimum(self, a: Lazy, b: Lazy) -> Lazy:
         return a._binary(b, np.minimum)
 
-    def index(self, value: Lazy, size: int) -> Lazy:
+    def index(self, value: Lazy, size: int, wraps: bool = True) -> Lazy:
         assert value.dtype == "int64"
 
         def wrap() -> Any:
             position = value.value()
-            assert -size <= position < size
+            assert (-size if wraps else 0) <= position < size
             return position % size
 
         return Lazy("int64", wrap)

@@ -105,9 +105,9 @@ class NumpyScalar:
     def minimum(self, a: Any, b: Any) -> Any:
         return np.minimum(a, b)
 
-    def index(self, value: Any, size: Any) -> Any:
+    def index(self, value: Any, size: Any, wraps: bool = True) -> Any:
         count = evaluate(size, {})
-        value = np.where(value < 0, value + count, value)
+        value = np.where(value < 0, value + count, value) if wraps else value
         assert ((value >= 0) & (value < count)).all()
         return value
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conformance import corner_cases
-from tests.conformance.corner_cases import Case, everything
+from tests.conformance.corner_cases import Case, everything, out_of_bounds
 from tests.conformance.databases.fast_export import fast_export
 from tests.conformance.kernels import array_type
 from tests.conformance.programs import Programs
@@ -120,6 +120,24 @@ def test_corner_cases(target: Target) -> None:
                 if text := difference(case, next(results), want):
                     problems.append(f"{case.id}, output {number}: {text}")
     assert not problems, f"{len(problems)} problems\n" + "\n".join(problems)
+
+
+def test_indices_out_of_bounds(target: Target) -> None:
+    """An IndexError where PyTorch raises; no memory outside is read or written (the harness guards it)."""
+    bad = {case.id: case for case in out_of_bounds()}
+    compiled = Programs({id_: program([case]) for id_, case in bad.items()}, target)
+    silent = []
+    for id_, case in bad.items():
+        *tensors, indices = case.inputs
+        compiled.run(id_, *(to_numpy(item) for item in (*tensors, indices.clamp(0, 2))))
+        with pytest.raises((IndexError, RuntimeError)):
+            case.function(*case.inputs)
+        try:
+            compiled.run(id_, *(to_numpy(item) for item in case.inputs))
+        except IndexError:
+            continue
+        silent.append(id_)
+    assert not silent
 
 
 @pytest.mark.parametrize("id_", sorted(REFUSED))

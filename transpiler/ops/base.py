@@ -92,9 +92,9 @@ class Scalar(Protocol):
         """NaN if either is NaN."""
 
     def minimum(self, a: Expr, b: Expr) -> Expr: ...
-    def index(self, value: Expr, size: Dim) -> Expr:
-        """`value` (int64) as an index into `size` elements: negative values count from the end; one that is out of
-        bounds reports an IndexError at run time and reads element 0."""
+    def index(self, value: Expr, size: Dim, wraps: bool = True) -> Expr:
+        """`value` (int64) as an index into `size` elements: negative values count from the end if it `wraps`; one that
+        is out of bounds reports an IndexError at run time and reads element 0."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=False)

@@ -124,8 +124,9 @@ def reduce_max(context: ImportContext, x: Value, axes: Sequence[int]) -> Value:
     return emit(context, ReduceMax(tuple(axes), True), x)
 
 
-def take(context: ImportContext, x: Value, indices: Value, axis: int) -> Value:
-    return emit(context, Take(axis), x, indices)
+def take(context: ImportContext, x: Value, indices: Value, axis: int, *, wraps: bool = True) -> Value:
+    """Rows along `axis`; negative indices count from the end if it `wraps`, else they are out of bounds."""
+    return emit(context, Take(axis, wraps), x, indices)
 
 
 def _value(value: object) -> Value:

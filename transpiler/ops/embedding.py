@@ -18,7 +18,7 @@ from transpiler.ops.statistics import norm
 @aten("embedding.default")
 def _embedding(context: ImportContext, weight: Value, indices: Value, *_training: Any, **_training_by_name: Any) -> Any:
     """(weight[V, D], indices[...]) -> [..., D]; the options concern gradients."""
-    return compose.take(context, weight, indices, 0)
+    return compose.take(context, weight, indices, 0, wraps=False)
 
 
 @aten("embedding_renorm.default")

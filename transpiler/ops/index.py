@@ -36,15 +36,21 @@ def check_indices(name: str, *types: TensorType) -> None:
         raise OpError(f"{name}: int32 or int64 indices expected, got {', '.join(t.dtype for t in types)}")
 
 
-def _position(s: Scalar, value: Expr, size: Dim) -> Expr:
-    return s.index(s.cast(value, "int64"), size)
+def _position(s: Scalar, value: Expr, size: Dim, wraps: bool = True) -> Expr:
+    return s.index(s.cast(value, "int64"), size, wraps)
+
+
+def _refuse_negative(indices: Array) -> None:
+    if (indices < 0).any():
+        raise IndexError("a negative index")
 
 
 class Take(Injective, name="take"):
-    """Rows of `x` along `axis`: x (…, n, …), indices (*i) -> (…, *i, …). An index may be negative."""
+    """Rows of `x` along `axis`: x (…, n, …), indices (*i) -> (…, *i, …). An index may be negative if it `wraps`."""
 
     checks_index = True
     axis: int = 0
+    wraps: bool = True
 
     def infer(self, x: TensorType, indices: TensorType) -> TensorType:
         check_indices(self.name, indices)
@@ -53,6 +59,8 @@ class Take(Injective, name="take"):
         return x.with_shape((*x.shape[: self.axis], *indices.shape, *x.shape[self.axis + 1 :]))
 
     def reference(self, x: Array, indices: Array) -> Array:
+        if not self.wraps:
+            _refuse_negative(indices)
         return np.take(x, indices, self.axis)
 
     def host(self, x: str, indices: str) -> str:
@@ -60,7 +68,7 @@ class Take(Injective, name="take"):
 
     def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         stop = self.axis + types[1].rank
-        at = _position(s, inputs[1](*index[self.axis : stop]), types[0].shape[self.axis])
+        at = _position(s, inputs[1](*index[self.axis : stop]), types[0].shape[self.axis], self.wraps)
         return inputs[0](*index[: self.axis], at, *index[stop:])
 
     @classmethod
@@ -92,7 +100,7 @@ class Gather(Injective, name="gather"):
         return np.take_along_axis(x[part], indices.astype(np.int64), self.axis)
 
     def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
-        at = _position(s, inputs[1](*index), types[0].shape[self.axis])
+        at = _position(s, inputs[1](*index), types[0].shape[self.axis], wraps=False)
         return inputs[0](*index[: self.axis], at, *index[self.axis + 1 :])
 
     @classmethod
@@ -205,7 +213,7 @@ def _index_select(context: ImportContext, x: Value, dim: int, index: Value) -> A
     if not x.shape:
         return x
     picks = reshape(context, index, (1,)) if not index.shape else index
-    return context.emit(Take(normalize_axis(dim, len(x.shape))), x, picks)
+    return context.emit(Take(normalize_axis(dim, len(x.shape)), wraps=False), x, picks)
 
 
 @aten("gather.default")
@@ -275,11 +283,12 @@ def _index_fill(context: ImportContext, x: Value, dim: int, index: Value, value:
 
 @aten("one_hot.default")
 def _one_hot(context: ImportContext, x: Value, num_classes: int = -1) -> Any:
-    """Each index compared with every class."""
+    """Each index, checked, compared with every class."""
     if not isinstance(num_classes, int) or num_classes < 0:
         raise context.unsupported("one_hot without num_classes: the shape of the result depends on the data")
-    column = reshape(context, context.cast(x, "int64"), (*x.shape, 1))
     classes = context.emit(Arange(0, 1, num_classes, "int64"))
+    chosen = context.emit(Take(0, wraps=False), classes, context.cast(x, "int64"))
+    column = reshape(context, chosen, (*x.shape, 1))
     return context.emit(Cast("int64"), context.emit(Eq(), column, classes))
 
 
