@@ -53,6 +53,7 @@ def _register(dims: int) -> None:
         if not all(isinstance(size, int) for size in sizes):
             raise context.unsupported("fractional max pooling of symbolic sizes")
         rank = 2 + 2 * dims
+        samples = compose.slice_axis(context, samples, 0, 0, sizes[0])  # PyTorch does not mind more of them
 
         def along(value: Value, axes: Sequence[int]) -> Value:
             """`value` with its axes at the given places of [N, C, *windows, *kernel]."""
