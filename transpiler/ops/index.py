@@ -24,8 +24,8 @@ from transpiler.ops.base import (
     rng,
 )
 from transpiler.ops.compare import Cast, Eq, Where
-from transpiler.ops.creation import Arange
-from transpiler.ops.dtypes import draw
+from transpiler.ops.creation import Arange, Full
+from transpiler.ops.dtypes import draw, plain
 from transpiler.ops.elementwise import Add
 from transpiler.ops.promotion import operand
 from transpiler.ops.views import broadcast, reshape
@@ -218,6 +218,10 @@ def _index_select(context: ImportContext, x: Value, dim: int, index: Value) -> A
 
 @aten("gather.default")
 def _gather(context: ImportContext, x: Value, dim: int, index: Value, sparse_grad: bool = False) -> Any:
+    if 0 in index.shape:
+        return context.emit(Full(plain(0, x.dtype), index.shape, x.dtype))
+    if index.dtype == "uint8":
+        index = context.cast(index, "int64")
     if not index.shape or not x.shape:
         lifted = (item if item.shape else reshape(context, item, (1,)) for item in (x, index))
         return reshape(context, context.emit(Gather(0), *lifted), index.shape)

@@ -318,22 +318,27 @@ def _replication_pad(context: ImportContext, x: Value, padding: Sequence[Dim]) -
 
 
 def padded(context: ImportContext, x: Value, pad: Sequence[Dim], mode: str, value: Any) -> Any:
+    """Negative pads cut. What is wrapped around is what they leave; what is repeated or reflected is the whole."""
     rank = len(x.shape)
     low: list[Dim] = [0] * rank
     high: list[Dim] = [0] * rank
     for pair in range(len(pad) // 2):
         axis = rank - 1 - pair
-        before, after = pad[2 * pair], pad[2 * pair + 1]
-        start, stop = max(-_fixed(before), 0), x.shape[axis] - max(-_fixed(after), 0)
-        x = cut(context, x, axis, start, stop)
-        low[axis] = before if start == 0 else 0
-        high[axis] = after if _fixed(after) >= 0 else 0
-    if not any(low) and not any(high):
-        return x
-    if isinstance(value, Value):
-        raise context.unsupported("pad with a value that is a tensor")
-    number = plain(value, x.dtype)
-    return context.emit(Pad(tuple(low), tuple(high), mode, number), x)
+        low[axis], high[axis] = pad[2 * pair], pad[2 * pair + 1]
+    if mode == "circular":
+        x = _cropped(context, x, low, high)
+    before, after = (tuple(max(n, 0) if isinstance(n, int) else n for n in side) for side in (low, high))
+    if any(before) or any(after):
+        if isinstance(value, Value):
+            raise context.unsupported("pad with a value that is a tensor")
+        x = context.emit(Pad(before, after, mode, plain(value, x.dtype)), x)
+    return x if mode == "circular" else _cropped(context, x, low, high)
+
+
+def _cropped(context: ImportContext, x: Value, low: Sequence[Dim], high: Sequence[Dim]) -> Value:
+    for axis, (before, after) in enumerate(zip(low, high, strict=True)):
+        x = cut(context, x, axis, max(-_fixed(before), 0), x.shape[axis] - max(-_fixed(after), 0))
+    return x
 
 
 def _fixed(pad: Dim) -> int:
