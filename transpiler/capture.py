@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from transpiler.decompositions import decomposition_table
 from transpiler.dims import SymbolRange
 from transpiler.errors import TranspileError, UsageError
-from transpiler.examples import bind_inputs, draw_placeholders, dynamic_shapes, grown
+from transpiler.examples import bind_inputs, dims_by_input, draw_placeholders, dynamic_shapes, grown
 from transpiler.export_errors import export_error, first_line
 from transpiler.frames import Files, frames_of_exception, user_location
 from transpiler.source import Entry, ModelSource, choose_entry, missing_inputs, read_source
@@ -331,9 +331,10 @@ def capture_module(
                 ) from error
             raise export_error(error, files) from error
     names = _default_names(exported, _symbol_names(exported, example, dynamic_shapes))
+    bounds = _given_bounds(exported, names, example, dynamic_shapes)
     name = _identifier(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(module).__name__)).lower()
     return Captured(
-        exported, module, *example, source, name, tuple(warnings), names, function=function, keeps_cache=cache
+        exported, module, *example, source, name, tuple(warnings), names, bounds, function=function, keeps_cache=cache
     )
 
 
@@ -538,8 +539,6 @@ def _symbol_names(exported: ExportedProgram, example: Any, shapes: Any) -> dict[
     """torch's symbol -> the name of the torch.export.Dim the user gave for it."""
     if shapes is None:
         return {}
-    from transpiler.examples import dims_by_input
-
     values = [node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"]
     users = values[len(values) - _user_count(exported) :]
     names: dict[str, str] = {}
@@ -552,6 +551,26 @@ def _symbol_names(exported: ExportedProgram, example: Any, shapes: Any) -> dict[
                 if len(free) == 1:
                     names.setdefault(str(*free), str(name))
     return names
+
+
+def _given_bounds(
+    exported: ExportedProgram, names: Mapping[str, str], example: Any, shapes: Any
+) -> dict[str, SymbolRange]:
+    """Ranges that begin at 2 because torch.export takes no size for 1, though the user allowed 1: they begin at 1. What
+    the graph does there is compared with the module."""
+    if shapes is None:
+        return {}
+    least = {}
+    for dims in dims_by_input(example, shapes):
+        for dim in dims.values():
+            root = getattr(dim, "root", dim)
+            least[getattr(root, "__name__", "")] = getattr(root, "min", None)
+    ranges = symbol_ranges(exported.range_constraints, names)
+    return {
+        name: SymbolRange(1, bounds.high)
+        for name, bounds in ranges.items()
+        if bounds.low == 2 and least.get(name, 2) in (0, 1)
+    }
 
 
 def _varying(exported: ExportedProgram) -> Iterator[tuple[str, int, Any]]:

@@ -254,7 +254,8 @@ def _record(model: Model, plans: Sequence[KernelPlan]) -> Recorded:
     for plan in plans:
         function = model.functions[plan.function]
         outputs[plan.function] = [
-            OutputSpec(name, value.dtype) for name, value in zip(output_names(plan), plan.outputs, strict=True)
+            OutputSpec(name, value.dtype, value.shape)
+            for name, value in zip(output_names(plan), plan.outputs, strict=True)
         ]
         recording = record(
             [

@@ -13,6 +13,7 @@ import numpy as np
 
 from transpiler.cases import DRAWS, Argument, Drawn, Inputs, State, draw_inputs, draw_state
 from transpiler.checks import Expected, comparable, compare, is_float, part_norms, same_kind, tolerance_of
+from transpiler.dims import Dim, evaluate
 from transpiler.draw import Array, numpy_dtype, sample_positions, seed_of
 from transpiler.errors import TranspileError
 from transpiler.moments import moments
@@ -63,6 +64,7 @@ class OutputSpec:
 
     name: str
     dtype: str
+    shape: tuple[Dim, ...] | None = None  # None: whatever PyTorch gives
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def record(
     for drawn in inputs.cases:
         try:
             if drawn.resized:
-                _check_traced(drawn, at[drawn.name], eager, reference)
+                _check_traced(drawn, at[drawn.name], outputs, eager, reference)
             found = run(drawn.arrays, None, _pair(begin))
             cases.append(Recorded(drawn, found[: len(outputs)], found[len(outputs) :]))
         except Exception as error:
@@ -291,7 +293,9 @@ def record_sequence(
     return tuple(steps)
 
 
-def _check_traced(drawn: Drawn, sizes: Mapping[str, int], eager: Eager, reference: Reference) -> None:
+def _check_traced(
+    drawn: Drawn, sizes: Mapping[str, int], outputs: Sequence[OutputSpec], eager: Eager, reference: Reference
+) -> None:
     """Whether the traced graph does at other sizes what the module does: torch.export may have fixed a branch.
 
     Raises:
@@ -303,6 +307,10 @@ def _check_traced(drawn: Drawn, sizes: Mapping[str, int], eager: Eager, referenc
         copies = [array.copy() for array in drawn.arrays]
         got, _ = reference(copies, double=False, capture_values=(), weights=None, state=None)
         reason = "" if all(map(_alike, wanted, got)) else "its results differ"
+        for item, array in zip(outputs, wanted, strict=True):
+            shape = array.shape if item.shape is None else tuple(evaluate(dim, sizes) for dim in item.shape)
+            if shape != array.shape:
+                reason = f"{item.name} is of shape {array.shape}, not {shape}"
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     if reason:

@@ -29,7 +29,7 @@ Placed = Callable[..., Any]
 # Tasks to aim for, so that a static split over a few threads is even.
 TASKS = 8
 # What tiles are chosen for where the number of rows or columns is a symbol.
-SYMBOLIC_ROWS = 48
+SYMBOLIC_ROWS = 8
 SYMBOLIC_PANELS = 2
 
 
@@ -117,10 +117,20 @@ def _symbolic_panel_groups(product: Product, tile: Tile, first_panel: int, group
                 with when(here):
                     _tile(product, Tile(rest, tile.panels), full * tile.rows, panel)
             return
-        for rows in range(1, tile.rows):
-            last = tirx.EQ(rest, rows)
-            with when(last if here is None else tirx.And(here, last)):
-                _tile(product, Tile(rows, tile.panels), full * tile.rows, panel, compact=True)
+        if is_fixed(product.n):
+            for rows in range(1, tile.rows):
+                last = tirx.EQ(rest, rows)
+                with when(last if here is None else tirx.And(here, last)):
+                    _tile(product, Tile(rows, tile.panels), full * tile.rows, panel, compact=True)
+            return
+        # Of two symbolic sizes, less code: the remainder is made of tiles of 1, 2, 4, ... rows.
+        rows = (1 << (tile.rows - 1).bit_length()) // 2
+        while rows:
+            left = rest % (2 * rows)
+            fits = left >= rows
+            with when(fits if here is None else tirx.And(here, fits)):
+                _tile(product, Tile(rows, tile.panels), product.m - left, panel, compact=True)
+            rows //= 2
 
 
 def _tile(product: Product, tile: Tile, first_row: Expr, first_panel: Expr, *, compact: bool = False) -> None:
