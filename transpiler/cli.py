@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from transpiler import __version__
+from transpiler.dims import evaluate, parse_dim
 from transpiler.errors import Problem, TranspileErrors, UsageError, render
 
 if TYPE_CHECKING:
@@ -299,10 +300,12 @@ def example(manifest: Mapping[str, Any]) -> str:
     if not all("leaf" in structure for structure in manifest["arguments"].values()):
         return f"python -m {name} verify"
     arguments = []
+    sizes = {item["name"]: item["example"] for item in manifest.get("symbols", ())}
     for argument, structure in sorted(manifest["arguments"].items(), key=lambda item: item[1]["leaf"]):
         entry = inputs[structure["leaf"]]
         dtype = "float32" if entry["dtype"] == "bfloat16" else entry["dtype"]
-        arguments.append(f"{argument}=np.zeros({tuple(entry['shape'])}, '{dtype}')")
+        shape = tuple(evaluate(parse_dim(str(size)), sizes) for size in entry["shape"])
+        arguments.append(f"{argument}=np.zeros({shape}, '{dtype}')")
     call = f"Model()({', '.join(arguments)})"
     return f'python -c "import numpy as np; from {name} import Model; print({call})"'
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -96,7 +98,7 @@ def test_guards(tmp_path: Path) -> None:
     model = transpile(module, args=draw(2, 3), dynamic_shapes=dims, name="guarded", out=tmp_path).load()
 
     def message(*shapes: tuple[int, ...]) -> str:
-        with pytest.raises(ValueError, match="dimension|shape") as caught:
+        with pytest.raises(ValueError, match=r"dimension|shape") as caught:
             model(*(np.zeros(shape, np.float32) for shape in shapes))
         return str(caught.value)
 
@@ -150,6 +152,12 @@ def test_command_line_with_generated_tests(tmp_path: Path) -> None:
     batches = {case["shapes"][0][0] for case in cases["cases"]}
     assert {1, 300} <= batches
     assert len(batches) >= 4
+    command = [sys.executable, "-m", "mlp_any", "profile", "-n", "1", "--size", "batch=64"]
+    timed = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(folder / "src")}, capture_output=True, text=True
+    )
+    assert timed.returncode == 0, timed.stderr
+    assert "linear_bias_gelu_48" in timed.stdout
     module = sys.modules["transpiler_user_mlp_any"].Mlp().eval()
     state = {key: value.numpy() for key, value in module.state_dict().items()}
     with load_package(folder, "mlp_any").Model(weights=state) as model:

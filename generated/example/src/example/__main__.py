@@ -17,6 +17,7 @@ from .model import Model
 from .runtime.errors import PackageError, WeightsError
 from .runtime.package import check_files, functions_of, read_manifest
 from .runtime.safetensors import File, storage_dtype
+from .runtime.sizes import Shape, Sizes, parse_size
 
 Array = npt.NDArray[Any]
 
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         child = commands.add_parser(command, help=text)
         child.add_argument("--threads", type=int, default=None, help="default: all processors")
         child.add_argument("-n", "--runs", type=int, default=50, help="calls to measure (default: 50)")
+        child.add_argument(
+            "--size", metavar="NAME=VALUE", action="append", default=[], help="of a size that varies"
+        )
         child.add_argument(
             "--function", metavar="NAME", default=None, help="of a model with several functions"
         )
@@ -58,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.function is not None and options.function not in known:
             parser.error(f"--function: there is no {options.function!r}; known: {', '.join(known)}")
         run = bench if options.command == "bench" else profile
-        return run(options.threads, options.runs, options.function)
+        return run(options.threads, options.runs, options.function, options.size)
     except (PackageError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -74,13 +78,13 @@ def info() -> int:
             print(f"{label}{kind}:")
             for item in entry[kind]:
                 bounds = f"  in {item['bounds'][0]}..{item['bounds'][1]}" if item.get("bounds") else ""
-                print(f"  {item['name']}: {item['dtype']}{item['shape']}{bounds}")
+                print(f"  {item['name']}: {item['dtype']}{_shape(item)}{bounds}")
     weights, state = manifest["weights"], manifest["state"]
     calls = sum(kernel["calls"] for kernel in manifest["kernels"].values())
     if state["buffers"]:
         print(f"state: {state['bytes']:,} bytes")
         for item in state["buffers"]:
-            print(f"  {item['name']}: {item['dtype']}{item['shape']}")
+            print(f"  {item['name']}: {item['dtype']}{_shape(item)}")
     print(f"weights: {len(weights['keys'])} state_dict tensors, {weights['bytes']:,} bytes prepared")
     print(f"kernels: {len(manifest['kernels'])}, called {calls} times")
     print(f"taps: {sum(len(entry['taps']) for entry in functions.values())}")
@@ -153,24 +157,42 @@ def difference(output: Array, expected: Array) -> float:
     return float(np.max(np.where(np.isnan(distance), np.inf, distance), initial=0.0))
 
 
-def drawn_inputs(manifest: Mapping[str, Any]) -> list[Array]:
+def _shape(item: Mapping[str, Any]) -> str:
+    return f"[{', '.join(map(str, item['shape']))}]"
+
+
+def chosen_sizes(manifest: Mapping[str, Any], given: Sequence[str]) -> dict[str, int]:
+    """The sizes that vary: those of `given` (NAME=VALUE), else those that the model was captured with."""
+    sizes: dict[str, int] = {item["name"]: item["example"] for item in manifest["symbols"]}
+    for text in given:
+        name, _, value = text.partition("=")
+        if name not in sizes or not value.isdigit():
+            known = ", ".join(sizes) or "none"
+            raise PackageError(f"--size {text}: expected NAME=VALUE; sizes that vary: {known}")
+        sizes[name] = int(value)
+    return sizes
+
+
+def drawn_inputs(manifest: Mapping[str, Any], sizes: Sizes) -> list[Array]:
     """Inputs of the right types: normal floats, integers within their bounds."""
     rng = np.random.default_rng(0)
     inputs: list[Array] = []
     for item in manifest["inputs"]:
+        shape = Shape(item["shape"]).at(sizes)
         if "float" in item["dtype"]:
-            values: Array = rng.standard_normal(item["shape"])
+            values: Array = rng.standard_normal(shape)
             dtype = np.dtype(np.float32) if item["dtype"] == "bfloat16" else storage_dtype(item["dtype"])
         else:
             low, high = item.get("bounds") or (0, 1)
-            values, dtype = rng.integers(low, high + 1, item["shape"]), storage_dtype(item["dtype"])
+            values, dtype = rng.integers(low, high + 1, shape), storage_dtype(item["dtype"])
         inputs.append(values.astype(dtype))
     return inputs
 
 
-def bench(threads: int | None, runs: int, function: str | None) -> int:
+def bench(threads: int | None, runs: int, function: str | None, given: Sequence[str]) -> int:
     model = Model(threads=threads)
-    inputs = drawn_inputs(functions_of(model.manifest)[function or model.manifest["function"]])
+    described = functions_of(model.manifest)[function or model.manifest["function"]]
+    inputs = drawn_inputs(described, chosen_sizes(described, given))
     for _ in range(max(3, runs // 10)):
         model.infer(*inputs, function=function)
     seconds = []
@@ -183,9 +205,11 @@ def bench(threads: int | None, runs: int, function: str | None) -> int:
     return 0
 
 
-def profile(threads: int | None, runs: int, function: str | None) -> int:
+def profile(threads: int | None, runs: int, function: str | None, given: Sequence[str]) -> int:
     model = Model(threads=threads)
-    inputs = drawn_inputs(functions_of(model.manifest)[function or model.manifest["function"]])
+    described = functions_of(model.manifest)[function or model.manifest["function"]]
+    sizes = chosen_sizes(described, given)
+    inputs = drawn_inputs(described, sizes)
     for _ in range(max(3, runs // 10)):
         model.profile(*inputs, function=function)
     rows = [model.profile(*inputs, function=function) for _ in range(runs)]
@@ -198,7 +222,7 @@ def profile(threads: int | None, runs: int, function: str | None) -> int:
     print(f"{'kernel':{width}}  {'time':>10}  {'share':>6}  {'GFLOP/s':>8}  {'GB/s':>7}")
     for name, seconds in calls:
         rate = 1e-9 / seconds if seconds else 0.0
-        work, moved = kernels[name]["flops"] * rate, kernels[name]["bytes"] * rate
+        work, moved = (parse_size(str(kernels[name][key]))(sizes) * rate for key in ("flops", "bytes"))
         print(f"{name:{width}}  {_time(seconds):>10}  {seconds / total:6.1%}  {work:8.1f}  {moved:7.1f}")
     print(f"{'total':{width}}  {_time(total):>10}  {model.isa}, {model.threads} threads, median of {runs}")
     return 0

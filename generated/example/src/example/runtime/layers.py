@@ -74,7 +74,7 @@ def read_recorded(model: Package, folder: Path) -> Recorded:
         stored, arrays = File(folder / "inputs.safetensors"), File(folder / "taps.safetensors")
         inputs = [
             make(recipe, dtype, shape, stored)
-            for recipe, (_, dtype, shape) in zip(case["inputs"], arguments, strict=True)
+            for recipe, (_, dtype, _), shape in zip(case["inputs"], arguments, case["shapes"], strict=True)
         ]
         values = {path: _expected(entry, arrays) for path, entry in taps["values"].items()}
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
