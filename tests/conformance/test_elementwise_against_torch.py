@@ -127,6 +127,8 @@ ARITHMETIC: list[Case] = [
     ("atan2.default", F, G),
     ("atan2.default", *corner_pairs()),
     ("atan2.default", J, J),
+    ("add.Tensor", B, C, Named(alpha=False)),
+    ("add.Tensor", B, C, Named(alpha=True)),
     *(
         (f"{name}.default", *pair)
         for name in ("fmax", "fmin", "hypot", "nextafter")
