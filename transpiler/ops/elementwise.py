@@ -266,7 +266,8 @@ def _plus(context: ImportContext, op: Op, a: Any, b: Any, alpha: Any) -> Any:
 def _add(context: ImportContext, a: Any, b: Any, alpha: Any = 1) -> Any:
     dtype = out_type(context).dtype
     if dtype == "bool":
-        return context.emit(LogicalOr(), *operands(context, (a, b), dtype))
+        a, b = operands(context, (a, b), dtype)
+        return context.emit(LogicalOr(), a, b if alpha else context.emit(LogicalAnd(), b, context.scalar(False, dtype)))
     return _plus(context, Add(), a, b, alpha)
 
 

@@ -142,6 +142,8 @@ def _reduced(
     context: ImportContext, x: Value, dim: int, index: Value, src: Any, reduce: str, include_self: bool
 ) -> Any:
     """Without `include_self`, the elements that are written to start from the identity of the reduction."""
+    if x.dtype == "bool" and reduce != "sum":
+        raise context.unsupported(f"the reduction {reduce!r} of bools")
     if 0 in index.shape:
         return x
     start = x if include_self else _scatter(context, Scatter, x, dim, index, _identity(reduce, x.dtype))
