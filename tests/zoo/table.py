@@ -40,5 +40,5 @@ def _row(entry: Entry, result: Result) -> str:
         return f"| {entry.name} | {entry.library} | {result.outcome}: {reason} | | | | {result.seconds:.1f} |"
     return (
         f"| {entry.name} | {entry.library} | equal | {result.error:.1e} | {result.tolerance:.1e} "
-        f"| {result.kernels} | {result.seconds:.1f} |"
+        f"| {result.kernels or ''} | {result.seconds:.1f} |"
     )
