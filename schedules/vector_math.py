@@ -3,15 +3,15 @@
 LLVM turns a vector `exp` into sixteen libm calls and has no `erf` at all, so the transcendental functions
 that models spend time in are polynomials here. The coefficients are minimax fits (Lawson's reweighted least
 squares on Chebyshev nodes, weighted for relative error) made by `schedules/fit_polynomials.py`; the bounds
-are measured over the whole float32 range by tests/unit/test_vector_math.py:
+(`ULPS`) are measured over the whole float32 range by tests/unit/test_vector_math.py:
 
-| function | error bound (ulp) | range of the polynomial |
-|---|---|---|
-| exp | 1 | r in [-ln2/2, ln2/2], degree 7, two-step scaling for denormal results |
-| exp_nonpositive | 1 | the same for x <= 0; 0 below -87 |
-| tanh | 2 | odd, |x| < 0.625, degree 11; beyond: 1 - 2/(exp(2|x|)+1) |
-| sigmoid | 3 | e = exp(-|x|): 1/(1+e), for x < 0 e/(1+e) |
-| erf | 3 | odd, |x| < 1, degree 15; beyond: 1 - exp(-P(|x|)) |
+| function | range of the polynomial |
+|---|---|
+| exp | r in [-ln2/2, ln2/2], degree 7, two-step scaling for denormal results |
+| exp_nonpositive | the same for x <= 0; 0 below -87 |
+| tanh | odd, |x| < 0.625, degree 11; beyond: 1 - 2/(exp(2|x|)+1) |
+| sigmoid | e = exp(-|x|): 1/(1+e), for x < 0 e/(1+e) |
+| erf | odd, |x| < 1, degree 15; beyond: 1 - exp(-P(|x|)) |
 
 NaN propagates and infinities give the limits. Each function takes the builder's `Tir` for its operations.
 """
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .tir import Tir
 
 Expr = Any
+
+# Largest errors, in units of the last place of float32; exp_nonpositive has exp's.
+ULPS = {"exp": 1, "tanh": 2, "sigmoid": 3, "erf": 3}
 
 EXP = (0.5, 0.16666666, 0.041666295, 0.008333497, 0.0013944651, 0.00019790372)
 TANH = (-0.3333333, 0.13333206, -0.053946763, 0.021700697, -0.008177384, 0.0021429495)

@@ -8,7 +8,7 @@ from transpiler.errors import Location, Problem, TranspileErrors
 from transpiler.ir import Program
 
 # What to do about operators that are often asked for; the longest matching prefix counts.
-_HINTS = {
+HINTS = {
     "aten.item": "a tensor's value cannot steer the program; use torch.where, or shapes",
     "aten._local_scalar_dense": "a tensor's value cannot steer the program; use torch.where",
     "aten.nonzero": "its result's size depends on the data; use torch.where(mask, a, b)",
@@ -51,9 +51,9 @@ class ProblemList:
             places.append(location)
 
     def add_operator(self, target: str, location: Location | None) -> None:
-        prefixes = sorted((prefix for prefix in _HINTS if target.startswith(prefix)), key=len)
+        prefixes = sorted((prefix for prefix in HINTS if target.startswith(prefix)), key=len)
         otherwise = _OTHERWISE if target.startswith("aten.") else _CUSTOM
-        hint = _HINTS[prefixes[-1]] if prefixes else otherwise
+        hint = HINTS[prefixes[-1]] if prefixes else otherwise
         self.add("unsupported-operator", f"Unsupported operator '{target}'", location, hint=hint)
 
     def extend(self, error: TranspileErrors, location: Location | None = None) -> None:
