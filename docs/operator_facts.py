@@ -123,8 +123,11 @@ def overloads() -> tuple[str, ...]:
     """Those of the project itself: a process may hold operators of a user as well."""
 
     def ours(importer: Any) -> bool:
-        modules = [importer.__module__, *(op.__module__ for op in survey(importer).ops)]
-        return all(module.startswith("transpiler.ops.") for module in modules)
+        home = "transpiler.ops."
+        # In this order: the source of the others may be gone.
+        return importer.__module__.startswith(home) and all(
+            op.__module__.startswith(home) for op in survey(importer).ops
+        )
 
     return tuple(overload for overload, importer in ATEN.items() if ours(importer))
 

@@ -41,7 +41,7 @@ def test_constraints_fit_the_declared_ranges() -> None:
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/tour.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/tour.md", "docs/operators.md"])
 def test_links_lead_somewhere(page: str) -> None:
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)#]+)", text):
