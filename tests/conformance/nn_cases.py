@@ -252,10 +252,27 @@ def _projected_lstms(t: int, n: int, i: int, h: int) -> Iterator[Case]:
         yield case("lstm.input", draw(steps, n, i), state, params, bias, 1, 0.0, False, both, False)
 
 
+def bags() -> Iterator[Case]:
+    """The first result only: the others serve the gradient. Bag 1 is empty, row 3 is the padding."""
+    table, indices, weights = draw(11, 5), np.array([3, 0, 7, 7, 10, 3]), draw(6)
+    for offsets, last in ((np.array([0, 2, 2, 5]), False), (np.array([0, 2, 2, 5, 6]), True)):
+        for mode in (0, 1, 2):
+            scale = weights if mode == 0 else None
+            for name in ("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"):
+                yield case(f"{name}.default", table, indices, offsets, False, mode, False, scale, last, results=1)
+            for padding in (3, -8):
+                yield case(
+                    "embedding_bag.padding_idx", table, indices, offsets, False, mode, False, scale, last, padding,
+                    results=1,
+                )  # fmt: skip
+
+
 def lookups() -> Iterator[Case]:
     yield case("embedding.default", draw(11, 5), np.array([[0, 3], [10, 3]]))
     yield case("embedding.default", draw(11, 5), np.array([1, 2], np.int32), 3)
     yield case("embedding.default", draw(11, 5), np.empty((2, 0), np.int64), 3, False, False)
+    yield case("embedding_renorm.default", draw(11, 5), np.array([0, 3, 3]), 0.5, 2.0)
+    yield from bags()
     for name in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"):
         yield case(f"{name}.default", draw(2, 3, 4), 0.5, False)
     yield case("dropout.default", draw(2, 3, 4), 0.0, True)
