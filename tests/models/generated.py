@@ -50,5 +50,5 @@ class GeneratedTests:
         """Fails unless every module path was recorded, and has PyTorch's value."""
         taps = self._modules["test_taps"]
         taps.test_every_tap_is_recorded(model)
-        for path in sorted(self.cases.taps):
-            taps.test_tap_equals_pytorch(model, path)
+        for function, path in taps.TAPS:
+            taps.test_tap_equals_pytorch(model, function, path)
