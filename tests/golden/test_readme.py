@@ -8,12 +8,35 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from tests.models.mnist import MnistClassifier
 from transpiler import transpile
+from transpiler.cli import main
 
 ROOT = Path(__file__).parents[2]
+SPECTRAL = """
+import torch
+
+
+class Spectral(torch.nn.Module):
+    def forward(self, x):
+        return torch._standard_gamma_grad(torch._standard_gamma_grad(x, x), x)
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Spectral()
+
+    def forward(self, x):
+        return self.block(x), torch.linalg.eigvals(x).abs()
+
+
+def example_inputs():
+    return (torch.rand(4, 4),)
+"""
 
 
 def block(start: str) -> str:
@@ -51,3 +74,14 @@ def test_the_python_interface(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert names["package"].path == Path("packages/perceptron")
     with torch.no_grad():
         np.testing.assert_allclose(names["y"], names["model"](names["x"]).numpy(), atol=1e-6)
+
+
+def test_what_an_unsupported_model_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("spectral.py").write_text(SPECTRAL)
+    result = CliRunner().invoke(main, ["spectral.py", "--quiet"], prog_name="transpile")
+    assert result.exit_code == 1
+    (shown,) = re.findall(
+        r"```\n\$ transpile spectral\.py\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL
+    )
+    assert result.stderr == shown
