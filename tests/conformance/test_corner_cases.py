@@ -17,16 +17,12 @@ from tests.conformance.kernels import array_type
 from tests.conformance.programs import Programs
 from transpiler.capture import capture_module
 from transpiler.checks import EPS
-from transpiler.errors import TranspileErrors
 from transpiler.importer import import_program
 from transpiler.ir import Array, Program
 from transpiler.ops.dtypes import HALF
 from transpiler.source import ModelSource, read_source
 from transpiler.target import Target
 from transpiler.weights import to_numpy
-
-# Refused, with the reason; strict in both directions.
-REFUSED: dict[str, str] = {}
 
 # Cases exported together: tracing has a cost of its own.
 BUNDLE = 24
@@ -110,7 +106,7 @@ def difference(case: Case, got: Array, want: Array) -> str:
 
 def test_corner_cases(target: Target) -> None:
     problems: list[str] = []
-    wanted = [case for id_, case in cases().items() if id_ not in REFUSED]
+    wanted = list(cases().values())
     bundles = {f"b{number}": item for number, item in enumerate(programs(wanted, problems))}
     compiled = Programs({key: program for key, (_, program) in bundles.items()}, target)
     for key, (bundle, _) in bundles.items():
@@ -138,9 +134,3 @@ def test_indices_out_of_bounds(target: Target) -> None:
             continue
         silent.append(id_)
     assert not silent
-
-
-@pytest.mark.parametrize("id_", sorted(REFUSED))
-def test_refused(id_: str) -> None:
-    with pytest.raises(TranspileErrors):
-        program([cases()[id_]])
