@@ -21,19 +21,9 @@ from transpiler.ops.base import Elementwise, Injective
 from transpiler.ops.dtypes import HALF, numpy_dtype
 from transpiler.plan import Kernel
 
+from .scalar import Tir, opaque_comparison, opaque_zero
 from .sizes import ceil_div, count, extent, extents, is_empty, is_fixed, smaller, symbol_parameters
-from .tir import (
-    LANES,
-    KernelBuilder,
-    Tir,
-    flat_offset,
-    loop,
-    opaque_comparison,
-    opaque_zero,
-    unflatten,
-    value_dtype,
-    vector_loop,
-)
+from .tir import LANES, KernelBuilder, flat_offset, loop, unflatten, value_dtype, vector_loop
 
 Expr = Any
 Index = Sequence[Expr]
@@ -56,6 +46,8 @@ class Probe(Tir):
         self.binds: list[str] = []
         self._lane = lane
         self._outer = outer
+        # What stands for values that depend on the lane.
+        self._varying: list[Expr] = outer._varying if outer is not None else [] if lane is None else [lane]
 
     def _note(self, cost: int, scalar_only: bool = False) -> None:
         self.cost += cost
@@ -71,14 +63,22 @@ class Probe(Tir):
             return x
         if self.statements:
             self.binds.append(self.dtype(x))
-        return tirx.Var("bound", value_dtype(self.dtype(x)))
+        return self._stand_in("bound", x)
+
+    def _stand_in(self, name: str, x: Expr) -> Expr:
+        """A variable in the place of `x`, which depends on the lane if `x` does."""
+        variable = tirx.Var(name, value_dtype(self.dtype(x)))
+        if self._varies(x):
+            self._varying.append(variable)
+        return variable
+
+    def _varies(self, x: Expr) -> bool:
+        if isinstance(x, bool | int | float):
+            return False
+        return any(any(used.same_as(item) for item in self._varying) for used in analysis.undefined_vars(x))
 
     def guarded(self, condition: Expr, then: Expr, otherwise: Expr) -> Expr:
-        depends = False
-        if self._lane is not None and not isinstance(condition, bool):
-            variables = analysis.undefined_vars(condition)
-            depends = any(variable.same_as(self._lane) for variable in variables)
-        self._note(1, depends)
+        self._note(1, self._varies(condition))
         return then
 
     def index(self, value: Expr, size: Any, wraps: bool = True) -> Expr:
@@ -95,8 +95,7 @@ class Probe(Tir):
         if dtype == "float64" and function in ("exp", "tanh", "sigmoid", "erf"):
             vector = False
         self._note(10, not vector)
-        result = super().call(function, *args)
-        return tirx.Var("called", self.dtype(result))
+        return self._stand_in("called", super().call(function, *args))
 
 
 class Inline:

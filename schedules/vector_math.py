@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .tir import Tir
+    from .scalar import Tir
 
 Expr = Any
 

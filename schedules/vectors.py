@@ -17,8 +17,9 @@ from tvm.tirx.script.builder import ir as T
 from transpiler.target import Target
 
 from . import vector_math
+from .scalar import Tir
 from .sizes import Extent, ceil_div, is_fixed
-from .tir import LANES, Buffer, Tir, local
+from .tir import LANES, Buffer, local
 
 Expr = Any
 

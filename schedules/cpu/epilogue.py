@@ -13,8 +13,9 @@ from transpiler.ops.creation import Full
 from transpiler.ops.shape import BroadcastTo
 
 from ..fuse import Inline, probe
+from ..scalar import Tir
 from ..sizes import Extent
-from ..tir import KernelBuilder, Tir, flat_offset, vector_loop
+from ..tir import KernelBuilder, flat_offset, vector_loop
 
 Expr = Any
 

@@ -18,8 +18,9 @@ from transpiler.group import Group, Lowered
 from transpiler.ir import TensorType
 
 from ..fuse import lowered
+from ..scalar import Tir
 from ..sizes import is_large
-from ..tir import Buffer, KernelBuilder, Tir, local, loop
+from ..tir import Buffer, KernelBuilder, local, loop
 
 Expr = Any
 

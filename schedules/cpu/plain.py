@@ -11,7 +11,7 @@ from transpiler.ops.base import Load, Op, Reduction
 from transpiler.ops.conv import Conv, ConvTranspose
 from transpiler.ops.linalg import Linear, Matmul
 
-from ..tir import Tir
+from ..scalar import Tir
 
 Expr = Any
 Plain = Callable[[Tir, Sequence[Load], Sequence[TensorType], Sequence[Expr]], Reduction]

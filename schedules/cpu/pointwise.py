@@ -14,8 +14,9 @@ from transpiler.ops.base import Elementwise, Injective
 from transpiler.target import Target
 
 from ..fuse import Inline, lowered, merge_dims, needs_status, output_loops, probe
+from ..scalar import Tir
 from ..sizes import count, extent, is_large
-from ..tir import KernelBuilder, Tir, unflatten
+from ..tir import KernelBuilder, unflatten
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:

@@ -17,7 +17,8 @@ from transpiler.ops.random import MULTIPLIERS, ROUNDS, WEYL, Philox
 from transpiler.target import Target
 
 from ..fuse import lowered
-from ..tir import KernelBuilder, Tir, local, loop, when
+from ..scalar import Tir
+from ..tir import KernelBuilder, local, loop, when
 
 Expr = Any
 WORD = "uint64"  # holds a product of two 32-bit words

@@ -24,8 +24,9 @@ from transpiler.ops.base import Elementwise, Injective, Reduce, Reduction
 from transpiler.target import Target
 
 from ..fuse import Inline, Probe, lowered, needs_status, probe_index
+from ..scalar import Tir
 from ..sizes import Extent, count, extents, is_empty, is_fixed, is_large, is_several
-from ..tir import LANES, KernelBuilder, Tir, local, loop, unflatten, vector_loop
+from ..tir import LANES, KernelBuilder, local, loop, unflatten, vector_loop
 from .epilogue import Epilogue, elementwise_epilogue
 from .plain import plain_reduction
 

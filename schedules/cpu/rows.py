@@ -15,8 +15,9 @@ from transpiler.ops.base import Elementwise
 from transpiler.ops.dtypes import numpy_dtype
 
 from ..fuse import Inline, Probe, needs_status, probe
+from ..scalar import Tir
 from ..sizes import Extent, count, is_fixed
-from ..tir import LANES, Buffer, KernelBuilder, Tir, vector_loop
+from ..tir import LANES, Buffer, KernelBuilder, vector_loop
 
 Expr = Any
 

@@ -16,8 +16,9 @@ from transpiler.ops.wide import wide_dtype
 from transpiler.target import Target
 
 from ..fuse import lowered
+from ..scalar import Tir
 from ..sizes import count, extent, is_empty, is_large, is_several
-from ..tir import KernelBuilder, Tir, local, loop
+from ..tir import KernelBuilder, local, loop
 from ..vectors import held
 
 Expr = Any

@@ -23,8 +23,9 @@ from transpiler.ops.base import broadcast_shapes
 from transpiler.target import Target
 
 from ..fuse import lowered
+from ..scalar import Tir
 from ..sizes import count, extent, is_empty
-from ..tir import KernelBuilder, Tir, flat_offset, when
+from ..tir import KernelBuilder, flat_offset, when
 from ..vectors import held
 from .rows import lane_loop
 

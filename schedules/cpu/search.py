@@ -14,8 +14,9 @@ from transpiler.group import Group, Lowered
 from transpiler.target import Target
 
 from ..fuse import lowered
+from ..scalar import Tir
 from ..sizes import count, extent, is_empty, is_large
-from ..tir import KernelBuilder, Tir, local, loop
+from ..tir import KernelBuilder, local, loop
 from ..vectors import held
 
 EPILOGUE = False

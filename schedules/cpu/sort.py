@@ -23,8 +23,9 @@ from transpiler.group import Group, Lowered
 from transpiler.target import Target
 
 from ..fuse import lowered
+from ..scalar import Tir
 from ..sizes import Extent, ceil_div, count, extent, is_empty, is_fixed, is_large, smaller
-from ..tir import Buffer, KernelBuilder, Tir, local, loop
+from ..tir import Buffer, KernelBuilder, local, loop
 from ..vectors import held
 
 Expr = Any

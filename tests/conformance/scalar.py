@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,9 @@ class NumpyScalar:
 
     def dtype(self, x: Lazy) -> str:
         return x.dtype
+
+    def bind(self, x: Lazy) -> Lazy:
+        return Lazy(x.dtype, cache(x.value))
 
     def cast(self, x: Lazy, dtype: str) -> Lazy:
         return Lazy(dtype, lambda: np.asarray(x.value()).astype(numpy_dtype(dtype))[()])

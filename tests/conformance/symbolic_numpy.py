@@ -48,6 +48,9 @@ class NumpyScalar:
     def dtype(self, x: Any) -> str:
         return str(np.asarray(x).dtype)
 
+    def bind(self, x: Any) -> Any:
+        return x
+
     def cast(self, x: Any, dtype: str) -> Any:
         return np.asarray(x).astype(numpy_dtype(dtype))
 

@@ -23,7 +23,8 @@ CHUNK = 1 << 16
 @cache
 def library() -> KernelLibrary:
     """Each function over CHUNK values, as an explicit vector loop and as a vectorised scalar loop."""
-    vectors, tir, fuse, rows = (import_schedule(name) for name in ("vectors", "tir", "fuse", "cpu.rows"))
+    names = ("vectors", "tir", "scalar", "fuse", "cpu.rows")
+    vectors, tir, scalar, fuse, rows = map(import_schedule, names)
     kernels = []
     type_ = TensorType("float32", (CHUNK,))
     for name in BOUNDS:
@@ -39,7 +40,7 @@ def library() -> KernelLibrary:
                     needs = fuse.Probe()
                     needs.call(name, tirx.Var("x", "float32"))
                     rows.lane_loop(
-                        CHUNK, lambda at, name=name, x=x, y=y: y.store(at, tir.Tir().call(name, x[at])), needs
+                        CHUNK, lambda at, name=name, x=x, y=y: y.store(at, scalar.Tir().call(name, x[at])), needs
                     )
             kernels.append(Lowered(Kernel(builder.name, (type_,), (type_,), name), builder.function))
     return KernelLibrary(kernels, load_target("cpu"))

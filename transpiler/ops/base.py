@@ -54,6 +54,9 @@ class Scalar(Protocol):
         """A size as an index expression."""
 
     def dtype(self, x: Expr) -> str: ...
+    def bind(self, x: Expr) -> Expr:
+        """`x` as a value that is computed once where it is used several times; expressions are trees."""
+
     def cast(self, x: Expr, dtype: str) -> Expr:
         """PyTorch's CPU cast: truncation to ints, != 0 to bool."""
 

@@ -106,13 +106,10 @@ class GridSample(Injective, name="grid_sample"):
         total: Expr = None
         for combination in itertools.product(*taps):
             inside: Expr = None
-            places: list[Expr] = []
-            for (place, _), size in zip(combination, sizes, strict=True):
-                # Compared as floats: NaN is outside, and no cast overflows.
-                limit = s.cast(s.size(size), s.dtype(place))
-                within = s.logical_and(place >= s.const(0, s.dtype(place)), place < limit)
+            for place, _ in combination:
+                within = place >= s.const(0, "int32")
                 inside = within if inside is None else s.logical_and(inside, within)
-                places.append(s.cast(s.select(within, place, s.const(0, s.dtype(place))), "int64"))
+            places = [s.maximum(place, s.const(0, "int32")) for place, _ in combination]
             zero = s.const(0, x.dtype)
             term = widen_expr(s, s.guarded(inside, inputs[0](*index[:2], *places), zero))
             for _, weight in combination:
@@ -121,7 +118,7 @@ class GridSample(Injective, name="grid_sample"):
         return narrow_expr(s, total, x.dtype)
 
     def _taps(self, s: Scalar, size: Dim, position: Expr) -> list[tuple[Expr, Expr | None]]:
-        """(position, weight) of each element that is read along an axis; positions are floats."""
+        """(index, weight) of each element that is read along an axis; the index of one outside is -1."""
         dtype = s.dtype(position)
 
         def c(value: float) -> Expr:
@@ -135,13 +132,22 @@ class GridSample(Injective, name="grid_sample"):
         if self.mode != "bicubic":
             position = self._inside_expr(s, position, length)
         if self.mode == "nearest":
-            return [(s.call("round", position), None)]
-        base = s.call("floor", position)
-        fraction = position - base
+            return [(self._place(s, s.call("round", position), length), None)]
+        position = s.bind(position)
+        base = s.bind(s.call("floor", position))
+        fraction = s.bind(position - base)
         if self.mode == "bilinear":
-            return [(base, c(1) - fraction), (base + c(1), fraction)]
-        weights = cubic_weights(s, fraction, dtype)
-        return [(self._inside_expr(s, base + c(n - 1), length), weight) for n, weight in enumerate(weights)]
+            places, weights = [base, base + c(1)], [c(1) - fraction, fraction]
+        else:
+            places = [self._inside_expr(s, base + c(n - 1), length) for n in range(4)]
+            weights = [s.bind(weight) for weight in cubic_weights(s, fraction, dtype)]
+        return [(self._place(s, place, length), weight) for place, weight in zip(places, weights, strict=True)]
+
+    def _place(self, s: Scalar, position: Expr, length: Expr) -> Expr:
+        """A whole position as an index, -1 outside. Compared as floats: NaN is outside, and no cast overflows."""
+        position = s.bind(position)
+        within = s.logical_and(position >= s.const(0, s.dtype(position)), position < length)
+        return s.bind(s.cast(s.select(within, position, s.const(-1, s.dtype(position))), "int32"))
 
     def _inside_expr(self, s: Scalar, position: Expr, length: Expr) -> Expr:
         dtype = s.dtype(position)
@@ -155,7 +161,7 @@ class GridSample(Injective, name="grid_sample"):
             low = c(0.0 if self.align_corners else -0.5)
             # A single pixel with corners aligned has mirrors at distance 0: any span will do.
             span = s.maximum(length - c(1), c(1)) if self.align_corners else length
-            offset = s.call("abs", position - low)
+            offset = s.bind(s.call("abs", position - low))
             turns, rest = s.call("floor", s.divide(offset, span)), s.call("fmod", offset, span)
             even = s.eq(s.call("fmod", turns, c(2)), c(0))
             position = s.select(even, rest + low, span - rest + low)
