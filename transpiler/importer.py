@@ -7,13 +7,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch.fx import Node as FxNode
 
-from transpiler.boundary import Boundary, Unknown, mutated_buffers
+from transpiler.boundary import Unknown, mutated_buffers
 from transpiler.capture import Captured
-from transpiler.dims import Dim, SymbolRange, free_symbols, symbol_places
+from transpiler.dims import SymbolRange, free_symbols, symbol_places
 from transpiler.errors import Problem, TranspileErrors
 from transpiler.ir import (
     Array,
@@ -28,6 +27,7 @@ from transpiler.ir import (
     Value,
     verify,
 )
+from transpiler.op_context import OpContext, UnsupportedUseError, tensors
 from transpiler.ops import ATEN, Op, OpError
 from transpiler.ops.complex_pairs import COMPLEX, Pair, complex_importer
 from transpiler.problems import NotImported
@@ -65,8 +65,7 @@ def import_program(
 
     Raises:
         TranspileErrors: everything in the model that has no counterpart, all at once: operators, dtypes,
-        sizes,
-            containers.
+            sizes, containers.
         IRError: an op's type rule disagrees with PyTorch (a bug of the op).
     """
     return _Importer(captured, name, state, rng).run()
@@ -121,19 +120,12 @@ _CHECKS = ("_assert", "sym_constrain_range", "_assert_async", "_assert_scalar", 
 _PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking"})
 
 
-class _Importer(Boundary):
-    """One import. It is also the `ImportContext` that op importers see."""
+class _Importer(OpContext):
+    """One import."""
 
     def __init__(self, captured: Captured, name: str, state: Collection[str], rng: bool) -> None:
-        super().__init__(captured, state)
-        self.rng = rng
-        self.rng_state: Value | None = None
-        self.random_nodes: list[FxNode] = []  # one per stream
+        super().__init__(captured, state, rng)
         self.name = name
-        self.nodes: list[Node] = []
-        self.pending: list[Node] = []
-        self.current: FxNode | None = None
-        self.constant_inputs: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
 
     # --- the whole ------------------------------------------------------------------------------------------
 
@@ -238,7 +230,7 @@ class _Importer(Boundary):
         try:
             expected = self.out_types()
             result = importer(self, *args, **kwargs)
-        except (OpError, _UnsupportedError) as error:
+        except (OpError, UnsupportedUseError) as error:
             self.problems.add("unsupported-use", f"Unsupported use of '{node.target}': {error}", self.location_of(node))
             self.env[node] = Unknown()
             return
@@ -261,7 +253,7 @@ class _Importer(Boundary):
     def _importer(self, node: FxNode, target: str, args: Sequence[Any]) -> Callable[..., Any] | None:
         """The importer of the call, or None after noting that there is none for complex numbers."""
         complex_args = any(isinstance(item, Pair | complex) for item in _flat(args))
-        if not complex_args and not any(value.is_complex() for value in _tensors(node)):
+        if not complex_args and not any(value.is_complex() for value in tensors(node)):
             if target not in ATEN:
                 self.problems.add_operator(str(node.target), self.location_of(node))
             return ATEN.get(target)
@@ -280,16 +272,17 @@ class _Importer(Boundary):
         known = target in ATEN or target in COMPLEX
         if not known:
             self.problems.add_operator(str(node.target), self.location_of(node))
-        for value in _tensors(node):
+        for value in tensors(node):
             if not value.is_complex():
                 known &= self.type_of(value, f"result of '{node.target}'", self.location_of(node)) is not None
         return known
 
     def _import_getitem(self, node: FxNode) -> None:
-        source, index = node.args
-        value = self.env[source]  # type: ignore[index]
+        source, index = node.all_input_nodes[0], node.args[1]
+        assert isinstance(index, int)
+        value = self.env[source]
         if isinstance(value, tuple | list):
-            value = value[index]  # type: ignore[index]
+            value = value[index]
         elif isinstance(value, Value | Pair) and index != 0:
             raise IRError(f"'{source}' was imported as one value, but its element {index} is used")
         self.env[node] = value
@@ -338,7 +331,7 @@ class _Importer(Boundary):
             else:
                 final.append(renamed.get(value.name, value) if isinstance(value, Value) else value)
         values = [value for value in final if value is not None]
-        for index, (value, type_, tensor) in enumerate(zip(values, expected, _tensors(node), strict=False)):
+        for index, (value, type_, tensor) in enumerate(zip(values, expected, tensors(node), strict=False)):
             self._check_type(f"'{node.target}' ({node.name}) #{index}", value, type_, tensor)
         return tuple(final) if isinstance(result, tuple | list) else final[0]
 
@@ -354,16 +347,6 @@ class _Importer(Boundary):
             self.fx_names[named.name] = wish.owner.name
         return named
 
-    def _check_type(self, what: str, value: Any, expected: TensorType, meta: torch.Tensor) -> None:
-        """The importer's result against PyTorch's type."""
-        if not isinstance(value, Value | Pair):
-            return
-        if isinstance(value, Pair) != meta.is_complex():
-            raise IRError(f"{what}: imported as {value}, PyTorch says {meta.dtype}")
-        for part in (value.real, value.imag) if isinstance(value, Pair) else (value,):
-            if not same_type(part.type, expected, self.ranges):
-                raise IRError(f"{what}: imported as {part.type}, expected {expected}")
-
     def _argument(self, item: Any) -> Any:
         if isinstance(item, FxNode):
             return self.env[item]
@@ -377,61 +360,15 @@ class _Importer(Boundary):
             return str(item).removeprefix("torch.")
         return item
 
-    # --- what op importers may do (ImportContext) -----------------------------------------------------------
-
-    def emit(self, op: Op, *inputs: Value) -> Any:
-        types = op.infer_types([value.type for value in inputs])
-        outputs = tuple(Value(f"{len(self.nodes)}.{len(self.pending)}.{i}", type_) for i, type_ in enumerate(types))
-        self.pending.append(Node(op, inputs, outputs))
-        return outputs[0] if len(outputs) == 1 else outputs
-
-    def scalar(self, value: float | int | bool, dtype: str) -> Value:
-        text = str(value).replace("-", "m").replace("+", "")
-        return self._constant(_as_dtype(np.asarray(value), dtype), f"scalar_{text}")
-
-    def array(self, data: Array) -> Value:
-        return self._constant(np.ascontiguousarray(data), "constant")
-
-    def _constant(self, data: Array, wish: str) -> Value:
-        identity = (str(data.dtype), data.shape, data.tobytes())
-        if identity not in self.constant_inputs:
-            value = self.add_input(wish, "", Role.CONSTANT, TensorType(str(data.dtype), data.shape), None)
-            self.inputs[-1] = replace(self.inputs[-1], key=value.name)
-            self.constants[value.name] = data
-            self.constant_inputs[identity] = value
-        return self.constant_inputs[identity]
-
-    def cast(self, value: Value, dtype: str) -> Value:
-        if value.dtype == dtype:
-            return value
-        from transpiler.ops import REGISTRY
-
-        result: Value = self.emit(REGISTRY["cast"](dtype), value)  # type: ignore[call-arg]
-        return result
-
-    def out_types(self) -> tuple[TensorType, ...]:
-        assert self.current is not None
-        return tuple(tensor_type(value, self.symbol_names) for value in _tensors(self.current))
-
-    def storage(self) -> tuple[tuple[Dim, ...], Dim]:
-        assert self.current is not None
-        tensor = self.current.all_input_nodes[0].meta["val"]
-        strides = tuple(to_dim(stride, self.symbol_names) for stride in tensor.stride())
-        return strides, to_dim(tensor.storage_offset(), self.symbol_names)
-
-    def random_source(self) -> tuple[Value, int]:
-        if not self.rng:
-            raise _UnsupportedError(
-                "draws random numbers; --rng gives it a seeded generator (not PyTorch's), or pass them in as an input"
-            )
-        if self.rng_state is None:
-            self.rng_state = self.add_input("rng", "rng", Role.RNG, TensorType("int64", (2,)), None)
-        assert self.current is not None
-        self.random_nodes.append(self.current)
-        return self.rng_state, len(self.random_nodes) - 1
-
-    def unsupported(self, reason: str) -> Exception:
-        return _UnsupportedError(reason)
+    def _check_type(self, what: str, value: Any, expected: TensorType, meta: torch.Tensor) -> None:
+        """The importer's result against PyTorch's type."""
+        if not isinstance(value, Value | Pair):
+            return
+        if isinstance(value, Pair) != meta.is_complex():
+            raise IRError(f"{what}: imported as {value}, PyTorch says {meta.dtype}")
+        for part in (value.real, value.imag) if isinstance(value, Pair) else (value,):
+            if not same_type(part.type, expected, self.ranges):
+                raise IRError(f"{what}: imported as {part.type}, expected {expected}")
 
 
 @dataclass(frozen=True)
@@ -444,10 +381,6 @@ class _Wish:
     path: str | None
     owner: FxNode | None
     suffix: str = ""
-
-
-class _UnsupportedError(Exception):
-    """Raised by op importers through `ImportContext.unsupported`."""
 
 
 _ROLE_ORDER = {role: index for index, role in enumerate(Role)}
@@ -472,20 +405,5 @@ def _owner(node: FxNode, index: int, several: bool) -> FxNode:
     return node
 
 
-def _tensors(node: FxNode) -> list[torch.Tensor]:
-    """The node's results that are tensors."""
-    values = node.meta.get("val")
-    values = values if isinstance(values, tuple | list) else (values,)
-    return [value for value in values if isinstance(value, torch.Tensor)]
-
-
 def _flat(items: Sequence[Any]) -> list[Any]:
     return [leaf for item in items for leaf in (_flat(item) if isinstance(item, list | tuple) else [item])]
-
-
-def _as_dtype(data: Array, dtype: str) -> Array:
-    if dtype == "bfloat16":
-        import ml_dtypes
-
-        return data.astype(ml_dtypes.bfloat16)
-    return data.astype(dtype)
