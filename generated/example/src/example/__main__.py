@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .model import Model
 from .runtime.errors import PackageError, WeightsError
-from .runtime.package import check_files, functions_of, read_manifest
+from .runtime.manifest import check_files, functions_of, read_manifest
 from .runtime.safetensors import File, storage_dtype
 from .runtime.sizes import Shape, Sizes, parse_size
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,54 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from .arguments import TensorSpec, check_names, flatten
-from .errors import PackageError, TapError, WeightsError
+from .errors import TapError, WeightsError
+from .function import Arguments, Function
 from .host import unblock
+from .manifest import check_files, functions_of, read_manifest
 from .native import KernelLibrary, Library, Session, choose_isa, default_threads
 from .random import Random
 from .safetensors import File, FormatError
-from .sizes import Shape, Sizes, Symbols
+from .sizes import Shape
 from .state import State
 from .weights import PREPARED, Weights, map_prepared, prepare_state, read_state
 
 Array = npt.NDArray[Any]
-
-FORMAT = 3
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """The checked arrays of a call, and the sizes that vary, by name and for the library."""
-
-    arrays: list[Array]
-    sizes: Sizes
-    symbols: bytes | None
-
-
-class Function:
-    """One function of a package: its place in the library, its signature, its methods in model.py."""
-
-    def __init__(self, name: str, index: int, entry: Mapping[str, Any]) -> None:
-        self.name = name
-        self.index = index
-        self.entry = entry
-        self.inputs, self.outputs = (
-            tuple(TensorSpec(item["name"], item["dtype"], item["shape"]) for item in entry[kind])
-            for kind in ("inputs", "outputs")
-        )
-        self.symbols = Symbols(
-            entry["symbols"], [(spec.name, spec.varying or Shape(spec.shape)) for spec in self.inputs]
-        )
-        self.plan = "forward" if name == "forward" else f"plan_{name}"
-        self.bind = "_bind" if name == "forward" else f"_bind_{name}"
-        self.gives_bfloat16 = any(spec.dtype == "bfloat16" for spec in self.outputs)
-
-    def take(self, inputs: Iterable[Any]) -> Arguments:
-        """The flat inputs, checked. Raises TypeError or ValueError."""
-        arrays = [spec.take(value) for spec, value in zip(self.inputs, inputs, strict=True)]
-        if not self.symbols.all:
-            return Arguments(arrays, {}, None)
-        sizes = self.symbols.bind(arrays)
-        return Arguments(arrays, sizes, self.symbols.packed(sizes))
 
 
 class Package:
@@ -430,53 +391,3 @@ def _is_prepared(path: Path) -> bool:
         return PREPARED in File(path).metadata
     except (FormatError, OSError):
         return False
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The package's manifest. Raises PackageError if it is missing, damaged or of a newer format."""
-    path = folder / "manifest.json"
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PackageError(f"{path} is missing or damaged: {error}") from error
-    if version != FORMAT:
-        raise PackageError(f"{path} has format {version}; this runtime reads format {FORMAT}")
-    return manifest
-
-
-def functions_of(manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Function name -> its part of the manifest; the main function's stands at the top."""
-    return {manifest["function"]: manifest, **manifest["functions"]}
-
-
-def check_files(folder: Path, manifest: Mapping[str, Any], wanted: Callable[[Path], bool]) -> int:
-    """Compare the files that `wanted` picks with the manifest's hashes; how many there were.
-
-    Raises:
-        PackageError: names every file that is missing or was changed.
-    """
-    faults, count = [], 0
-    for name, expected in manifest["files"].items():
-        file = folder / name
-        if not wanted(file):
-            continue
-        count += 1
-        try:
-            actual = _sha256(file)
-        except OSError:
-            faults.append(f"{file} is missing")
-            continue
-        if actual != expected:
-            faults.append(f"{file} was changed")
-    if faults:
-        raise PackageError("the package is damaged (its hashes are in manifest.json): " + "; ".join(faults))
-    return count
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
