@@ -8,8 +8,6 @@ linear, matmul, convolutions, attention, norms, softmax, gelu and other activati
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -60,39 +58,7 @@ def listed_decompositions() -> Mapping[Any, Callable[..., Any]]:
             chosen[op] = function
         elif is_composite(op):
             chosen[op] = op.decompose
-    return {**chosen, **_chunked_losses()}
-
-
-def _chunked_losses() -> dict[Any, Callable[..., Any]]:
-    """`linear_cross_entropy` in chunks saves memory in training; here it is the plain composition."""
-    functional = torch.nn.functional
-    with contextlib.suppress(ImportError):  # PyTorch registers them on first use
-        importlib.import_module("torch.nn.modules.linear_cross_entropy")
-
-    def reduced(
-        x: Any, matrix: Any, target: Any, bias: Any, weight: Any, reduction: str, ignore_index: int,
-        label_smoothing: float, chunk: int, policy: str, dtype: Any, retain: bool, *gradients: bool,
-    ) -> Any:  # fmt: skip
-        if any(gradients):
-            return NotImplemented
-        logits = functional.linear(x, matrix, bias)
-        loss = functional.cross_entropy(
-            logits, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
-        )
-        return loss, x.new_empty((0, 0)), matrix.new_empty((0, 0)), matrix.new_empty((0,))
-
-    def per_sample(
-        x: Any, matrix: Any, target: Any, bias: Any, weight: Any, ignore_index: int, chunk: int, policy: str, dtype: Any
-    ) -> Any:
-        logits = functional.linear(x, matrix, bias)
-        return functional.cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction="none")
-
-    names: dict[str, Callable[..., Any]] = {
-        "_linear_cross_entropy_batch_chunked": reduced,
-        "_linear_cross_entropy_batch_chunked_no_reduction": per_sample,
-    }
-    library = torch.ops.torch_nn
-    return {getattr(library, name).default: function for name, function in names.items() if hasattr(library, name)}
+    return chosen
 
 
 @cache

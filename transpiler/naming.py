@@ -101,9 +101,6 @@ class Namer:
         """`name` may be handed out again."""
         self._taken.discard(name)
 
-    def is_taken(self, name: str) -> bool:
-        return name in self._taken
-
 
 def comment(text: str, width: int = 200) -> str:
     """`text` on one line, printable, at most `width` characters: what may follow a `#`."""

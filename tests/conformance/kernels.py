@@ -22,7 +22,6 @@ from transpiler.link import SPECIAL_FILES
 from transpiler.ops.base import Op
 from transpiler.ops.dtypes import numpy_dtype
 from transpiler.resources import tree
-from transpiler.schedule import schedule
 from transpiler.target import Target
 
 STUB = r"""
@@ -101,7 +100,3 @@ def op_group(op: Op, inputs: Sequence[Array]) -> Group:
     types = op.infer_types([value.type for value in values])
     outputs = tuple(Value(f"y{number}", type_) for number, type_ in enumerate(types))
     return make_group((Node(op, tuple(values), outputs),), outputs)
-
-
-def schedule_op(op: Op, inputs: Sequence[Array], target: Target, name: str) -> Lowered:
-    return schedule(op_group(op, inputs), target, name)

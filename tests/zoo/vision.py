@@ -74,11 +74,6 @@ def _convnext_backbone() -> Any:
                      out_features=["stage1", "stage2", "stage3", "stage4"])  # fmt: skip
 
 
-def _dinov2_backbone() -> Any:
-    return _backbone("Dinov2Config", **{**VIT, "image_size": 64, "patch_size": 16, "num_labels": 2},
-                     out_features=["stage1", "stage2"], reshape_hidden_states=False)  # fmt: skip
-
-
 DETR = {
     "d_model": 32,
     "encoder_layers": 1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -59,25 +59,30 @@ class Scatter(_Scatter, name="scatter"):
         return result
 
 
-class ScatterAdd(_Scatter, name="scatter_add"):
-    """Addition, in row-major order of `indices`."""
+class _Accumulate(_Scatter):
+    """Base of those that combine what is there with what comes, in row-major order of `indices`."""
+
+    combine: ClassVar[np.ufunc]
 
     def reference(self, x: Array, indices: Array, src: Array) -> Array:
         result = x.copy()
-        np.add.at(result, self._key(indices), src[tuple(map(slice, indices.shape))])
+        self.combine.at(result, self._key(indices), src[tuple(map(slice, indices.shape))])
         return result
 
 
-class ScatterMul(_Scatter, name="scatter_mul"):
-    """Multiplication, in row-major order of `indices`."""
+class ScatterAdd(_Accumulate, name="scatter_add"):
+    """Addition."""
 
-    def reference(self, x: Array, indices: Array, src: Array) -> Array:
-        result = x.copy()
-        np.multiply.at(result, self._key(indices), src[tuple(map(slice, indices.shape))])
-        return result
+    combine = np.add
 
 
-class _ScatterExtreme(_Scatter):
+class ScatterMul(_Accumulate, name="scatter_mul"):
+    """Multiplication."""
+
+    combine = np.multiply
+
+
+class _ScatterExtreme(_Accumulate):
     """Base of the extremes; NaN wins."""
 
     @classmethod
@@ -91,19 +96,13 @@ class _ScatterExtreme(_Scatter):
 class ScatterMax(_ScatterExtreme, name="scatter_max"):
     """The larger; NaN wins."""
 
-    def reference(self, x: Array, indices: Array, src: Array) -> Array:
-        result = x.copy()
-        np.maximum.at(result, self._key(indices), src[tuple(map(slice, indices.shape))])
-        return result
+    combine = np.maximum
 
 
 class ScatterMin(_ScatterExtreme, name="scatter_min"):
     """The smaller; NaN wins."""
 
-    def reference(self, x: Array, indices: Array, src: Array) -> Array:
-        result = x.copy()
-        np.minimum.at(result, self._key(indices), src[tuple(map(slice, indices.shape))])
-        return result
+    combine = np.minimum
 
 
 # --- importing from ATen ---------------------------------------------------------------------------------

@@ -42,82 +42,68 @@ class Special(Unary):
         yield Sample("float64_corners", cls(), (np.array([0.0, -0.0, 1.0, -1.0, np.nan, np.inf, -np.inf]),))
 
 
-class BesselJ0(Special, name="bessel_j0"):
+class _Bessel(Special):
+    """Base of the Bessel functions, which oscillate or grow away from 0."""
+
+    low, high = -12, 12
+
+
+class _BesselSecond(_Bessel):
+    """Base of those with a pole at 0: NaN below it."""
+
+    low, high = 0.1, 12
+
+
+class BesselJ0(_Bessel, name="bessel_j0"):
     """The Bessel function of the first kind of order 0; NaN at infinity, as PyTorch has it."""
 
-    low, high = -12, 12
 
-
-class BesselJ1(Special, name="bessel_j1"):
+class BesselJ1(_Bessel, name="bessel_j1"):
     """The Bessel function of the first kind of order 1."""
 
-    low, high = -12, 12
 
-
-class BesselY0(Special, name="bessel_y0"):
+class BesselY0(_BesselSecond, name="bessel_y0"):
     """The Bessel function of the second kind of order 0; NaN below 0."""
 
-    low, high = 0.1, 12
 
-
-class BesselY1(Special, name="bessel_y1"):
+class BesselY1(_BesselSecond, name="bessel_y1"):
     """The Bessel function of the second kind of order 1; NaN below 0."""
 
-    low, high = 0.1, 12
 
-
-class BesselI0(Special, name="bessel_i0"):
+class BesselI0(_Bessel, name="bessel_i0"):
     """The modified Bessel function of the first kind of order 0."""
 
-    low, high = -12, 12
 
-
-class BesselI1(Special, name="bessel_i1"):
+class BesselI1(_Bessel, name="bessel_i1"):
     """The modified Bessel function of the first kind of order 1."""
 
-    low, high = -12, 12
 
-
-class BesselI0e(Special, name="bessel_i0e"):
+class BesselI0e(_Bessel, name="bessel_i0e"):
     """exp(-|x|) times the modified Bessel function of the first kind of order 0."""
 
-    low, high = -12, 12
 
-
-class BesselI1e(Special, name="bessel_i1e"):
+class BesselI1e(_Bessel, name="bessel_i1e"):
     """exp(-|x|) times the modified Bessel function of the first kind of order 1."""
 
-    low, high = -12, 12
 
-
-class BesselK0(Special, name="bessel_k0"):
+class BesselK0(_BesselSecond, name="bessel_k0"):
     """The modified Bessel function of the second kind of order 0; NaN below 0."""
 
-    low, high = 0.1, 12
 
-
-class BesselK1(Special, name="bessel_k1"):
+class BesselK1(_BesselSecond, name="bessel_k1"):
     """The modified Bessel function of the second kind of order 1; NaN below 0."""
 
-    low, high = 0.1, 12
 
-
-class BesselK0e(Special, name="bessel_k0e"):
+class BesselK0e(_BesselSecond, name="bessel_k0e"):
     """exp(x) times the modified Bessel function of the second kind of order 0."""
 
-    low, high = 0.1, 12
 
-
-class BesselK1e(Special, name="bessel_k1e"):
+class BesselK1e(_BesselSecond, name="bessel_k1e"):
     """exp(x) times the modified Bessel function of the second kind of order 1."""
 
-    low, high = 0.1, 12
 
-
-class SphericalBesselJ0(Special, name="spherical_bessel_j0"):
+class SphericalBesselJ0(_Bessel, name="spherical_bessel_j0"):
     """sin(x) / x; 1 at 0, 0 at infinity."""
-
-    low, high = -12, 12
 
 
 class AiryAi(Special, name="airy_ai"):

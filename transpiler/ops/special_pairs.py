@@ -69,81 +69,61 @@ class Igammac(SpecialPair, name="igammac"):
     second = (0, 40)
 
 
-class ChebyshevT(SpecialPair, name="chebyshev_t"):
+class _Polynomial(SpecialPair):
+    """Base of the polynomials of a; b, truncated, is the degree."""
+
+    low, high = -1.5, 1.5
+    second = (-1, 12)
+
+
+class _Shifted(_Polynomial):
+    """Base of the polynomials of 2 a - 1."""
+
+    low, high = 0, 1
+
+
+class ChebyshevT(_Polynomial, name="chebyshev_t"):
     """The Chebyshev polynomial of the first kind, of a; b, truncated, is the degree."""
 
-    low, high = -1.5, 1.5
-    second = (-1, 12)
 
-
-class ChebyshevU(SpecialPair, name="chebyshev_u"):
+class ChebyshevU(_Polynomial, name="chebyshev_u"):
     """The Chebyshev polynomial of the second kind, of a; b, truncated, is the degree."""
 
-    low, high = -1.5, 1.5
-    second = (-1, 12)
 
-
-class ChebyshevV(SpecialPair, name="chebyshev_v"):
+class ChebyshevV(_Polynomial, name="chebyshev_v"):
     """The Chebyshev polynomial of the third kind, of a; b, truncated, is the degree."""
 
-    low, high = -1.5, 1.5
-    second = (-1, 12)
 
-
-class ChebyshevW(SpecialPair, name="chebyshev_w"):
+class ChebyshevW(_Polynomial, name="chebyshev_w"):
     """The Chebyshev polynomial of the fourth kind, of a; b, truncated, is the degree."""
 
-    low, high = -1.5, 1.5
-    second = (-1, 12)
 
-
-class ShiftedChebyshevT(SpecialPair, name="shifted_chebyshev_t"):
+class ShiftedChebyshevT(_Shifted, name="shifted_chebyshev_t"):
     """The Chebyshev polynomial of the first kind of 2 a - 1; b, truncated, is the degree."""
 
-    low, high = 0, 1
-    second = (-1, 12)
 
-
-class ShiftedChebyshevU(SpecialPair, name="shifted_chebyshev_u"):
+class ShiftedChebyshevU(_Shifted, name="shifted_chebyshev_u"):
     """The Chebyshev polynomial of the second kind of 2 a - 1; b, truncated, is the degree."""
 
-    low, high = 0, 1
-    second = (-1, 12)
 
-
-class ShiftedChebyshevV(SpecialPair, name="shifted_chebyshev_v"):
+class ShiftedChebyshevV(_Shifted, name="shifted_chebyshev_v"):
     """The Chebyshev polynomial of the third kind of 2 a - 1; b, truncated, is the degree."""
 
-    low, high = 0, 1
-    second = (-1, 12)
 
-
-class ShiftedChebyshevW(SpecialPair, name="shifted_chebyshev_w"):
+class ShiftedChebyshevW(_Shifted, name="shifted_chebyshev_w"):
     """The Chebyshev polynomial of the fourth kind of 2 a - 1; b, truncated, is the degree."""
 
-    low, high = 0, 1
-    second = (-1, 12)
 
-
-class LaguerreL(SpecialPair, name="laguerre_l"):
+class LaguerreL(_Polynomial, name="laguerre_l"):
     """The Laguerre polynomial of a; b, truncated, is the degree."""
 
-    low, high = -1.5, 1.5
-    second = (-1, 12)
 
-
-class LegendreP(SpecialPair, name="legendre_p"):
+class LegendreP(_Polynomial, name="legendre_p"):
     """The Legendre polynomial of a; b, truncated, is the degree."""
 
-    low, high = -1.5, 1.5
-    second = (-1, 12)
 
-
-class _Hermite(SpecialPair):
+class _Hermite(_Polynomial):
     """Base: NaN above a degree that depends on the dtype, as PyTorch has it."""
-
-    low, high = -1.5, 1.5
-    second = (-1, 12)
 
     def reference(self, a: Array, b: Array) -> Array:
         return special_function(self.name, a, b, np.array(_highest_degree(str(a.dtype)))).astype(a.dtype)
