@@ -45,7 +45,7 @@ class Special(Unary):
 class _Bessel(Special):
     """Base of the Bessel functions, which oscillate or grow away from 0."""
 
-    low, high = -12, 12
+    low, high = -12.0, 12.0
 
 
 class _BesselSecond(_Bessel):
