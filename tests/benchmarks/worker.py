@@ -1,0 +1,195 @@
+"""One engine with one model, in a process of its own: it loads, then runs as many calls as it is asked for.
+
+    python worker.py PEER FOLDER --threads N --processors 0,1 [--package FOLDER]
+
+It runs in the environment of its engine, so it imports that engine, numpy and the standard library. It reads JSON
+lines: {"warm": 2, "calls": 10} is answered with {"seconds": [...]}, {"profile": 10} with the kernels' times. Between
+requests it waits for a line and its threads sleep, so that the process that is measured has the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Arrays = list[Any]
+Run = Callable[[], Any]
+
+
+def _read(path: Path) -> Arrays:
+    with np.load(path) as file:
+        return [file[f"arr_{index}"] for index in range(len(file.files))]
+
+
+def _flat(value: Any) -> Arrays:
+    """The arrays in a nested result, in order."""
+    if isinstance(value, np.ndarray):
+        return [value]
+    if hasattr(value, "numpy"):
+        return [value.numpy()]
+    values = value.values() if hasattr(value, "values") else value
+    return [array for item in values for array in _flat(item)]
+
+
+def load_ours(folder: Path, inputs: Arrays, threads: int, package: Path) -> tuple[Run, str, Any]:
+    sys.path.insert(0, str(package / "src"))
+    model = importlib.import_module(package.name).Model(threads=threads)
+    return lambda: model(*inputs), model.isa, model
+
+
+def load_onnxruntime(folder: Path, inputs: Arrays, threads: int, package: Path) -> tuple[Run, str, Any]:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # Its threads spin between the kernels of a call, as by default, and stop when the call is done.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    feed = dict(zip((item.name for item in session.get_inputs()), inputs, strict=True))
+    return lambda: session.run(None, feed), ort.__version__, None
+
+
+def load_openvino(folder: Path, inputs: Arrays, threads: int, package: Path) -> tuple[Run, str, Any]:
+    import openvino as ov
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": "f32",  # it would take bfloat16 where the processor has it
+    }
+    compiled = ov.Core().compile_model(str(folder / "model.onnx"), "CPU", settings)
+    return lambda: compiled(inputs), ov.__version__.split("-")[0], None
+
+
+def _torch(threads: int) -> Any:
+    import torch
+
+    torch.set_num_threads(threads)
+    return torch
+
+
+def load_eager(folder: Path, inputs: Arrays, threads: int, package: Path) -> tuple[Run, str, Any]:
+    from tests.benchmarks.models import MODELS
+
+    torch = _torch(threads)
+    module = MODELS[folder.name].build()[0]
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return _flat(module(*map(torch.from_numpy, inputs)))
+
+    return run, torch.__version__, None
+
+
+def load_compiled(folder: Path, inputs: Arrays, threads: int, package: Path) -> tuple[Run, str, Any]:
+    import torch._inductor.config as settings
+
+    from tests.benchmarks.models import MODELS
+
+    torch = _torch(threads)
+    settings.freezing = True
+    module = torch.compile(MODELS[folder.name].build()[0], mode="max-autotune")
+
+    def run() -> Any:
+        with torch.no_grad():  # freezing needs it instead of inference_mode
+            return _flat(module(*map(torch.from_numpy, inputs)))
+
+    return run, torch.__version__, None
+
+
+def load_aot(folder: Path, inputs: Arrays, threads: int, package: Path) -> tuple[Run, str, Any]:
+    torch = _torch(threads)
+    module = torch._inductor.aoti_load_package(str(folder / f"aot.{threads}.pt2"))
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return _flat(module(*map(torch.from_numpy, inputs)))
+
+    return run, torch.__version__, None
+
+
+LOADERS = {
+    "ours": load_ours,
+    "onnxruntime": load_onnxruntime,
+    "openvino": load_openvino,
+    "eager": load_eager,
+    "compile": load_compiled,
+    "aot": load_aot,
+}
+
+
+def relative_error(got: Sequence[Any], expected: Sequence[Any]) -> float:
+    """The largest difference over the largest value, of all outputs."""
+    if len(got) != len(expected):
+        return float("inf")
+    worst = 0.0
+    for one, two in zip(got, expected, strict=True):
+        if one.shape != two.shape:
+            return float("inf")
+        worst = max(worst, float(np.abs(one - two).max() / (np.abs(two).max() or 1.0)))
+    return worst
+
+
+def timed(run: Run, warm: int, calls: int) -> list[float]:
+    for _ in range(warm):
+        run()
+    seconds = []
+    for _ in range(calls):
+        start = time.perf_counter_ns()
+        run()
+        seconds.append((time.perf_counter_ns() - start) * 1e-9)
+    return seconds
+
+
+def profiled(model: Any, inputs: Arrays, calls: int) -> list[tuple[str, float]]:
+    """The kernels of a call in order, and the median of their seconds."""
+    rows = [model.profile(*inputs) for _ in range(calls + 2)][2:]
+    return [(name, statistics.median(row[index][1] for row in rows)) for index, (name, _) in enumerate(rows[0])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("peer", choices=LOADERS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--processors", required=True)
+    parser.add_argument("--package", type=Path, default=Path())
+    options = parser.parse_args()
+    os.sched_setaffinity(0, {int(item) for item in options.processors.split(",")})
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+
+    def answer(value: Any) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    inputs = _read(options.folder / "inputs.npz")
+    start = time.perf_counter()
+    run, version, model = LOADERS[options.peer](options.folder, inputs, options.threads, options.package)
+    error = relative_error(_flat(run()), _read(options.folder / "expected.npz"))
+    answer({"version": version, "error": error, "load_s": time.perf_counter() - start})
+    gc.collect()
+    gc.disable()
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "profile" in request:
+            answer({"kernels": profiled(model, inputs, request["profile"])})
+        else:
+            answer({"seconds": timed(run, request["warm"], request["calls"])})
+
+
+if __name__ == "__main__":
+    main()
