@@ -20,9 +20,10 @@ def register_op(name: str, meaning: type[Op] | Callable[..., Any]) -> None:
     """Say what the operator `name` of PyTorch ("mylib::smooth", or "mylib::smooth.overload") is.
 
     Args:
-        meaning: a subclass of `Elementwise`, `Injective` or `Reduce` (of `transpiler.ops.base`), whose inputs are the
-            operator's tensors in order and whose fields are its other arguments in order; or a function
-            `f(context, *args, **kwargs)` that composes it of existing ops with `context.emit`.
+        meaning: a subclass of `Elementwise`, `Injective` or `Reduce` (of `transpiler.ops.base`), or of `CustomKernel`
+            (of `transpiler.ops.custom`), whose inputs are the operator's tensors in order and whose fields are its
+            other arguments in order; or a function `f(context, *args, **kwargs)` that composes it of existing ops
+            with `context.emit`.
 
     Raises:
         ValueError: no qualified name, an operator of PyTorch's own, or one that has another meaning already.

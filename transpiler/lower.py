@@ -11,6 +11,7 @@ from transpiler.errors import Location, Problem, TranspileErrors, UsageError
 from transpiler.group import Group, Lowered
 from transpiler.ir import Graph, Program, Tap, Value
 from transpiler.memory import Arena, aligned, plan_arena, roots, size_of
+from transpiler.ops.custom import KernelError
 from transpiler.ops.packed import ConvBlocked, ConvDepthwise, ConvStem, LinearPacked
 from transpiler.passes.fusion import FusedStep, GroupStep, ViewStep, partition
 from transpiler.passes.weights import prepared_values, split_program
@@ -103,28 +104,35 @@ def _schedule_all(
             assert isinstance(step, GroupStep)
             groups.setdefault(name, step.group)
     kernels: list[Lowered] = []
-    problems: dict[str, list[Location]] = {}
+    problems: dict[tuple[bool, str], list[Location]] = {}
+    cause: Exception | None = None
     for done, (name, group) in enumerate(groups.items()):
         try:
             kernels.append(scheduler(group, target, name))
-        except LookupError as error:
+        except (LookupError, KernelError) as error:
             places = [value.location for node in group.nodes for value in node.outputs if value.location is not None]
-            problems.setdefault(str(error), []).extend(places[:1])
+            problems.setdefault((isinstance(error, KernelError), str(error)), []).extend(places[:1])
+            cause = error
         if progress is not None:
             progress(done + 1, len(groups))
     if problems:
         raise TranspileErrors(
             [
-                Problem(
+                Problem("custom-kernel", reason, tuple(places), hints=(_KERNEL_HINT,))
+                if custom
+                else Problem(
                     "no-schedule",
                     f"Target {target.name!r} cannot compute this: {reason}.",
                     tuple(places),
                     hints=("compute it in float32, or outside of the model",),
                 )
-                for reason, places in problems.items()
+                for (custom, reason), places in problems.items()
             ]
-        )
+        ) from cause
     return kernels
+
+
+_KERNEL_HINT = "docs/custom_operators.md says what kernel() has to return; --traceback shows where it failed"
 
 
 def _kernel_names(functions: Sequence[Sequence[FusedStep]]) -> list[dict[int, str]]:

@@ -7,6 +7,7 @@ worker takes the rest. If it was at a whole batch, the rest is done in smaller b
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -135,6 +136,7 @@ def _work(connection: Connection, task: Task, target: Target | None) -> None:
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
+    faulthandler.disable()  # pytest's writes to a copy of the standard error that was
 
     def report(number: int | None, stage: str, kernels: int) -> None:
         connection.send(("step", number, stage, kernels))
