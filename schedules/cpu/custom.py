@@ -34,7 +34,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     _check(node, function, types)
     try:
         # A value that is given twice is one parameter of the kernel.
-        places = [*map(group.input_index, node.inputs), *range(len(group.inputs), len(group.inputs) + len(node.outputs))]
+        outputs = range(len(group.inputs), len(group.inputs) + len(node.outputs))
+        places = [*map(group.input_index, node.inputs), *outputs]
         result = Lowered(describe(group, name, flops=0), _with_pointers(function, name, places))
         build_module([result], target)  # here an error still has the operator's name
     except Exception as error:

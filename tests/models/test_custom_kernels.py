@@ -136,7 +136,8 @@ def copies(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[str], body: Calla
     def kernel(*_: Any) -> Any:
         with IRBuilder() as frame, builder.prim_func(s_tir=True):
             builder.func_name("kernel")
-            body([builder.arg(f"p{n}", builder.buffer(s, d)) for n, (s, d) in enumerate(zip(shapes, dtypes, strict=True))])
+            buffers = [builder.buffer(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+            body([builder.arg(f"p{number}", buffer) for number, buffer in enumerate(buffers)])
         return frame.get()
 
     return kernel
