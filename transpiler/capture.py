@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
 import logging
+import os
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,17 +15,17 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from transpiler.caches import caching_configs, holds_cache, register_caches
 from transpiler.decompositions import decomposition_table
 from transpiler.dims import SymbolRange
-from transpiler.errors import TranspileError, UsageError
-from transpiler.examples import bind_inputs, dims_by_input, draw_placeholders, dynamic_shapes, grown
+from transpiler.errors import TranspileError
+from transpiler.examples import draw_placeholders, dynamic_shapes, grown
 from transpiler.export_errors import export_error, first_line
-from transpiler.frames import Files, frames_of_exception, user_location
-from transpiler.source import Entry, ModelSource, choose_entry, missing_inputs, read_source
+from transpiler.frames import Files
+from transpiler.model_file import Example, called_as, dynamic_functions, identifier, load_model_file
+from transpiler.source import ModelSource, read_source
 from transpiler.specs import DynamicSpec, InputSpec
-from transpiler.symbols import symbol_ranges
-
-Example = tuple[tuple[Any, ...], Mapping[str, Any]]
+from transpiler.symbol_names import default_names, given_bounds, named_dimensions, user_names
 
 
 @dataclass(frozen=True)
@@ -52,184 +51,6 @@ class Captured:
     @property
     def files(self) -> Files:
         return Files(self.source.path.resolve().parent if self.source else None)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model file that was run: its module, and example inputs per function."""
-
-    module: torch.nn.Module
-    functions: Mapping[str, Example]
-    source: ModelSource
-    name: str
-
-    @property
-    def args(self) -> tuple[Any, ...]:
-        """The positional example inputs of the first function."""
-        return next(iter(self.functions.values()))[0]
-
-    @property
-    def kwargs(self) -> Mapping[str, Any]:
-        return next(iter(self.functions.values()))[1]
-
-
-# --- model.py -----------------------------------------------------------------------------------------------
-
-
-def load_model_file(
-    path: str | Path,
-    entry: str | None = None,
-    init: Mapping[str, Any] | None = None,
-    inputs: Sequence[InputSpec] = (),
-) -> Loaded:
-    """Run the user's model.py (trusted code), build the model and its example inputs.
-
-    Raises:
-        TranspileError: the file does not run (the user's line is shown), no or several models, constructor
-        arguments
-            or example inputs missing, something that is no nn.Module.
-        UsageError: `entry`, `init` or `inputs` do not fit the file.
-    """
-    source = read_source(path)
-    chosen = choose_entry(source, entry)
-    init = dict(init or {})
-    chosen.check_init(init)
-    if not inputs and not {"example_inputs"} & (set(source.functions) | source.imported):
-        raise missing_inputs(source, chosen)
-    namespace = _run_file(source)
-    files = Files(source.path.resolve().parent)
-    build = getattr(namespace, chosen.name)
-    with _user_code(files, f"{chosen.name}() failed"):
-        module = build(**init)
-    if not isinstance(module, torch.nn.Module):
-        raise TranspileError("not-a-module", f"{chosen.name}() returned {type(module).__name__}, expected an nn.Module")
-    if chosen.kind == "class":
-        module.eval()  # a factory may have chosen training mode, which is worth a warning; a class never does
-    if inputs:
-        functions: Mapping[str, Example] = {"forward": bind_inputs(module, inputs)}
-    else:
-        with _user_code(files, "example_inputs() failed"):
-            given = namespace.example_inputs()
-        functions = (
-            read_functions(module, given) if _names_functions(module, given) else {"forward": _args_kwargs(given)}
-        )
-    return Loaded(module, functions, source, _name_of(source.path, chosen))
-
-
-def _name_of(path: Path, entry: Entry) -> str:
-    stem = re.sub(r"\W", "_", path.stem)
-    return stem if stem.isidentifier() else re.sub(r"\W", "_", entry.name)
-
-
-def _run_file(source: ModelSource) -> Any:
-    """Import the file under its own folder, so that imports of its neighbours work."""
-    path = source.path.resolve()
-    # Not the plain stem: a model called `random.py` must not replace the real module.
-    spec = importlib.util.spec_from_file_location(f"transpiler_user_{_identifier(path.stem)}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module
-    sys.path.insert(0, str(path.parent))
-    try:
-        with _user_code(Files(path.parent), f"Running {path.name} failed"):
-            spec.loader.exec_module(module)
-    except BaseException:
-        sys.modules.pop(module.__name__, None)
-        raise
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(str(path.parent))
-    return module
-
-
-def _identifier(text: str) -> str:
-    return re.sub(r"\W", "_", text)
-
-
-@contextlib.contextmanager
-def _user_code(files: Files, what: str) -> Iterator[None]:
-    """Turn an exception of the user's code into an error that shows the user's line."""
-    try:
-        yield
-    except TranspileError:
-        raise
-    except Exception as error:
-        location = user_location(frames_of_exception(error), files)
-        raise TranspileError(
-            "user-code-failed",
-            f"{what}: {type(error).__name__}: {error}",
-            locations=[location] if location else [],
-        ) from error
-    except SystemExit as error:
-        raise TranspileError("user-code-failed", f"{what}: it called sys.exit({error.code!r})") from error
-
-
-def _names_functions(module: torch.nn.Module, given: Any) -> bool:
-    """Whether example inputs are a mapping of functions: its keys are methods, and no parameters of forward."""
-    if not isinstance(given, Mapping) or not given or not all(isinstance(key, str) for key in given):
-        return False
-    parameters = inspect.signature(module.forward).parameters
-    return all(callable(getattr(module, key, None)) and key not in parameters for key in given)
-
-
-def read_functions(module: torch.nn.Module, given: Mapping[str, Any]) -> dict[str, Example]:
-    """Function name -> (args, kwargs). A name that is no method of the module stands for `forward` with these inputs.
-
-    Raises:
-        TranspileError: "bad-function": a name that a generated model cannot have; "bad-example-inputs".
-    """
-    from transpiler.naming import check_function_name
-
-    if not given:
-        raise TranspileError("bad-function", "No functions are named", hints=['functions={"decode": (args,)}'])
-    for name in given:
-        check_function_name(name)
-    return {name: _args_kwargs(example) for name, example in given.items()}
-
-
-def dynamic_functions() -> TranspileError:
-    """Why sizes that vary and several functions do not go together."""
-    return TranspileError(
-        "dynamic-functions",
-        "A model of several functions has fixed sizes in each of them",
-        hints=["name a function per size, such as prefill_16 and prefill_64: they share weights and state"],
-    )
-
-
-@contextlib.contextmanager
-def called_as(module: torch.nn.Module, function: str) -> Iterator[None]:
-    """The module with `forward` standing for its method `function`, if it has one of that name."""
-    method = getattr(module, function, None)
-    if function == "forward" or not callable(method):
-        yield
-        return
-    own = vars(module).get("forward")
-    module.forward = method
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
-
-
-def _args_kwargs(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """`(args, kwargs)`, a tuple of arguments, a dict of keywords or one tensor."""
-    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], tuple | list):
-        args, kwargs = given
-        if isinstance(kwargs, dict) and all(isinstance(key, str) for key in kwargs):
-            return tuple(args), dict(kwargs)
-    if isinstance(given, tuple | list):
-        return tuple(given), {}
-    if isinstance(given, dict):
-        return (), dict(given)
-    if isinstance(given, torch.Tensor):
-        return (given,), {}
-    raise TranspileError(
-        "bad-example-inputs",
-        f"example_inputs() returned {type(given).__name__}, expected a tuple of tensors or (args, kwargs)",
-    )
 
 
 # --- capture ------------------------------------------------------------------------------------------------
@@ -310,8 +131,8 @@ def capture_module(
         source = _source_of(module)
     files = Files(source.path.resolve().parent if source else None)
     example = tuple(args), dict(kwargs or {})
-    _register_caches()
-    cache = _holds_cache(example)
+    register_caches()
+    cache = holds_cache(example)
     with (
         evaluating(module, warnings, keep_cache=cache),
         called_as(module, function),
@@ -330,9 +151,9 @@ def capture_module(
                     hints=["give each buffer memory of its own, with .clone()"],
                 ) from error
             raise export_error(error, files) from error
-    names = _default_names(exported, _symbol_names(exported, example, dynamic_shapes))
-    bounds = _given_bounds(exported, names, example, dynamic_shapes)
-    name = _identifier(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(module).__name__)).lower()
+    names = default_names(exported, user_names(exported, example, dynamic_shapes))
+    bounds = given_bounds(exported, names, example, dynamic_shapes)
+    name = identifier(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(module).__name__)).lower()
     return Captured(
         exported, module, *example, source, name, tuple(warnings), names, bounds, function=function, keeps_cache=cache
     )
@@ -357,8 +178,8 @@ def capture_exported(exported: ExportedProgram, name: str = "model", dynamic: Se
     else:
         args, kwargs = draw_placeholders(decomposed)
         warnings.append("The program holds no example inputs; they were drawn at random.")
-    given, bounds = _named_dimensions(decomposed, dynamic)
-    names = _default_names(decomposed, given)
+    given, bounds = named_dimensions(decomposed, dynamic)
+    names = default_names(decomposed, given)
     return Captured(decomposed, None, tuple(args), dict(kwargs), None, name, tuple(warnings), names, bounds)
 
 
@@ -376,7 +197,7 @@ def load_exported(path: str | Path, dynamic: Sequence[DynamicSpec] = ()) -> Capt
                 f"{path.name} is not a readable .pt2 file: {first_line(error)}",
                 hints=["write it with torch.export.save(torch.export.export(model.eval(), args), path)"],
             ) from error
-    name = _identifier(path.stem) if _identifier(path.stem).isidentifier() else "model"
+    name = identifier(path.stem) if identifier(path.stem).isidentifier() else "model"
     return capture_exported(exported, name, dynamic)
 
 
@@ -399,7 +220,7 @@ def evaluating(
     """The module in eval mode and, for transformers models, without a cache in its outputs unless `keep_cache`;
     restored afterwards."""
     training = [(item, item.training) for item in module.modules()]
-    configs = [] if keep_cache else _caching_configs(module)
+    configs = [] if keep_cache else caching_configs(module)
     try:
         module.eval()
         for config in configs:
@@ -417,76 +238,6 @@ def evaluating(
             config.use_cache = True
 
 
-def _caching_configs(module: torch.nn.Module) -> list[Any]:
-    """Configs with use_cache on, of transformers models anywhere in the module."""
-    if "transformers" not in sys.modules:
-        return []
-    from transformers import PreTrainedModel
-
-    found: dict[int, Any] = {}
-    for item in module.modules():
-        if isinstance(item, PreTrainedModel):
-            for config in (item.config, item.config.get_text_config()):
-                if getattr(config, "use_cache", False) is True:
-                    found[id(config)] = config
-    return list(found.values())
-
-
-def _holds_cache(example: Example) -> bool:
-    """Whether a call is given a key/value cache of transformers, or asks for one."""
-    args, kwargs = example
-    if kwargs.get("use_cache") is True:
-        return True
-    if "transformers" not in sys.modules:
-        return False
-    from transformers import Cache
-
-    return any(isinstance(item, Cache) for item in (*args, *kwargs.values()))
-
-
-def _register_caches() -> None:
-    """Let transformers' DynamicCache cross torch.export as a list of (key, value) pairs, one per layer; only where
-    transformers is in use.
-
-    Its own registration builds the cache through `update`, which leaves constants that cannot be traced.
-    """
-    if "transformers" not in sys.modules:
-        return
-    from torch.utils import _pytree
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    if DynamicCache in _pytree.SUPPORTED_NODES:
-        return
-
-    def flatten(cache: Any) -> tuple[list[Any], Any]:
-        layers = [layer for layer in cache.layers if layer.is_initialized]
-        if any(type(layer) is not DynamicLayer for layer in layers):
-            raise TypeError("a DynamicCache of layers that are no plain DynamicLayer, such as sliding windows")
-        return [(layer.keys, layer.values) for layer in layers], None
-
-    def unflatten(pairs: Any, context: Any) -> Any:
-        cache = DynamicCache()
-        for key, value in pairs:
-            layer: Any = DynamicLayer()  # type: ignore[no-untyped-call, unused-ignore]
-            layer.keys, layer.values, layer.is_initialized = key, value, True
-            layer.dtype, layer.device = getattr(key, "dtype", None), getattr(key, "device", None)
-            cache.layers.append(layer)
-        return cache
-
-    def flatten_with_keys(cache: Any) -> tuple[list[tuple[Any, Any]], Any]:
-        pairs, context = flatten(cache)
-        return [(_pytree.SequenceKey(index), pair) for index, pair in enumerate(pairs)], context
-
-    _pytree.register_pytree_node(
-        DynamicCache,
-        flatten,
-        unflatten,
-        serialized_type_name="transformers.DynamicCache",
-        flatten_with_keys_fn=flatten_with_keys,
-    )
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """torch.export prints whole graphs and tracebacks to the log when it fails; our error says what is
@@ -497,13 +248,16 @@ def _quiet() -> Iterator[None]:
     levels = [item.level for item in loggers]
     for item in loggers:
         item.setLevel(logging.CRITICAL)
-    sink = open("/dev/null", "w")  # noqa: SIM115
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(sink), contextlib.redirect_stdout(sink):
+        with (
+            open(os.devnull, "w") as sink,
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(sink),
+            contextlib.redirect_stdout(sink),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
-        sink.close()
         for item, level in zip(loggers, levels, strict=True):
             item.setLevel(level)
 
@@ -533,97 +287,3 @@ def _source_of(module: torch.nn.Module) -> ModelSource | None:
         return read_source(file)
     except TranspileError:  # e.g. a notebook cell: names then come from the modules only
         return None
-
-
-def _symbol_names(exported: ExportedProgram, example: Any, shapes: Any) -> dict[str, str]:
-    """torch's symbol -> the name of the torch.export.Dim the user gave for it."""
-    if shapes is None:
-        return {}
-    values = [node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"]
-    users = values[len(values) - _user_count(exported) :]
-    names: dict[str, str] = {}
-    for value, dims in zip(users, dims_by_input(example, shapes), strict=False):
-        for axis, dim in dims.items():
-            size = value.shape[axis] if isinstance(value, torch.Tensor) else None
-            name = getattr(getattr(dim, "root", dim), "__name__", None)  # of 2*half: half
-            if isinstance(size, torch.SymInt) and name and str(name).isidentifier():
-                free = size.node.expr.free_symbols
-                if len(free) == 1:
-                    names.setdefault(str(*free), str(name))
-    return names
-
-
-def _given_bounds(
-    exported: ExportedProgram, names: Mapping[str, str], example: Any, shapes: Any
-) -> dict[str, SymbolRange]:
-    """Ranges that begin at 2 because torch.export takes no size for 1, though the user allowed 1: they begin at 1. What
-    the graph does there is compared with the module."""
-    if shapes is None:
-        return {}
-    least = {}
-    for dims in dims_by_input(example, shapes):
-        for dim in dims.values():
-            root = getattr(dim, "root", dim)
-            least[getattr(root, "__name__", "")] = getattr(root, "min", None)
-    ranges = symbol_ranges(exported.range_constraints, names)
-    return {
-        name: SymbolRange(1, bounds.high)
-        for name, bounds in ranges.items()
-        if bounds.low == 2 and least.get(name, 2) in (0, 1)
-    }
-
-
-def _varying(exported: ExportedProgram) -> Iterator[tuple[str, int, Any]]:
-    """(input, dimension, sympy expression) of every size of a user input that varies."""
-    nodes = [node for node in exported.graph.nodes if node.op == "placeholder"]
-    for node in nodes[len(nodes) - _user_count(exported) :]:
-        value = node.meta.get("val")
-        if isinstance(value, torch.Tensor):
-            for axis, size in enumerate(value.shape):
-                if isinstance(size, torch.SymInt):
-                    yield node.name, axis, size.node.expr
-
-
-def _default_names(exported: ExportedProgram, names: Mapping[str, str]) -> dict[str, str]:
-    """`names`, and for torch's other symbols the input and dimension where they first stand: `ids_1`."""
-    complete = dict(names)
-    for name, axis, expression in _varying(exported):
-        if expression.is_Symbol and str(expression) not in complete:
-            wanted = f"{name}_{axis}"
-            complete[str(expression)] = wanted if wanted not in complete.values() else f"{wanted}_size"
-    return complete
-
-
-def _named_dimensions(
-    exported: ExportedProgram, dynamic: Sequence[DynamicSpec]
-) -> tuple[dict[str, str], dict[str, SymbolRange]]:
-    """What `--dynamic` calls the symbols of a saved program, and the bounds it gives them."""
-    found = {(name, axis): expression for name, axis, expression in _varying(exported)}
-    names: dict[str, str] = {}
-    bounds: dict[str, SymbolRange] = {}
-    for spec in dynamic:
-        flag = f"--dynamic {spec.name}.{spec.dim}={spec.symbol}"
-        expression = found.get((spec.name, spec.dim))
-        if expression is None:
-            known = ", ".join(f"{name}.{axis}" for name, axis in found) or "none"
-            raise UsageError(
-                "bad-dynamic",
-                f"{flag}: this size is fixed in the saved program; those that vary: {known}.",
-                hints=["export it with dynamic_shapes, or transpile the model.py"],
-            )
-        (symbol, *more) = sorted(map(str, expression.free_symbols))
-        if more or names.setdefault(symbol, spec.symbol) != spec.symbol:
-            raise UsageError("bad-dynamic", f"{flag}: the size is {expression} there, which has another name already.")
-        if spec.bounds is not None:
-            allowed = symbol_ranges(exported.range_constraints, {}).get(symbol, SymbolRange())
-            above = allowed.high is not None and (spec.bounds.high is None or spec.bounds.high > allowed.high)
-            if spec.bounds.low < allowed.low or above:
-                raise UsageError("bad-dynamic", f"{flag}: the saved program allows {allowed}, not {spec.bounds}.")
-            bounds[spec.symbol] = spec.bounds
-    return names, bounds
-
-
-def _user_count(exported: ExportedProgram) -> int:
-    from torch.export.graph_signature import InputKind
-
-    return sum(item.kind is InputKind.USER_INPUT for item in exported.graph_signature.input_specs)

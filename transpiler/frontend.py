@@ -75,7 +75,7 @@ def read_model(request: Request) -> Model:
 
 
 def _capture(request: Request) -> tuple[Captured, ...]:
-    from transpiler import capture
+    from transpiler import capture, model_file
 
     model = request.model
     if request.functions is not None and (isinstance(model, str | Path) or not hasattr(model, "named_modules")):
@@ -93,9 +93,9 @@ def _capture(request: Request) -> tuple[Captured, ...]:
     if request.functions is not None:
         if request.args is not None or request.kwargs is not None:
             raise UsageError("bad-functions", "Give example inputs as args and kwargs or in functions=, not in both.")
-        functions = capture.read_functions(model, request.functions)
+        functions = model_file.read_functions(model, request.functions)
         if request.dynamic:
-            raise capture.dynamic_functions()
+            raise model_file.dynamic_functions()
         return capture.capture_functions(model, functions, request.dynamic_shapes)
     if request.args is None and request.kwargs is None:
         raise UsageError(

@@ -13,8 +13,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree
 
 from transpiler.boundary import MUTATIONS, mutated_buffers
-from transpiler.capture import Captured, called_as, evaluating
+from transpiler.capture import Captured, evaluating
 from transpiler.ir import Array
+from transpiler.model_file import called_as
 from transpiler.weights import storage_aliases, to_numpy, to_torch
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)

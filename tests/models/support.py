@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.models.redraw import redraw
-from transpiler.capture import load_model_file
+from transpiler.model_file import load_model_file
 
 FOLDER = Path(__file__).parent
 # Every file here that defines example inputs is a model.

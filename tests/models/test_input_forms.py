@@ -18,7 +18,7 @@ from tests.models.redraw import redraw
 from tests.models.support import assert_equal_to_pytorch
 from transpiler import transpile
 from transpiler.api import Package
-from transpiler.capture import load_model_file
+from transpiler.model_file import load_model_file
 
 SOURCE = '''
 """A model with a tied weight, integer and float inputs."""

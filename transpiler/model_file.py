@@ -1,0 +1,198 @@
+"""A `model.py` as it is run: its module, its functions and their example inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from transpiler.errors import TranspileError
+from transpiler.examples import bind_inputs
+from transpiler.frames import Files, frames_of_exception, user_location
+from transpiler.source import Entry, ModelSource, choose_entry, missing_inputs, read_source
+from transpiler.specs import InputSpec
+
+Example = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model file that was run: its module, and example inputs per function."""
+
+    module: torch.nn.Module
+    functions: Mapping[str, Example]
+    source: ModelSource
+    name: str
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional example inputs of the first function."""
+        return next(iter(self.functions.values()))[0]
+
+    @property
+    def kwargs(self) -> Mapping[str, Any]:
+        return next(iter(self.functions.values()))[1]
+
+
+def load_model_file(
+    path: str | Path,
+    entry: str | None = None,
+    init: Mapping[str, Any] | None = None,
+    inputs: Sequence[InputSpec] = (),
+) -> Loaded:
+    """Run the user's model.py (trusted code), build the model and its example inputs.
+
+    Raises:
+        TranspileError: the file does not run (the user's line is shown), no or several models, constructor
+        arguments
+            or example inputs missing, something that is no nn.Module.
+        UsageError: `entry`, `init` or `inputs` do not fit the file.
+    """
+    source = read_source(path)
+    chosen = choose_entry(source, entry)
+    init = dict(init or {})
+    chosen.check_init(init)
+    if not inputs and not {"example_inputs"} & (set(source.functions) | source.imported):
+        raise missing_inputs(source, chosen)
+    namespace = _run_file(source)
+    files = Files(source.path.resolve().parent)
+    build = getattr(namespace, chosen.name)
+    with _user_code(files, f"{chosen.name}() failed"):
+        module = build(**init)
+    if not isinstance(module, torch.nn.Module):
+        raise TranspileError("not-a-module", f"{chosen.name}() returned {type(module).__name__}, expected an nn.Module")
+    if chosen.kind == "class":
+        module.eval()  # a factory may have chosen training mode, which is worth a warning; a class never does
+    if inputs:
+        functions: Mapping[str, Example] = {"forward": bind_inputs(module, inputs)}
+    else:
+        with _user_code(files, "example_inputs() failed"):
+            given = namespace.example_inputs()
+        functions = (
+            read_functions(module, given) if _names_functions(module, given) else {"forward": _args_kwargs(given)}
+        )
+    return Loaded(module, functions, source, _name_of(source.path, chosen))
+
+
+def _name_of(path: Path, entry: Entry) -> str:
+    stem = re.sub(r"\W", "_", path.stem)
+    return stem if stem.isidentifier() else re.sub(r"\W", "_", entry.name)
+
+
+def _run_file(source: ModelSource) -> Any:
+    """Import the file under its own folder, so that imports of its neighbours work."""
+    path = source.path.resolve()
+    # Not the plain stem: a model called `random.py` must not replace the real module.
+    spec = importlib.util.spec_from_file_location(f"transpiler_user_{identifier(path.stem)}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        with _user_code(Files(path.parent), f"Running {path.name} failed"):
+            spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(module.__name__, None)
+        raise
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(path.parent))
+    return module
+
+
+def identifier(text: str) -> str:
+    return re.sub(r"\W", "_", text)
+
+
+@contextlib.contextmanager
+def _user_code(files: Files, what: str) -> Iterator[None]:
+    """Turn an exception of the user's code into an error that shows the user's line."""
+    try:
+        yield
+    except TranspileError:
+        raise
+    except Exception as error:
+        location = user_location(frames_of_exception(error), files)
+        raise TranspileError(
+            "user-code-failed",
+            f"{what}: {type(error).__name__}: {error}",
+            locations=[location] if location else [],
+        ) from error
+    except SystemExit as error:
+        raise TranspileError("user-code-failed", f"{what}: it called sys.exit({error.code!r})") from error
+
+
+def _names_functions(module: torch.nn.Module, given: Any) -> bool:
+    """Whether example inputs are a mapping of functions: its keys are methods, and no parameters of forward."""
+    if not isinstance(given, Mapping) or not given or not all(isinstance(key, str) for key in given):
+        return False
+    parameters = inspect.signature(module.forward).parameters
+    return all(callable(getattr(module, key, None)) and key not in parameters for key in given)
+
+
+def read_functions(module: torch.nn.Module, given: Mapping[str, Any]) -> dict[str, Example]:
+    """Function name -> (args, kwargs). A name that is no method of the module stands for `forward` with these inputs.
+
+    Raises:
+        TranspileError: "bad-function": a name that a generated model cannot have; "bad-example-inputs".
+    """
+    from transpiler.naming import check_function_name
+
+    if not given:
+        raise TranspileError("bad-function", "No functions are named", hints=['functions={"decode": (args,)}'])
+    for name in given:
+        check_function_name(name)
+    return {name: _args_kwargs(example) for name, example in given.items()}
+
+
+def dynamic_functions() -> TranspileError:
+    """Why sizes that vary and several functions do not go together."""
+    return TranspileError(
+        "dynamic-functions",
+        "A model of several functions has fixed sizes in each of them",
+        hints=["name a function per size, such as prefill_16 and prefill_64: they share weights and state"],
+    )
+
+
+@contextlib.contextmanager
+def called_as(module: torch.nn.Module, function: str) -> Iterator[None]:
+    """The module with `forward` standing for its method `function`, if it has one of that name."""
+    method = getattr(module, function, None)
+    if function == "forward" or not callable(method):
+        yield
+        return
+    own = vars(module).get("forward")
+    module.forward = method
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def _args_kwargs(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`(args, kwargs)`, a tuple of arguments, a dict of keywords or one tensor."""
+    if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], tuple | list):
+        args, kwargs = given
+        if isinstance(kwargs, dict) and all(isinstance(key, str) for key in kwargs):
+            return tuple(args), dict(kwargs)
+    if isinstance(given, tuple | list):
+        return tuple(given), {}
+    if isinstance(given, dict):
+        return (), dict(given)
+    if isinstance(given, torch.Tensor):
+        return (given,), {}
+    raise TranspileError(
+        "bad-example-inputs",
+        f"example_inputs() returned {type(given).__name__}, expected a tuple of tensors or (args, kwargs)",
+    )
