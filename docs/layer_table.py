@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +39,9 @@ def _indices() -> tuple[Tensor, ...]:
 class OwnAttention(nn.MultiheadAttention):
     """Self-attention without its weights as a second result."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        result: Tensor = super().forward(x, x, x, need_weights=False)[0]
-        return result
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        (x,) = inputs
+        return super().forward(x, x, x, need_weights=False, **options)[0]
 
 
 _MAP = ("pack_channels", "unpack_channels")

@@ -11,13 +11,11 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
-
-from importer_survey import survey  # noqa: E402
-from layer_table import layer_section  # noqa: E402
-from operator_facts import (  # noqa: E402
+from importer_survey import survey
+from layer_table import layer_section
+from operator_facts import (
     GLUE,
+    ULPS,
     Way,
     accuracy,
     brief,
@@ -30,11 +28,11 @@ from operator_facts import (  # noqa: E402
     way,
 )
 
-from schedules.vector_math import ULPS  # noqa: E402
-from transpiler.ops import ATEN, REGISTRY  # noqa: E402
-from transpiler.ops.complex_pairs import COMPLEX, PARTWISE  # noqa: E402
-from transpiler.problems import HINTS  # noqa: E402
+from transpiler.ops import ATEN, REGISTRY
+from transpiler.ops.complex_pairs import COMPLEX, PARTWISE
+from transpiler.problems import HINTS
 
+ROOT = Path(__file__).parents[1]
 # Ops that a row names.
 LONG = 8
 

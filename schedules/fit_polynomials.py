@@ -24,7 +24,7 @@ def fit(
     function: Callable[[Any], Any], weight: Callable[[Any], Any], low: float, high: float, degree: int
 ) -> tuple[np.ndarray[Any, Any], float]:
     """Coefficients c[0] + c[1] x + ... and the largest weighted error on [low, high]."""
-    import mpmath  # type: ignore[import-untyped]
+    import mpmath
 
     middle, radius = (mpmath.mpf(low) + high) / 2, (mpmath.mpf(high) - low) / 2
     nodes = [middle + radius * mpmath.cos(mpmath.pi * (2 * i + 1) / (2 * NODES)) for i in range(NODES)]

@@ -17,7 +17,7 @@ NODES = 64
 
 def chebyshev(function: Callable[[Any], Any], low: float, high: float) -> list[Any]:
     """c with function(x) = c[0]/2 + c[1] T1(y) + c[2] T2(y) + ..., y = x mapped to [-1, 1]."""
-    import mpmath as mp  # type: ignore[import-untyped]
+    import mpmath as mp
 
     middle, radius = (mp.mpf(high) + low) / 2, (mp.mpf(high) - low) / 2
     angles = [mp.pi * (2 * k + 1) / (2 * NODES) for k in range(NODES)]

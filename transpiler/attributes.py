@@ -59,7 +59,7 @@ def make_op(name: object, attributes: Mapping[str, Any]) -> Op:
     if not isinstance(name, str) or name not in REGISTRY:
         raise bad_graph(f"unknown op {_short(name)}; known: {', '.join(sorted(REGISTRY))}")
     cls = REGISTRY[name]
-    fields = {item.name: item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {item.name: item for item in dataclasses.fields(cls)}
     if extra := sorted(set(attributes) - set(fields)):
         raise bad_graph(f"{name} has no attribute {', '.join(map(_short, extra))}; it has: {', '.join(fields)}")
     hints = _hints(cls)

@@ -161,7 +161,9 @@ class Boundary:
 
     def import_outputs(self) -> tuple[tuple[Output, ...], Structure | None]:
         (output,) = (node for node in self.fx_nodes if node.op == "output")
-        items = list(output.args[0])  # type: ignore[arg-type]
+        results = output.args[0]
+        assert isinstance(results, tuple | list)
+        items: list[Any] = list(results)
         specs = self.exported.graph_signature.output_specs
         outputs: list[Output] = []
         updates: list[Output] = []
@@ -249,7 +251,7 @@ class Boundary:
             while stack:
                 for user in stack.pop().users:
                     if user.target is torch.ops.aten.embedding.default:
-                        sizes.append(int(user.args[0].meta["val"].shape[0]))  # type: ignore[union-attr]
+                        sizes.append(int(user.all_input_nodes[0].meta["val"].shape[0]))
                     elif str(user.target).startswith(_SAME_ELEMENTS) and user not in seen:
                         seen.add(user)
                         stack.append(user)

@@ -11,7 +11,7 @@ import numpy as np
 from transpiler.dims import evaluate
 from transpiler.draw import integers, normal, numpy_dtype, seed_of
 from transpiler.interpreter import RECORDED_STATE, run_graph
-from transpiler.ir import Array, Graph, Node, Output, Program, Role, TensorType, Value
+from transpiler.ir import Array, Graph, Node, Output, Program, Role, TensorType, Value, fixed_size
 from transpiler.ops import dtypes
 from transpiler.ops.index import Take
 from transpiler.passes.simplify import dead_code
@@ -93,7 +93,7 @@ class GraphReference:
         found: dict[str, tuple[int, int]] = {}
         for node in self.graph.nodes:
             if isinstance(node.op, Take) and node.inputs[1].name in keys:
-                size = int(node.inputs[0].shape[node.op.axis])  # type: ignore[arg-type]
+                size = fixed_size(node.inputs[0].shape[node.op.axis])
                 found[keys[node.inputs[1].name]] = (0, size - 1)
         return found
 
@@ -170,10 +170,10 @@ def _graph_to_double(graph: Graph) -> Graph:
     for node in graph.nodes:
         changes: dict[str, Any] = {
             item.name: WIDE[getattr(node.op, item.name)]
-            for item in fields(node.op)  # type: ignore[arg-type]
+            for item in fields(node.op)
             if item.name == "dtype" and getattr(node.op, item.name) in WIDE
         }
-        op = replace(node.op, **changes) if changes else node.op  # type: ignore[type-var]
+        op = replace(node.op, **changes) if changes else node.op
         nodes.append(Node(op, tuple(map(_value, node.inputs)), tuple(map(_value, node.outputs))))
     return replace(
         graph,

@@ -144,8 +144,8 @@ def interface(
     else:
         variables = [f"out[{index}]" for index in range(len(variables))]
     chosen = [] if function == "forward" else [f"function={function!r}"]
-    if all(isinstance(argument.structure, Leaf) for argument in arguments):
-        by_index = {argument.structure.index: argument.name for argument in arguments}  # type: ignore[union-attr]
+    by_index = {item.structure.index: item.name for item in arguments if isinstance(item.structure, Leaf)}
+    if len(by_index) == len(arguments):
         flat_names = [by_index[index] for index in range(len(inputs))]
         passed, bound = flat_names, f"[{', '.join(flat_names)}]"
     else:

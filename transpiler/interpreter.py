@@ -116,7 +116,7 @@ def bind_op(op: Op, symbols: Mapping[str, int]) -> Op:
     if op.is_static:
         return op
     changed = {key: _bind(value, symbols) for key, value in op.attributes().items()}
-    return dataclasses.replace(op, **changed)  # type: ignore[type-var]
+    return dataclasses.replace(op, **changed)
 
 
 def _bind(value: Any, symbols: Mapping[str, int]) -> Any:

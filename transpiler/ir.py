@@ -37,6 +37,13 @@ class SymbolicShapeError(IRError):
     """A shape must be fixed where this was raised, and varies."""
 
 
+def fixed_size(dim: Dim) -> int:
+    """A size (or offset) that is known. Raises SymbolicShapeError if it varies."""
+    if not isinstance(dim, int):
+        raise SymbolicShapeError(f"size {dim} is symbolic")
+    return dim
+
+
 @dataclass(frozen=True)
 class TensorType:
     """Element type and shape; a dim is an int or an expression over symbols."""
@@ -60,7 +67,7 @@ class TensorType:
         """The shape as plain ints. Raises SymbolicShapeError if a dim is symbolic."""
         if not self.is_static:
             raise SymbolicShapeError(f"shape {self.shape} is symbolic")
-        return tuple(int(dim) for dim in self.shape)  # type: ignore[arg-type]
+        return tuple(map(fixed_size, self.shape))
 
     def with_shape(self, shape: Iterable[Dim]) -> TensorType:
         return TensorType(self.dtype, tuple(shape))

@@ -11,6 +11,7 @@ from transpiler.errors import Location, Problem, TranspileErrors, UsageError
 from transpiler.group import Group, Lowered
 from transpiler.ir import Graph, Program, Tap, Value
 from transpiler.memory import Arena, aligned, plan_arena, roots, size_of
+from transpiler.ops.base import Op
 from transpiler.ops.custom import KernelError
 from transpiler.ops.packed import ConvBlocked, ConvDepthwise, ConvStem, LinearPacked
 from transpiler.passes.fusion import FusedStep, GroupStep, ViewStep, partition
@@ -182,7 +183,7 @@ def kernel_name(group: Group) -> str:
     return f"{text}_{suffix}"
 
 
-def _label(op: object, arity: int) -> str:
+def _label(op: Op, arity: int) -> str:
     match op:
         case ConvBlocked(kernel=kernel) | ConvStem(kernel=kernel):
             return f"conv{kernel[0]}x{kernel[1]}" + ("_bias" if arity == 3 else "")
@@ -190,8 +191,7 @@ def _label(op: object, arity: int) -> str:
             return f"depthwise{kernel[0]}x{kernel[1]}" + ("_bias" if arity == 3 else "")
         case LinearPacked():
             return "linear" + ("_bias" if arity == 3 else "")
-    name: str = op.name  # type: ignore[attr-defined]
-    return "" if name in ("full", "broadcast_to") else name
+    return "" if op.name in ("full", "broadcast_to") else op.name
 
 
 def _store(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from transpiler.dims import Dim, product
-from transpiler.ir import TensorType
+from transpiler.ir import TensorType, fixed_size
 from transpiler.ops.base import Elementwise
 from transpiler.passes.fusion import FusedStep, GroupStep, ViewStep
 from transpiler.plan import Block
@@ -174,7 +174,7 @@ def _place(blocks: list[_Block]) -> int:
     """Offsets for blocks of known size, and the bytes of the whole."""
     placed: list[_Block] = []
     total = 0
-    sizes = {id(block): aligned(int(block.size)) for block in blocks}  # type: ignore[arg-type]
+    sizes = {id(block): aligned(fixed_size(block.size)) for block in blocks}
     for block in sorted(blocks, key=lambda item: (-sizes[id(item)], item.first, item.name)):
         size = sizes[id(block)]
         alive = sorted(

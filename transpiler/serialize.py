@@ -250,7 +250,7 @@ def _read_graph(name: str, data: Mapping[str, Any]) -> Graph:
 
     inputs = tuple(
         Input(define(item), _read_role(item.get("role")), check_text(item.get("key"), "key", empty=False))
-        for item in map(lambda x: _object(x, "an input"), _list(data.get("inputs"), "inputs"))  # noqa: C417
+        for item in [_object(item, "an input") for item in _list(data.get("inputs"), "inputs")]
     )
     nodes = []
     for item in _list(data.get("nodes"), "nodes"):

@@ -31,6 +31,7 @@ from tvm.tirx.script.builder import ir as T
 
 from transpiler.dims import floordiv
 from transpiler.group import Group, Lowered
+from transpiler.ir import fixed_size
 from transpiler.target import Target
 
 from ..fuse import lowered
@@ -82,7 +83,7 @@ class _Attention:
         self.dtype = node.output.dtype
         self.v = v = Vectors(self.dtype)
         length, keys = self.shapes[0][-2], self.shapes[2][-2]
-        self.E, self.Ev = int(self.shapes[0][-1]), int(self.shapes[2][-1])  # type: ignore[arg-type]
+        self.E, self.Ev = fixed_size(self.shapes[0][-1]), fixed_size(self.shapes[2][-1])
         self.L, self.S = extent(length), extent(keys)
         self.batch = self.out_shape[:-2]
         self.scale = 1 / math.sqrt(max(self.E, 1)) if op.scale is None else float(op.scale)

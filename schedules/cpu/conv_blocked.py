@@ -18,6 +18,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group, Lowered
+from transpiler.ir import fixed_size
 from transpiler.ops.packed import ConvBlocked, ConvStem, blocks
 from transpiler.target import Target
 
@@ -68,9 +69,9 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         return None
     blocked = isinstance(op, ConvBlocked)
     n, *fixed = x.type.shape[:4]
-    inner, h, w = (int(size) for size in fixed)  # type: ignore[arg-type]  # the layout pass sees to it
+    inner, h, w = map(fixed_size, fixed)  # the layout pass sees to it
     lanes = LANES if blocked else 1
-    oh, ow = (int(size) for size in node.output.type.shape[2:4])  # type: ignore[arg-type]
+    oh, ow = map(fixed_size, node.output.type.shape[2:4])
     (ph, pw), pointwise = op.padding, op.kernel == (1, 1) and op.stride == (1, 1) and op.padding == (0, 0)
     padded = (h + 2 * ph, w + 2 * pw)
     geometry = Geometry(

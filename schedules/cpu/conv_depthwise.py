@@ -14,6 +14,7 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group, Lowered
+from transpiler.ir import fixed_size
 from transpiler.ops.packed import ConvDepthwise
 from transpiler.target import Target
 
@@ -38,8 +39,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     if not is_fixed(*x.type.shape[1:]):
         return None
     n, *fixed = x.type.shape[:4]
-    cb, h, w = (int(size) for size in fixed)  # type: ignore[arg-type]  # the layout pass sees to it
-    oh, ow = (int(size) for size in node.output.type.shape[2:4])  # type: ignore[arg-type]
+    cb, h, w = map(fixed_size, fixed)  # the layout pass sees to it
+    oh, ow = map(fixed_size, node.output.type.shape[2:4])
     (kh, kw), (sh, sw), (dh, dw), (ph, pw) = op.kernel, op.stride, op.dilation, op.padding
     height, width = h + 2 * ph, w + 2 * pw
     plane = height * width * LANES

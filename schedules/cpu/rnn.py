@@ -23,6 +23,7 @@ from tvm.tirx.script.builder import ir as T
 
 from transpiler.dims import Dim
 from transpiler.group import Group, Lowered
+from transpiler.ir import fixed_size
 from transpiler.target import Target
 
 from ..fuse import lowered
@@ -71,7 +72,7 @@ class _Scan:
         self.op, self.dtype = op, dtype
         self.gates = GATES[op.name]
         steps, rows, units = shape
-        self.steps, self.rows, self.units = extent(steps), extent(rows), int(units)  # type: ignore[arg-type]
+        self.steps, self.rows, self.units = extent(steps), extent(rows), fixed_size(units)
         self.v = Vectors(dtype)
         self.panels = self.v.blocks(self.units)
         self.padded = self.panels * self.v.lanes

@@ -20,6 +20,7 @@ from typing import Any
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group, Lowered
+from transpiler.ops.softmax import LogSoftmax, Softmax
 from transpiler.target import Target
 
 from ..fuse import lowered
@@ -36,12 +37,13 @@ EXP_COST = 12
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
-    if group.anchor_node is None or group.anchor_node.op.name not in ("softmax", "log_softmax"):
+    node = group.anchor_node
+    if node is None or not isinstance(node.op, Softmax | LogSoftmax):
         return None
     rows = RowGroup(group)
     if not rows.fits:
         return None
-    axis: int = getattr(group.anchor_node.op, "axis")  # noqa: B009
+    axis = node.op.axis
     outer, inner = extent(count(rows.shape[:axis])), extent(count(rows.shape[axis + 1 :]))
     along = extent(rows.shape[axis])
     builder = rows.builder(name)
@@ -176,12 +178,13 @@ def _columns(rows: RowGroup, v: Vectors, base: Expr, extent: Extent, inner: Exte
                     return source[first + column] - largest.scalar(number, column) - sums.scalar(number, column)
                 return row[first + column] * sums.scalar(number, column)
 
-            rows.finish(
-                valid[number],
-                lambda column, first=first: unflatten(first + column, rows.shape),  # type: ignore[misc]
-                lambda column, first=first: first + column,  # type: ignore[misc]
-                element,
-            )
+            def place(column: Expr, first: Expr = first) -> Expr:
+                return first + column
+
+            def position(column: Expr, first: Expr = first) -> list[Expr]:
+                return unflatten(first + column, rows.shape)
+
+            rows.finish(valid[number], position, place, element)
 
 
 def _add(a: Expr, b: Expr) -> Expr:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tests.conformance.eager import type_of
-from transpiler.ir import Array, Dim, TensorType
+from transpiler.ir import Array, Dim, TensorType, fixed_size
 from transpiler.ops.base import Elementwise, Injective, Op, Reduce
 from transpiler.ops.dtypes import numpy_dtype
 from transpiler.ops.special_numpy import special_function
@@ -244,7 +244,7 @@ def _element(op: Op, arrays: Sequence[Array], types: Sequence[TensorType], index
     assert isinstance(op, Reduce)
     reduction = op.reduction(s, loads, types, index)
     state = reduction.init
-    for position in np.ndindex(tuple(int(extent) for extent in reduction.extents)):  # type: ignore[arg-type]
+    for position in np.ndindex(tuple(map(fixed_size, reduction.extents))):
         element = reduction.body([constant(i, "int64") for i in position])
         # Accumulators are evaluated as they would be stored: otherwise the expression grows with every step.
         state = tuple(constant(item.value(), item.dtype) for item in reduction.combine(state, element))

@@ -14,11 +14,11 @@ from functools import cache
 import numpy as np
 import pytest
 
-import transpiler.ops  # noqa: F401  (registers the ops)
 from tests.conformance.kernels import KernelLibrary, array_type, op_group
 from transpiler.group import Group, Lowered, make_group
 from transpiler.ir import Array, Node, Value
-from transpiler.ops.base import REGISTRY, Op, Sample, rng
+from transpiler.ops import REGISTRY
+from transpiler.ops.base import Op, Sample, rng
 from transpiler.schedule import import_schedule
 from transpiler.target import Target, load_target
 

@@ -12,11 +12,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-import transpiler.ops  # noqa: F401  (registers the ops)
 from tests.conformance.kernels import KernelLibrary, array_type, op_group
 from tests.conformance.programs import Programs, op_program
 from transpiler.ir import Array
-from transpiler.ops.base import REGISTRY, Sample
+from transpiler.ops import REGISTRY
+from transpiler.ops.base import Sample
 from transpiler.ops.dtypes import HALF, numpy_dtype
 from transpiler.schedule import schedule
 from transpiler.target import Target

@@ -80,7 +80,7 @@ def attempts(sample: Sample) -> Iterator[tuple[int, list[tuple[Dim, ...]], Op]]:
         everywhere = [tuple(replaced(shape, size)) for shape in shapes]
         changed = {key: replaced(value, size) for key, value in attributes if key in SIZE_ATTRIBUTES}
         yield size, everywhere, sample.op
-        yield size, everywhere, dataclasses.replace(sample.op, **changed)  # type: ignore[type-var]
+        yield size, everywhere, dataclasses.replace(sample.op, **changed)
         for axis, dim in enumerate(shapes[0]):
             if dim == size:
                 yield size, [(*shapes[0][:axis], N, *shapes[0][axis + 1 :]), *shapes[1:]], sample.op

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 import torch
@@ -30,10 +31,10 @@ def write(tmp_path: Path) -> Write:
     return _write
 
 
-def message(path: Path, **options: object) -> str:
+def message(path: Path, **options: Any) -> str:
     """The rendered error of capturing and importing a file."""
     with pytest.raises(TranspileErrors) as info:
-        import_program(capture_file(path, **options))  # type: ignore[arg-type]
+        import_program(capture_file(path, **options))
     return str(info.value)
 
 

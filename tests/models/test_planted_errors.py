@@ -7,6 +7,7 @@ A package with an error is judged by the tests that were generated for the right
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def _bert() -> Built:
     return redraw(module, 1), args, kwargs
 
 
-MODELS: dict[str, Callable[[], Built]] = {name: lambda name=name: load(name) for name in FILES}  # type: ignore[misc]
+MODELS: dict[str, Callable[[], Built]] = {name: partial(load, name) for name in FILES}
 MODELS["bert_tiny"] = _bert
 
 # (model, key) -> why scaling it provably cannot change an output.

@@ -214,11 +214,14 @@ def _view(step: Step) -> Tensor:
 
 def _cat(step: Step) -> Tensor:
     axis = step.pick(1, step.x.ndim)
-    others = lambda item: (  # noqa: E731
-        item.dtype == step.x.dtype
-        and item.ndim == step.x.ndim
-        and all(a == b for n, (a, b) in enumerate(zip(item.shape, step.x.shape, strict=True)) if n != axis)
-    )
+
+    def others(item: Tensor) -> bool:
+        return (
+            item.dtype == step.x.dtype
+            and item.ndim == step.x.ndim
+            and all(a == b for n, (a, b) in enumerate(zip(item.shape, step.x.shape, strict=True)) if n != axis)
+        )
+
     other = step.other(others)
     assert other is not None
     return torch.cat([step.x, other, step.x][: 2 + step.pick(2, 2)], axis)

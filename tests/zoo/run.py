@@ -56,7 +56,10 @@ class Wide(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.float:
             func = torch.Tensor.double
-        widen = lambda item: torch.float64 if isinstance(item, torch.dtype) and item in self._NARROW else item  # noqa: E731
+
+        def widen(item: Any) -> Any:
+            return torch.float64 if isinstance(item, torch.dtype) and item in self._NARROW else item
+
         args, kwargs = _pytree.tree_map(widen, (args, kwargs or {}))
         return func(*args, **kwargs)
 

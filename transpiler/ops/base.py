@@ -101,6 +101,7 @@ class Scalar(Protocol):
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=False)
+@dataclass(frozen=True)
 class Op:
     """Base of all ops. Subclasses are frozen dataclasses whose fields are the attributes.
 
@@ -161,7 +162,7 @@ class Op:
         return (result,) if isinstance(result, TensorType) else result
 
     def attributes(self) -> dict[str, Attribute]:
-        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
 
     @property
     def is_static(self) -> bool:
@@ -280,7 +281,7 @@ def import_default(context: ImportContext, op: type[Op], args: Sequence[Any], kw
     """Tensor arguments become inputs, the remaining ones attributes in order; None keeps an attribute's default."""
     inputs = [value for value in args if isinstance(value, Value)]
     plain = [value for value in args if not isinstance(value, Value)]
-    names = [item.name for item in dataclasses.fields(op)]  # type: ignore[arg-type]
+    names = [item.name for item in dataclasses.fields(op)]
     if len(plain) > len(names):
         raise context.unsupported(f"takes {len(names)} attributes, got {len(plain)}")
     given = dict(zip(names, plain, strict=False)) | {key: value for key, value in kwargs.items() if key in names}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transpiler.ir import Value
+from transpiler.ir import Value, fixed_size
 from transpiler.ops import compose
 from transpiler.ops.base import ImportContext, aten
 from transpiler.ops.compare import Lt, Where
@@ -67,7 +67,7 @@ def _register(dims: int) -> None:
         for axis in range(dims):
             # 2-d samples begin with the last axis, 3-d ones with the first.
             u = compose.select(context, samples, 2, dims - 1 - axis if dims == 2 else axis)
-            start = _starts(context, u, int(sizes[2 + axis]), kernel_size[axis], output_size[axis])  # type: ignore[arg-type]
+            start = _starts(context, u, fixed_size(sizes[2 + axis]), kernel_size[axis], output_size[axis])
             inner: Value = context.emit(Arange(0, 1, kernel_size[axis], "int64"))
             picks.append(compose.add(context, along(start, [0, 1, 2 + axis]), along(inner, [2 + dims + axis])))
         windows: Value = context.emit(Index(tuple(range(2 + dims))), whole, *picks)
@@ -75,7 +75,7 @@ def _register(dims: int) -> None:
         flat = compose.reshape(context, windows, (*outer, compose.product(kernel_size)))
         position = picks[2]
         for axis in range(1, dims):
-            scaled = compose.mul(context, position, context.scalar(int(sizes[2 + axis]), "int64"))  # type: ignore[arg-type]
+            scaled = compose.mul(context, position, context.scalar(fixed_size(sizes[2 + axis]), "int64"))
             position = context.emit(Add(), scaled, picks[2 + axis])
         positions = compose.reshape(context, compose.broadcast_to(context, position, windows.shape), flat.shape)
         best = context.emit(Argmax(2 + dims, True), flat)

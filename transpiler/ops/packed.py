@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from transpiler.dims import Dim
-from transpiler.ir import Array, TensorType
+from transpiler.ir import Array, TensorType, fixed_size
 from transpiler.ops.base import Expr, Injective, Load, Opaque, OpError, Sample, Scalar, rng
 
 BLOCK = 16
@@ -72,7 +72,7 @@ class PackChannels(Injective, name="pack_channels"):
         if types[0].rank != 4:
             raise OpError(f"pack_channels: [N, C, H, W] expected, got {types[0]}")
         n, c, h, w = types[0].shape
-        return types[0].with_shape((n, blocks(int(c)), h, w, BLOCK))  # type: ignore[arg-type]
+        return types[0].with_shape((n, blocks(fixed_size(c)), h, w, BLOCK))
 
     def reference(self, *inputs: Array) -> Array:
         x = _pad_axis(inputs[0], 1)
@@ -83,7 +83,7 @@ class PackChannels(Injective, name="pack_channels"):
         return f"pack_channels({names[0]})"
 
     def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
-        channels = int(types[0].shape[1])  # type: ignore[arg-type]
+        channels = fixed_size(types[0].shape[1])
         n, block, h, w, lane = index
         channel = block * BLOCK + lane
         value = inputs[0](n, channel, h, w)
@@ -293,7 +293,8 @@ class ConvBlocked(_BlockedConv, name="conv_blocked"):
 
     def infer(self, *types: TensorType) -> TensorType:
         x, weight, *bias = types
-        return self._infer(x, weight, (blocks(self.channels), int(x.shape[1]), *self.kernel, BLOCK, BLOCK), bias)  # type: ignore[arg-type]
+        inner = fixed_size(x.shape[1])
+        return self._infer(x, weight, (blocks(self.channels), inner, *self.kernel, BLOCK, BLOCK), bias)
 
     def reference(self, *inputs: Array) -> Array:
         x, packed, *bias = inputs
@@ -329,7 +330,8 @@ class ConvStem(_BlockedConv, name="conv_stem"):
 
     def infer(self, *types: TensorType) -> TensorType:
         x, weight, *bias = types
-        return self._infer(x, weight, (blocks(self.channels), int(x.shape[1]), *self.kernel, BLOCK), bias)  # type: ignore[arg-type]
+        inner = fixed_size(x.shape[1])
+        return self._infer(x, weight, (blocks(self.channels), inner, *self.kernel, BLOCK), bias)
 
     def reference(self, *inputs: Array) -> Array:
         x, packed, *bias = inputs

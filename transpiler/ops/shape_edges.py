@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +14,9 @@ from transpiler.ops.base import Expr, Injective, Load, Opaque, OpError, Sample, 
 from transpiler.ops.dtypes import draw, static
 from transpiler.ops.shape import slice_shape, slices
 
-_NUMPY_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+_NUMPY_MODES: dict[str, Literal["constant", "reflect", "edge", "wrap"]] = {
+    "constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap",
+}  # fmt: skip
 
 
 class Pad(Injective, name="pad"):
@@ -45,7 +48,7 @@ class Pad(Injective, name="pad"):
         widths = list(zip(static(self.low), static(self.high), strict=True))
         if self.mode == "constant":
             return np.pad(x, widths, constant_values=np.array(self.value).astype(x.dtype))
-        return np.pad(x, widths, mode=_NUMPY_MODES[self.mode])  # type: ignore[call-overload, no-any-return]
+        return np.pad(x, widths, mode=_NUMPY_MODES[self.mode])
 
     def host(self, x: str) -> str | None:
         if self.mode != "constant" or not np.isfinite(self.value):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from transpiler.ir import Graph, Layout, Node, TensorType, Value
+from transpiler.ir import Graph, Layout, Node, TensorType, Value, fixed_size
 from transpiler.ops.adaptive_pool import AdaptiveAvgPool
 from transpiler.ops.base import Elementwise
 from transpiler.ops.conv import Conv
@@ -83,7 +83,7 @@ class _Layout:
 
     def _packed(self, value: Value) -> Value:
         if value.name not in self.blocked:
-            self.channels[value.name] = int(value.shape[1])  # type: ignore[arg-type]
+            self.channels[value.name] = fixed_size(value.shape[1])
             self.blocked[value.name] = self.rewriter.emit(PackChannels(), self.plain[value.name], like=value)
         return self.blocked[value.name]
 
@@ -139,7 +139,7 @@ class _Layout:
         if any(value.name not in self.weights for value in bias) or not _fixed_map(x):
             return False
         out_channels, group_channels, *kernel = weight.type.static_shape()
-        in_channels = int(x.shape[1])  # type: ignore[arg-type]
+        in_channels = fixed_size(x.shape[1])
         depthwise = op.groups == in_channels == out_channels and op.groups > 1
         if op.groups != 1 and not depthwise:
             return False
@@ -166,7 +166,7 @@ class _Layout:
         output = node.output
         if not _fixed_map(output) or not any(value.name in self.blocked for value in node.inputs):
             return False
-        channels = int(output.shape[1])  # type: ignore[arg-type]
+        channels = fixed_size(output.shape[1])
         forms = [self._broadcast_form(value, output.type) for value in node.inputs]
         if any(form is None for form in forms):
             return False
@@ -222,7 +222,7 @@ def packed_linear(graph: Graph) -> Graph:
             return None
         x, weight, *bias = node.inputs
         packed = rewriter.emit(PackMatmul(), weight, like=weight)
-        op = LinearPacked(int(weight.shape[0]))  # type: ignore[arg-type]
+        op = LinearPacked(fixed_size(weight.shape[0]))
         return [rewriter.emit(op, x, packed, *bias, like=node.output)]
 
     return rewrite(graph, visit)

@@ -75,7 +75,10 @@ class Evaluator:
         ready: list[Ready] = []
         for sample in batch:
             outcome = self._prepare(sample, pool)
-            (ready if isinstance(outcome, Ready) else results).append(outcome)  # type: ignore[arg-type]
+            if isinstance(outcome, Ready):
+                ready.append(outcome)
+            else:
+                results.append(outcome)
         if self.target is None:
             return results + [self._result(item.number, EQUAL, "reference") for item in ready]
         return results + self._execute(ready, pool)

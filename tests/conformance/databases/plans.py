@@ -20,7 +20,7 @@ import numpy as np
 from tests.conformance.kernels import STUB
 from transpiler.compile import compile_kernels
 from transpiler.group import Group, Lowered
-from transpiler.ir import Array, TensorType, Value
+from transpiler.ir import Array, TensorType, Value, fixed_size
 from transpiler.link import SPECIAL_FILES, storage_of
 from transpiler.memory import aligned, size_of
 from transpiler.plan import KernelPlan
@@ -108,18 +108,18 @@ def run_plan(
     held = [_filled(np.ascontiguousarray(array)) for array in inputs]
     before = [memory.all.copy() for memory in held]
     outputs = [_Memory(size_of(value.type)) for value in plan.outputs]
-    arena, packed = _Memory(int(plan.arena_bytes)), _packed(plan, weights)  # type: ignore[arg-type]
+    arena, packed = _Memory(fixed_size(plan.arena_bytes)), _packed(plan, weights)
     homes = {"input": held, "output": outputs, "weight": [packed], "arena": [arena]}
 
     def address(value: Value) -> int:
         place = storage_of(plan, value)
-        return homes[place.kind][place.index].address + int(place.offset)  # type: ignore[arg-type]
+        return homes[place.kind][place.index].address + fixed_size(place.offset)
 
     status = np.zeros(1, np.int32)
     for call in plan.calls():
         kernel = plan.kernel(call.kernel)
         pointers = [address(value) for value in (*call.inputs, *call.outputs)]
-        pointers += [arena.address + int(call.workspace_offset)] * bool(kernel.workspace)  # type: ignore[arg-type]
+        pointers += [arena.address + fixed_size(call.workspace_offset)] * bool(kernel.workspace)
         pointers += [status.ctypes.data] * kernel.checks_index
         function = getattr(library, symbols[call.kernel])
         if function(*(ctypes.c_void_p(pointer) for pointer in pointers)) != 0:
@@ -138,7 +138,7 @@ def run_plan(
 def _result(plan: KernelPlan, index: int, homes: Mapping[str, Sequence[_Memory]]) -> Array:
     value = plan.outputs[index]
     place = storage_of(plan, value)
-    start, type_ = int(place.offset), value.type  # type: ignore[arg-type]
+    start, type_ = fixed_size(place.offset), value.type
     memory = homes[place.kind][place.index].all
     return _view(memory[start : start + size_of(type_)].copy(), type_)
 
