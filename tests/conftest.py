@@ -1,5 +1,16 @@
-"""One thread per process for PyTorch: the suite runs on two processes, and OpenMP threads that wait for a core spin."""
+"""One thread per process for PyTorch: the suite runs on two processes, and OpenMP threads that wait for a core spin.
+No test reads or writes the user's tuning cache."""
 
 import os
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_tuning_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRANSPILE_CACHE_DIR", str(tmp_path_factory.mktemp("tuning")))
+        yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from transpiler.pipeline import Report, Request, build
 from transpiler.progress import Progress
@@ -54,6 +54,8 @@ def transpile(
     taps: str | None = None,
     isa: str | Sequence[str] = (),
     rng: bool = False,
+    tune: Literal["none", "fast", "full"] = "none",
+    tuning_record: str | Path | None = None,
     test: bool = False,
     quiet: bool = True,
     progress: Progress | None = None,
@@ -75,6 +77,8 @@ def transpile(
             (unfused and unfolded, slower).
         isa: instruction sets to build for; this machine's best by default.
         rng: draw random numbers with a seeded generator of the package's own (docs/random.md); refused otherwise.
+        tune: "fast" or "full" times variants of large kernels on this machine (docs/tuning.md).
+        tuning_record: the tuning.json of another build, whose choices are taken.
         test: run the generated tests before the package is put in place.
         quiet: no progress lines.
 
@@ -105,6 +109,8 @@ def transpile(
             taps=taps,
             isas=(isa,) if isinstance(isa, str) else tuple(isa),
             rng=rng,
+            tune=tune,
+            tuning_record=None if tuning_record is None else Path(tuning_record),
             test=test,
         ),
         progress,

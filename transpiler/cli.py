@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -63,8 +63,12 @@ MAX_FAILURES = 20
     help="Folder that gets the package's folder.",
 )  # fmt: skip
 @click.option(
-    "--tune", type=click.Choice(["none", "fast", "full"]), default="none",
-    help="Time kernel variants on this machine; only none is supported yet.",
+    "--tune", type=click.Choice(["none", "fast", "full"]), default="fast", show_default=True,
+    help="Time variants of large kernels on this machine: a few, all, or none (docs/tuning.md).",
+)  # fmt: skip
+@click.option(
+    "--tuning-record", type=click.Path(path_type=Path), metavar="FILE",
+    help="Take the choices of another build's tuning.json.",
 )  # fmt: skip
 @click.option("--isa", "isas", multiple=True, metavar="NAME", help="Instruction set.  [default: this machine's]")
 @click.option("--rng", is_flag=True, help="Draw random numbers with a seeded generator (see docs/random.md).")
@@ -88,7 +92,8 @@ def main(
     taps: str | None,
     name: str | None,
     out: Path,
-    tune: str,
+    tune: Literal["none", "fast", "full"],
+    tuning_record: Path | None,
     isas: Sequence[str],
     rng: bool,
     test: bool,
@@ -110,8 +115,24 @@ def main(
     try:
         if quiet and verbose:
             raise UsageError("quiet-and-verbose", "-q and -v contradict each other.")
-        _refuse_unsupported(targets, precision, tune)
-        request = _request(model, targets, entry, inits, inputs, dynamic, weights, taps, name, out, isas, rng, test)
+        _refuse_unsupported(targets, precision)
+        request = _request(
+            model,
+            targets,
+            entry,
+            inits,
+            inputs,
+            dynamic,
+            weights,
+            taps,
+            name,
+            out,
+            tune,
+            tuning_record,
+            isas,
+            rng,
+            test,
+        )
         lines = _run(request, started, check_only=check_only, quiet=quiet, verbose=verbose)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
@@ -122,7 +143,7 @@ def main(
             click.echo(line)
 
 
-def _refuse_unsupported(targets: Sequence[str], precision: str, tune: str) -> None:
+def _refuse_unsupported(targets: Sequence[str], precision: str) -> None:
     """Options that the contract has and this version has not: refused, never ignored. Raises UsageError."""
     from transpiler.target import known_targets
 
@@ -132,8 +153,6 @@ def _refuse_unsupported(targets: Sequence[str], precision: str, tune: str) -> No
             raise _unsupported(f"The target {target}", f"known: {', '.join(known)}")
     if precision != "float32":
         raise _unsupported(f"--precision {precision}", "every package computes in the model's own float32")
-    if tune != "none":
-        raise _unsupported(f"--tune {tune}", "the default --tune none takes the tiles of the target's file")
 
 
 def _unsupported(what: str, instead: str) -> UsageError:
@@ -151,13 +170,15 @@ def _request(
     taps: str | None,
     name: str | None,
     out: Path,
+    tune: Literal["none", "fast", "full"],
+    tuning_record: Path | None,
     isas: Sequence[str],
     rng: bool,
     test: bool,
 ) -> Request:
     from transpiler.specs import parse_dynamic, parse_inits, parse_input
 
-    for file in (model, *([weights] if weights else [])):
+    for file in filter(None, (model, weights, tuning_record)):
         if not file.is_file():
             what = "is a folder, expected a file" if file.is_dir() else "does not exist"
             raise UsageError("no-such-file", f"{file} {what}.")
@@ -174,6 +195,8 @@ def _request(
         dynamic=tuple(parse_dynamic(text) for text in dynamic),
         weights=weights,
         taps=taps,
+        tune=tune,
+        tuning_record=tuning_record,
         isas=tuple(dict.fromkeys(isas)),
         rng=rng,
         test=test,

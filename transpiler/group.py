@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from transpiler.choices import Point
 from transpiler.ir import Node, Value
 from transpiler.ops.base import Opaque, Reduce
 from transpiler.plan import Kernel
@@ -93,10 +94,11 @@ def _prologue_first(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
 
 @dataclass(frozen=True)
 class Lowered:
-    """A scheduled kernel: its description and its TIR function (a tvm PrimFunc)."""
+    """A scheduled kernel: its description, its TIR function (a tvm PrimFunc) and the choice points of its schedule."""
 
     kernel: Kernel
     function: Any
+    points: tuple[Point, ...] = ()
 
 
 class Rule(Protocol):

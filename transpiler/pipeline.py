@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from transpiler.errors import TranspileError, TranspileErrors, UsageError
 from transpiler.problems import NotImported
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from transpiler.lower import LoweredProgram
     from transpiler.plan import KernelPlan
     from transpiler.testing import TestReport
+    from transpiler.tuning import Tuner
     from transpiler.verify import CaseError, Recording, Step
 
 TOOLS = ("torch", "apache-tvm", "apache-tvm-ffi", "numpy", "torch-transpiler")
@@ -55,6 +56,8 @@ class Request:
     taps: str | None = None
     isas: tuple[str, ...] = ()
     rng: bool = False
+    tune: Literal["none", "fast", "full"] = "none"
+    tuning_record: Path | None = None
     test: bool = True
 
 
@@ -108,11 +111,13 @@ def build(request: Request, progress: Progress | None = None) -> Report:
         check_output(folder)
         for warning in model.warnings:
             progress.warn(warning)
-        lowered = {}
+        lowered: dict[str, LoweredProgram] = {}
+        tuners: dict[str, Tuner] = {}
         libraries: dict[str, Linked] = {}
         rewritten = _rewrite(model.program, request)
         for target in targets:
-            lowered[target.isa.name] = _lower(rewritten, target, request, progress)
+            tuners[target.isa.name] = _tuner(target, request, request.tune)
+            lowered[target.isa.name] = _lower(rewritten, tuners[target.isa.name], request, progress)
         runtime.result()
         for target in targets:
             libraries[target.isa.name] = _compile(lowered[target.isa.name], target, name, progress)
@@ -124,7 +129,7 @@ def build(request: Request, progress: Progress | None = None) -> Report:
         errors = _measure(view, recorded, Path(scratch) / "measured")
         staged = Path(scratch) / "package" / name
         view = _view(name, model, rewritten, plans, libraries, recorded, errors, request)
-        _write(view, model, recorded, plans, staged)
+        _write(view, model, recorded, plans, staged, _tuning_file(tuners))
         tests = _run_tests(staged, progress) if request.test else None
         wrong = tests is not None and not tests.ok
         if wrong:
@@ -158,7 +163,7 @@ def check(request: Request, progress: Progress | None = None) -> Checked:
         rewritten = _rewrite(error.understood, request)
         for target in targets:
             try:
-                _lower(rewritten, target, request, progress)
+                _lower(rewritten, _tuner(target, request, "none"), request, progress)
             except TranspileErrors as further:
                 problems.extend(item for item in further.problems if item not in problems)
         raise TranspileErrors(problems) from None
@@ -166,7 +171,7 @@ def check(request: Request, progress: Progress | None = None) -> Checked:
     for warning in model.warnings:
         progress.warn(warning)
     rewritten = _rewrite(model.program, request)
-    plans = [_lower(rewritten, target, request, progress).plans for target in targets]
+    plans = [_lower(rewritten, _tuner(target, request, "none"), request, progress).plans for target in targets]
     return checked(name, model, plans[0], targets[0].name, [target.isa.name for target in targets])
 
 
@@ -214,11 +219,27 @@ def _rewrite(program: Program, request: Request) -> Program:
     return run_passes(program, PIPELINE)
 
 
-def _lower(program: Program, target: Target, request: Request, progress: Progress) -> LoweredProgram:
+def _lower(program: Program, tuner: Tuner, request: Request, progress: Progress) -> LoweredProgram:
     from transpiler.lower import lower
 
-    progress.stage("scheduling kernels")
-    return lower(program, target, fuse=request.taps != "all", progress=progress.advance)
+    def lowered() -> LoweredProgram:
+        progress.stage("scheduling kernels")
+        return lower(
+            program, tuner.target, fuse=request.taps != "all", progress=progress.advance, scheduler=tuner.schedule
+        )
+
+    first = lowered()
+    if tuner.mode != "none":
+        progress.stage(f"timing kernel variants for {tuner.target.isa.name}")
+    return lowered() if tuner.sweep(progress.advance) else first
+
+
+def _tuner(target: Target, request: Request, mode: Literal["none", "fast", "full"]) -> Tuner:
+    """Raises UsageError for a tuning record that cannot be used."""
+    from transpiler.tuning import Tuner, read_record
+
+    given = read_record(request.tuning_record) if request.tuning_record is not None else {}
+    return Tuner(target, mode, given.get(target.isa.name, {}))
 
 
 def _compile(lowered: LoweredProgram, target: Target, name: str, progress: Progress) -> Linked:
@@ -396,7 +417,22 @@ def _measure(view: PackageView, recorded: Recorded, folder: Path) -> Mapping[str
     return worst
 
 
-def _write(view: PackageView, model: Model, recorded: Recorded, plans: Sequence[KernelPlan], folder: Path) -> None:
+def _tuning_file(tuners: Mapping[str, Tuner]) -> dict[str, bytes]:
+    """tuning.json, the choices that were not the schedules' own: with it another machine builds the same kernels."""
+    from transpiler.tuning import record_text
+
+    records = {isa: tuner.record for isa, tuner in tuners.items() if tuner.record}
+    return {"tuning.json": record_text(records).encode()} if records else {}
+
+
+def _write(
+    view: PackageView,
+    model: Model,
+    recorded: Recorded,
+    plans: Sequence[KernelPlan],
+    folder: Path,
+    extra: Mapping[str, bytes],
+) -> None:
     from transpiler.emit import emit_package, write_package
     from transpiler.structure import Leaf, Sequence_
     from transpiler.testing import FunctionTests, emit_tests
@@ -418,7 +454,7 @@ def _write(view: PackageView, model: Model, recorded: Recorded, plans: Sequence[
         )
     functions.sort(key=lambda item: item.recording.function != recorded.main)
     tests = emit_tests(functions, package=view.name, aliases=model.program.aliases, sequence=recorded.sequence)
-    write_package(emit_package(view, tests), folder)
+    write_package(emit_package(view, {**tests, **extra}), folder)
 
 
 def _run_tests(folder: Path, progress: Progress) -> TestReport:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 import math
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any, cast
 
+from transpiler.choices import choosing
 from transpiler.dims import SymExpr, free_symbols
 from transpiler.group import Group, Lowered, Rule
 from transpiler.ir import SymbolicShapeError, TensorType
@@ -39,6 +44,29 @@ def _symbols(group: Group) -> list[str]:
     return sorted(names)
 
 
+def choice_key(group: Group, target: Target) -> str:
+    """What the choice points of a group's schedule depend on, as a digest: its anchor with the types around it (all
+    nodes of a pointwise group) and the instruction set, but neither names nor what is fused behind it."""
+    anchor = group.anchor_node
+    facts: tuple[object, ...] = group.key()
+    if anchor is not None:
+        types = [str(value.type) for value in (*anchor.inputs, *anchor.outputs)]
+        facts = (type(anchor.op).__name__, repr(anchor.op), types, len(group.prologue))
+    return hashlib.sha256(repr((target.name, target.isa.name, facts)).encode()).hexdigest()[:24]
+
+
+@cache
+def _shipped(target: str, isa: str) -> Mapping[str, Mapping[str, str]]:
+    """The choices beside the target's file: by `choice_key`, the answers by point. See docs/tuning.md."""
+    path = tree("targets") / f"{target}.choices.json"
+    return cast("Mapping[str, Mapping[str, str]]", json.loads(path.read_text()).get(isa, {}))
+
+
+def shipped_answers(group: Group, target: Target) -> Mapping[str, str]:
+    """What was measured for this group when this version was made, if anything."""
+    return _shipped(target.name, target.isa.name).get(choice_key(group, target), {})
+
+
 @cache
 def _schedules_package() -> None:
     """Make `schedules/` importable as `transpiler.schedules`, wherever it lies."""
@@ -65,8 +93,8 @@ def rules(target: Target) -> tuple[Rule, ...]:
     return tuple(cast(Rule, import_schedule(f"{target.name}.{name}")) for name in target.schedules)
 
 
-def schedule(group: Group, target: Target, name: str) -> Lowered:
-    """The kernel for a group.
+def schedule(group: Group, target: Target, name: str, answers: Mapping[str, str] | None = None) -> Lowered:
+    """The kernel for a group; `answers` decide the choice points of its schedule, shipped ones by default.
 
     Raises:
         LookupError: no rule of the target takes it.
@@ -77,14 +105,17 @@ def schedule(group: Group, target: Target, name: str) -> Lowered:
     largest = max((value.type for value in (*group.inputs, *group.outputs)), key=_elements)
     if _elements(largest) >= MAX_ELEMENTS:
         raise LookupError(f"{largest} has 2^31 elements or more")
+    if answers is None:
+        answers = shipped_answers(group, target)
     with import_schedule("sizes").kernel_symbols(_symbols(group)):
         for rule in rules(target):
-            try:
-                result = rule.apply(group, target, name)
-            except SymbolicShapeError:  # the rule needs fixed sizes; a plainer one may not
-                continue
+            with choosing(answers) as asked:
+                try:
+                    result = rule.apply(group, target, name)
+                except SymbolicShapeError:  # the rule needs fixed sizes; a plainer one may not
+                    continue
             if result is not None:
-                return result
+                return replace(result, points=tuple(asked.points.values()))
     ops = " + ".join(node.op.name for node in group.nodes)
     varying = " with sizes that vary" if _symbols(group) else ""
     raise LookupError(f"no schedule of target {target.name!r} takes {ops}{varying}")

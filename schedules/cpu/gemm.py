@@ -15,6 +15,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from transpiler.choices import choose
 from transpiler.target import Isa
 
 from ..sizes import Extent, is_fixed
@@ -23,6 +24,7 @@ from ..tir import LANES, Buffer, local, splat
 Expr = Any
 
 MAX_ROWS = 14
+TILES_TO_TRY = 8
 # Accumulators in flight that hide the latency of the multiply-add on both ports.
 LATENCY_TILES = 8
 
@@ -33,6 +35,9 @@ class Tile:
 
     rows: int
     panels: int
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.panels}"
 
 
 def register_budget(isa: Isa) -> int:
@@ -51,7 +56,7 @@ def steps(extent: int, tile: int) -> list[int]:
 
 
 def choose_tile(isa: Isa, rows: int, panels: int) -> Tile:
-    """The tile that covers `rows` x `panels` in the fewest cycles by a simple model.
+    """The tile that covers `rows` x `panels` in the fewest cycles: the choice point "tile", by default by a simple model.
 
     A step of a tile costs its multiply-adds, its loads at half weight, and no less than what hides the latency.
     """
@@ -70,7 +75,8 @@ def choose_tile(isa: Isa, rows: int, panels: int) -> Tile:
         for r in range(1, min(rows, max_rows(isa, p)) + 1)
         if r >= min(rows, max_rows(isa, p)) // 2
     ]
-    return min(candidates, key=lambda tile: (round(cost(tile), 3), -tile.rows * tile.panels))
+    candidates.sort(key=lambda tile: (round(cost(tile), 3), -tile.rows * tile.panels))
+    return choose("tile", candidates[:TILES_TO_TRY], candidates[0])
 
 
 class Accumulators:

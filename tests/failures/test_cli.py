@@ -77,10 +77,6 @@ def test_output_folder_cannot_be_made(command: Command) -> None:
             ["--precision", "float16"],
             "--precision float16 is not supported yet; every package computes in the model's own float32.",
         ),
-        (
-            ["--tune", "fast"],
-            "--tune fast is not supported yet; the default --tune none takes the tiles of the target's file.",
-        ),
         (["-v"], "-q and -v contradict each other."),
         (["--init", "a=1", "--init", "a=2"], "--init a is given twice."),
     ],
