@@ -56,9 +56,10 @@ def steps(extent: int, tile: int) -> list[int]:
 
 
 def choose_tile(isa: Isa, rows: int, panels: int) -> Tile:
-    """The tile that covers `rows` x `panels` in the fewest cycles: the choice point "tile", by default by a simple model.
+    """The tile that covers `rows` x `panels` in the fewest cycles: the choice point "tile".
 
-    A step of a tile costs its multiply-adds, its loads at half weight, and no less than what hides the latency.
+    The default is by a simple model: a step of a tile costs its multiply-adds, its loads at half weight, and no less
+    than what hides the latency.
     """
 
     def cost(tile: Tile) -> float:
