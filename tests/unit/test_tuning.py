@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conformance.kernels import KernelLibrary, op_group, schedule_op
+from tests.conformance.kernels import KernelLibrary, op_group
 from transpiler import tuning
 from transpiler.choices import choose, choosing
 from transpiler.errors import UsageError
@@ -166,7 +166,7 @@ def test_a_record_that_cannot_be_used_is_refused(tmp_path: Path, text: str, mess
 def test_every_variant_computes_the_same(tmp_path: Path) -> None:
     """Each candidate of the tile, compiled; float64 is the reference."""
     target = load_target("cpu", "baseline")
-    (point,) = schedule_op(LINEAR, [X, WEIGHT], target, "linear").points
+    (point,) = schedule(group(), target, "linear").points
     assert len(point.candidates) > 1
     kernels = KernelLibrary(
         [schedule(group(), target, f"v{i}", {"tile": text}) for i, text in enumerate(point.candidates)], target
