@@ -175,8 +175,11 @@ class Boundary:
                     updates.append(Output(new, str(spec.target)))
                 continue
             if spec.kind is OutputKind.USER_INPUT_MUTATION:
-                self.warnings.append(
-                    f"forward changes its input {spec.target!r} in place; the package leaves it alone."
+                self.problems.add(
+                    "mutated-input",
+                    f"forward changes its input {spec.target!r} in place, and a package does not write its inputs",
+                    self.location_of(item) if isinstance(item, FxNode) else None,
+                    hint=f"begin with {spec.target} = {spec.target}.clone(), and return it if the caller needs it",
                 )
             if spec.kind is not OutputKind.USER_OUTPUT:
                 continue

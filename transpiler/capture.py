@@ -14,15 +14,24 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.utils import _pytree
 
 from transpiler.caches import caching_configs, holds_cache, register_caches
 from transpiler.decompositions import decomposition_table
 from transpiler.dims import SymbolRange
-from transpiler.errors import TranspileError
-from transpiler.examples import draw_placeholders, dynamic_shapes, grown
-from transpiler.export_errors import export_error, first_line
+from transpiler.errors import TranspileError, UsageError
+from transpiler.examples import (
+    dim_range,
+    dims_by_input,
+    draw_placeholders,
+    dynamic_shapes,
+    equal_sizes,
+    grown,
+    named_arguments,
+)
+from transpiler.export_errors import export_error, first_line, guards_hold
 from transpiler.frames import Files
-from transpiler.model_file import Example, called_as, dynamic_functions, identifier, load_model_file
+from transpiler.model_file import Example, called_as, identifier, load_model_file, method_of
 from transpiler.source import ModelSource, read_source
 from transpiler.specs import DynamicSpec, InputSpec
 from transpiler.symbol_names import default_names, given_bounds, named_dimensions, user_names
@@ -82,29 +91,65 @@ def capture_file_functions(
     if path.suffix in (".pt", ".pth", ".bin"):
         raise whole_module_error(path)
     loaded = load_model_file(path, entry, init, inputs)
-    shapes = dynamic_shapes(loaded.module, loaded.args, loaded.kwargs, dynamic) if dynamic else None
-    captured = capture_functions(loaded.module, loaded.functions, shapes, source=loaded.source)
+    captured = capture_functions(loaded.module, loaded.functions, dynamic, source=loaded.source)
     return tuple(replace(item, name=loaded.name) for item in captured)
 
 
 def capture_functions(
     module: torch.nn.Module,
     functions: Mapping[str, Example],
-    dynamic_shapes: Any = None,
+    dynamic: Sequence[DynamicSpec] = (),
+    shapes: Mapping[str, Any] | None = None,
     *,
     source: ModelSource | None = None,
 ) -> tuple[Captured, ...]:
     """Capture each function of a module; they share its weights and buffers.
 
+    What varies is said by `dynamic`, or by `shapes`: torch.export's `dynamic_shapes` by function.
+
     Raises:
-        TranspileError: "dynamic-functions"; what `capture_module` raises.
+        UsageError: `dynamic` or `shapes` name what does not exist; both are given.
+        TranspileError: what `capture_module` raises.
     """
-    if dynamic_shapes is not None and len(functions) > 1:
-        raise dynamic_functions()
+    register_caches()
+    if dynamic and shapes is not None:
+        raise UsageError("bad-dynamic", "Give dynamic or dynamic_shapes, not both.")
+    if dynamic:
+        shapes = _function_shapes(module, functions, dynamic)
+    if shapes is not None and not isinstance(shapes, Mapping):
+        raise UsageError("bad-dynamic", "dynamic_shapes of several functions is a mapping from their names.")
+    if unknown := [str(name) for name in shapes or () if name not in functions]:
+        raise UsageError(
+            "bad-dynamic", f"dynamic_shapes: no such function: {', '.join(unknown)}; known: {', '.join(functions)}."
+        )
     return tuple(
-        capture_module(module, args, kwargs, dynamic_shapes, source=source, function=name)
+        capture_module(module, args, kwargs, (shapes or {}).get(name), source=source, function=name)
         for name, (args, kwargs) in functions.items()
     )
+
+
+def _function_shapes(
+    module: torch.nn.Module, functions: Mapping[str, Example], dynamic: Sequence[DynamicSpec]
+) -> dict[str, Any]:
+    """`dynamic_shapes` by function. A spec that names no function is for all that have such an argument."""
+    own: dict[str, list[DynamicSpec]] = {name: [] for name in functions}
+    for spec in dynamic:
+        if spec.function and spec.function not in functions:
+            raise UsageError("bad-dynamic", f"--dynamic {spec.place}: no such function; known: {', '.join(functions)}.")
+        wanted = (
+            [spec.function]
+            if spec.function
+            else [
+                name
+                for name, example in functions.items()
+                if spec.name in named_arguments(method_of(module, name), *example)
+            ]
+        )
+        for name in wanted or functions:  # where no function has it, the first one's error lists what there is
+            own[name].append(spec)
+    return {
+        name: dynamic_shapes(method_of(module, name), *functions[name], specs) for name, specs in own.items() if specs
+    }
 
 
 def capture_module(
@@ -136,12 +181,13 @@ def capture_module(
     with (
         evaluating(module, warnings, keep_cache=cache),
         called_as(module, function),
+        _equal_sizes(module, example, dynamic_shapes),
         torch.no_grad(),
         _quiet(),
     ):
         try:
             traced = grown(*example, dynamic_shapes) if dynamic_shapes is not None else example
-            exported = torch.export.export(module, *traced, dynamic_shapes=dynamic_shapes)
+            exported = _export(module, traced, dynamic_shapes)
             exported = exported.run_decompositions(decomposition_table())
         except Exception as error:
             if isinstance(error, AssertionError) and (shared := _overlapping(module)):
@@ -211,6 +257,54 @@ def whole_module_error(path: Path) -> TranspileError:
             "or give the model.py that defines the class, and the weights with --weights",
         ],
     )
+
+
+def _export(module: torch.nn.Module, example: Example, shapes: Any) -> ExportedProgram:
+    """torch.export.export, again with hints in place of named dimensions if only guards that hold stand against it."""
+    try:
+        return torch.export.export(module, *example, dynamic_shapes=shapes)
+    except Exception as error:
+        dims = [dim for varying in dims_by_input(example, shapes) for dim in varying.values()] if shapes else []
+        named = {dim.__name__: dim for dim in dims if isinstance(dim, torch.export.Dim) and not hasattr(dim, "root")}
+        if len({id(dim) for dim in dims}) != len(named):
+            raise
+        bounds = {name: dim_range(dim) for name, dim in named.items()}
+        if not guards_hold(error, bounds):
+            raise
+
+    def hint(dim: Any) -> Any:
+        if dim not in named.values():
+            return dim
+        bounds = dim_range(dim)
+        return torch.export.Dim.DYNAMIC(min=bounds.low, max=bounds.high)
+
+    hints = _pytree.tree_map(hint, shapes)
+    return torch.export.export(module, *example, dynamic_shapes=hints)
+
+
+@contextlib.contextmanager
+def _equal_sizes(module: torch.nn.Module, example: Example, shapes: Any) -> Iterator[None]:
+    """The module, telling torch when a trace begins which of its sizes are one and the same.
+
+    torch.export gives every dimension a symbol of its own and compares those of one name last, when guards over both
+    could no longer be proved.
+    """
+    groups = equal_sizes(example, shapes) if shapes is not None else []
+
+    def tell(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        leaves = _pytree.tree_leaves((args, kwargs))
+        for (first, axis), *others in groups:
+            for index, other in others:
+                # What the comparison finds, the trace takes for a fact.
+                if leaves[first].shape[axis] != leaves[index].shape[other]:
+                    raise ValueError(f"inputs {first} and {index} differ in dimensions {axis} and {other}")
+
+    hook = module.register_forward_pre_hook(tell, prepend=True, with_kwargs=True) if groups else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 @contextlib.contextmanager

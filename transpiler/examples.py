@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from transpiler.dims import SymbolRange
 from transpiler.errors import UsageError
 from transpiler.ops.base import rng
 from transpiler.specs import DynamicSpec, InputSpec
@@ -73,19 +74,25 @@ def bind_inputs(
     return tensors, {str(name): draw(spec, bound, str(name)) for name, spec in named.items()}
 
 
+def named_arguments(method: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, those of `**kwargs` too."""
+    parameters = inspect.signature(method).parameters
+    arguments: dict[str, Any] = {}
+    for name, value in inspect.signature(method).bind(*args, **kwargs).arguments.items():
+        arguments.update(value if parameters[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+    return arguments
+
+
 def dynamic_shapes(
-    module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], specs: Sequence[DynamicSpec]
+    method: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], specs: Sequence[DynamicSpec]
 ) -> dict[str, Any]:
-    """`dynamic_shapes` for torch.export, by argument name. One symbol used twice is one dimension.
+    """`dynamic_shapes` for torch.export, by argument name. One symbol used twice is one dimension. A dimension of an
+    argument that holds several tensors, such as a key/value cache, is that of each of them.
 
     Raises:
         UsageError: an input or dimension that does not exist.
     """
-    bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    arguments: dict[str, Any] = {}
-    for name, value in bound.items():
-        kind = inspect.signature(module.forward).parameters[name].kind
-        arguments.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+    arguments = named_arguments(method, args, kwargs)
     dims: dict[str, Any] = {}
     for spec in specs:
         if spec.symbol not in dims or spec.bounds is not None:
@@ -93,20 +100,51 @@ def dynamic_shapes(
             dims[spec.symbol] = torch.export.Dim(spec.symbol, min=low, max=high)
     shapes: dict[str, Any] = {name: _nothing(value) for name, value in arguments.items()}
     for spec in specs:
-        value = arguments.get(spec.name)
-        if not isinstance(value, torch.Tensor):
-            tensors = [name for name, item in arguments.items() if isinstance(item, torch.Tensor)]
+        tensors = _tensors_in(arguments.get(spec.name))
+        if not tensors:
+            known = [name for name, item in arguments.items() if _tensors_in(item)]
             raise UsageError(
                 "bad-dynamic",
-                f"--dynamic {spec.name}.{spec.dim}: no such input; known: {', '.join(tensors)}.",
+                f"--dynamic {spec.place}: no such input; known: {', '.join(known)}.",
             )
-        if spec.dim >= value.dim():
-            raise UsageError("bad-dynamic", f"--dynamic {spec.name}.{spec.dim}: {spec.name} has {value.dim()} dims.")
+        rank = min(item.dim() for item in tensors)
+        if spec.dim >= rank:
+            raise UsageError("bad-dynamic", f"--dynamic {spec.place}: {spec.name} has {rank} dims.")
         dim = dims[spec.symbol]
         dim = spec.scale * dim if spec.scale != 1 else dim
         dim = dim + spec.offset if spec.offset else dim
-        shapes[spec.name] = {**(shapes[spec.name] or {}), spec.dim: dim}
+        shapes[spec.name] = _with_dim(shapes[spec.name], arguments[spec.name], spec.dim, dim)
     return shapes
+
+
+def _children(value: Any) -> list[Any] | None:
+    """The parts of an argument that pytree takes apart, such as a cache of transformers; None for any other."""
+    from torch.utils import _pytree
+
+    if isinstance(value, tuple | list):
+        return list(value)
+    node = None if isinstance(value, torch.Tensor) else _pytree.SUPPORTED_NODES.get(type(value))
+    return None if node is None else list(node.flatten_fn(value)[0])
+
+
+def _tensors_in(value: Any) -> list[torch.Tensor]:
+    from torch.utils import _pytree
+
+    return [item for item in _pytree.tree_leaves(value) if isinstance(item, torch.Tensor)]
+
+
+def _with_dim(entry: Any, value: Any, axis: int, dim: Any) -> Any:
+    """An entry of `dynamic_shapes` in which dimension `axis` of every tensor of `value` is `dim` too."""
+    if isinstance(value, torch.Tensor):
+        return {**(entry or {}), axis: dim}
+    if isinstance(value, dict):
+        return {key: _with_dim((entry or {}).get(key), item, axis, dim) for key, item in value.items()}
+    parts = _children(value)
+    if parts is None:
+        return entry
+    entries = entry or [None] * len(parts)
+    items = [_with_dim(old, item, axis, dim) for old, item in zip(entries, parts, strict=True)]
+    return tuple(items) if isinstance(value, tuple) else items
 
 
 def grown(args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -132,9 +170,10 @@ def _nothing(value: Any) -> Any:
     """The `dynamic_shapes` entry of an argument of which nothing varies, nested as the argument is."""
     if isinstance(value, dict):
         return {key: _nothing(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(_nothing(item) for item in value) if type(value) in (tuple, list) else None
-    return None
+    if type(value) in (tuple, list):
+        return type(value)(_nothing(item) for item in value)
+    parts = _children(value)
+    return None if parts is None else [_nothing(item) for item in parts]
 
 
 def dims_by_input(example: tuple[tuple[Any, ...], Mapping[str, Any]], shapes: Any) -> Iterator[dict[int, Any]]:
@@ -158,12 +197,46 @@ def _dims(value: Any, entry: Any) -> Iterator[dict[int, Any]]:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _dims(item, entry.get(key) if isinstance(entry, Mapping) else None)
-    elif isinstance(value, tuple | list):
-        parts = entry if isinstance(entry, tuple | list) else [None] * len(value)
-        for item, part in zip(value, parts, strict=False):
+    elif (children := _children(value)) is not None:
+        parts = entry if isinstance(entry, tuple | list) else [None] * len(children)
+        for item, part in zip(children, parts, strict=False):
             yield from _dims(item, part)
     else:
         yield {}
+
+
+def dim_range(dim: Any) -> SymbolRange:
+    """The bounds of a `torch.export.Dim`."""
+    return SymbolRange(max(1, int(dim.min)), int(dim.max) if dim.max < 2**31 else None)
+
+
+def equal_sizes(example: tuple[tuple[Any, ...], Mapping[str, Any]], shapes: Any) -> list[list[tuple[int, int]]]:
+    """Places (flat input, dimension) that are one dimension: those for which `shapes` has the same named one, and the
+    lengths of the keys and values of one layer of a cache, which attention wants to be equal whatever they vary as."""
+    dims = list(dims_by_input(example, shapes))
+    named: dict[str, list[tuple[int, int]]] = {}
+    for index, varying in enumerate(dims):
+        for axis, dim in varying.items():
+            name = getattr(dim, "__name__", None)
+            if isinstance(name, str) and not hasattr(dim, "root"):
+                named.setdefault(name, []).append((index, axis))
+    groups = [places for places in named.values() if len(places) > 1]
+    position = 0
+    for value in (*example[0], *example[1].values()):
+        pairs = (_children(value) or []) if type(value).__name__ == "DynamicCache" else []
+        at = position
+        for pair in pairs:
+            if all(dims[index].get(2) is not None for index in (at, at + 1)):
+                groups.append([(at, 2), (at + 1, 2)])
+            at += len(pair)
+        position += len(_leaves(value))
+    return groups
+
+
+def _leaves(value: Any) -> list[Any]:
+    from torch.utils import _pytree
+
+    return list(_pytree.tree_leaves(value))
 
 
 def draw_placeholders(exported: ExportedProgram) -> tuple[tuple[Any, ...], dict[str, Any]]:

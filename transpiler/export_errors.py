@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import traceback
+from collections.abc import Callable, Mapping
 
+from transpiler.dims import SymbolRange, evaluate, free_symbols, parse_dim
 from transpiler.errors import Location, TranspileError
 from transpiler.frames import Files, frames_of_exception, user_location
 
@@ -68,6 +71,55 @@ def export_error(error: Exception, files: Files) -> TranspileError:
         locations=locations,
         hints=["check that model(*args, **kwargs) runs on the example inputs"] if location else [],
     )
+
+
+# A guard that torch could not prove, of one size: the Dim's name, the size, its condition.
+_UNPROVED = re.compile(r"Not all values of (\w+) = (\S+) in the specified range.* satisfy the generated guard (.*)\.")
+_COMPARED = re.compile(r"(.+) (==|!=|<=|>=|<|>) (.+)")
+_COMPARE: dict[str, Callable[[int, int], bool]] = {
+    "==": operator.eq, "!=": operator.ne, "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
+}  # fmt: skip
+MAX_TRIED = 4096
+
+
+def guards_hold(error: BaseException, bounds: Mapping[str, SymbolRange]) -> bool:
+    """Whether all that torch.export complains of are guards that it could not prove and that are true all the same: for
+    every value within the `bounds` of the Dims, by name.
+
+    torch's own reasoning stops short of `min(8*n + 8, 16*n + 16) == 8*n + 8`. Without an upper bound, guards that
+    divide are not looked at, and others are tried up to MAX_TRIED and at powers of two: a comparison of linear sizes
+    changes at numbers about as large as those it is written with.
+    """
+    text = str(error)
+    if "Constraints violated" not in text:
+        return False
+    lines = [line.strip(" -") for line in text.splitlines() if line.lstrip().startswith("- ")]
+    return bool(lines) and all(_guard_holds(line, bounds) for line in lines)
+
+
+def _guard_holds(line: str, bounds: Mapping[str, SymbolRange]) -> bool:
+    match = _UNPROVED.fullmatch(line)
+    compared = _COMPARED.fullmatch(match[3].replace(match[2], "size")) if match else None
+    if match is None or compared is None or match[1] not in bounds:
+        return False
+    try:
+        left, right = (parse_dim(compared[side]) for side in (1, 3))
+    except ValueError:
+        return False
+    allowed = bounds[match[1]]
+    if free_symbols(left) | free_symbols(right) != {"size"}:
+        return False
+    if allowed.high is not None and allowed.high - allowed.low <= MAX_TRIED:
+        values = [*range(allowed.low, allowed.high + 1)]
+    elif any(mark in compared[0] for mark in "/%") or any(
+        int(number) > MAX_TRIED // 4 for number in re.findall(r"\d+", compared[0])
+    ):
+        return False
+    else:
+        large = [1 << power for power in range(12, 32)]
+        values = [*range(allowed.low, allowed.low + MAX_TRIED), *large]
+    compare = _COMPARE[compared[2]]
+    return all(compare(evaluate(left, {"size": value}), evaluate(right, {"size": value})) for value in values)
 
 
 _FIXED = re.compile(r"You marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)")

@@ -94,23 +94,16 @@ def _capture(request: Request) -> tuple[Captured, ...]:
         if request.args is not None or request.kwargs is not None:
             raise UsageError("bad-functions", "Give example inputs as args and kwargs or in functions=, not in both.")
         functions = model_file.read_functions(model, request.functions)
-        if request.dynamic:
-            raise model_file.dynamic_functions()
-        return capture.capture_functions(model, functions, request.dynamic_shapes)
+        return capture.capture_functions(model, functions, request.dynamic, request.dynamic_shapes)
     if request.args is None and request.kwargs is None:
         raise UsageError(
             "no-example-inputs",
             "An nn.Module needs example inputs.",
             hints=["transpile(model, args=(torch.randn(1, 3, 224, 224),))"],
         )
-    args, kwargs, shapes = request.args or (), request.kwargs or {}, request.dynamic_shapes
-    if request.dynamic and shapes is not None:
-        raise UsageError("bad-dynamic", "Give dynamic or dynamic_shapes, not both.")
-    if request.dynamic:
-        from transpiler.examples import dynamic_shapes
-
-        shapes = dynamic_shapes(model, args, kwargs, request.dynamic)
-    return (capture.capture_module(model, args, kwargs, shapes),)
+    example = tuple(request.args or ()), dict(request.kwargs or {})
+    shapes = None if request.dynamic_shapes is None else {"forward": request.dynamic_shapes}
+    return capture.capture_functions(model, {"forward": example}, request.dynamic, shapes)
 
 
 def _from_torch(request: Request) -> Model:

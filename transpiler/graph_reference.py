@@ -56,7 +56,7 @@ class GraphReference:
 
         values: dict[str, Array] = {}
         weights = self.state if weights is None else weights
-        held = {key: wide(array) for key, array in (state or {}).items()}
+        held = {key: wide(array) for key, array in self._held(state or {}, double).items()}
         outputs = run_graph(
             self.wide if double else self.program,
             {key: wide(array) for key, array in weights.items()} if double else self._typed(weights),
@@ -78,8 +78,14 @@ class GraphReference:
             for key, array in weights.items()
         }
 
+    def _held(self, state: Mapping[str, Array], double: bool) -> Mapping[str, Array]:
+        """Buffers in the model's dtypes: bfloat16 comes as float32."""
+        half = {item.key for item in self.graph.state_inputs() if item.value.dtype == "bfloat16" and not double}
+        dtype = dtypes.numpy_dtype("bfloat16")
+        return {key: array.astype(dtype) if key in half else array for key, array in state.items()}
+
     def _inputs(self, inputs: Sequence[Array]) -> list[Array]:
-        users = self.program.main.user_inputs()
+        users = self.graph.user_inputs()
         if len(users) != len(inputs):
             return list(inputs)
         return [
@@ -100,7 +106,7 @@ class GraphReference:
     def examples(self) -> tuple[Array, ...]:
         """Drawn inputs: normal floats, integers within their bounds (0 and 1 where there are none)."""
         bounds = self.bounds()
-        limits = self.program.main.symbols.items()
+        limits = self.graph.symbols.items()
         sizes = {name: max(item.low, min(4, item.high or 4)) for name, item in limits}
         drawn = []
         for item in self.graph.user_inputs():

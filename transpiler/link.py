@@ -8,13 +8,13 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from transpiler.dims import Dim, c_text, floordiv, product
+from transpiler.dims import Dim, SymbolRange, c_text, floordiv, product
 from transpiler.errors import TranspileError
 from transpiler.ir import TensorType, Value
 from transpiler.naming import c_comment, c_string, checked_symbol, comment, source_line
@@ -205,11 +205,11 @@ def render_plan(plans: Sequence[KernelPlan], title: str) -> str:
 
 def _plan_view(plans: Sequence[KernelPlan], title: str) -> PlanView:
     kernels = plans[0].kernels
-    symbols = symbol_views(plans[0])  # functions whose sizes vary have the same symbols
+    symbols = symbol_views(plans)
     return PlanView(
         title=c_comment(title),
         kernels=tuple(_kernel_view(kernel, symbols) for kernel in kernels),
-        functions=tuple(map(_function_view, plans)),
+        functions=tuple(_function_view(plan, symbols) for plan in plans),
         max_arguments=max((len(kernel.inputs) + len(kernel.outputs) for kernel in kernels), default=0),
         weight_bytes=plans[0].weight_bytes,
         state_bytes=plans[0].state_bytes,
@@ -217,9 +217,9 @@ def _plan_view(plans: Sequence[KernelPlan], title: str) -> PlanView:
     )
 
 
-def _function_view(plan: KernelPlan) -> FunctionView:
+def _function_view(plan: KernelPlan, symbols: Mapping[str, SymbolView]) -> FunctionView:
     index_of = {kernel.name: index for index, kernel in enumerate(plan.kernels)}
-    symbols = symbol_views(plan)
+    own = _own_symbols(plan, symbols)
     copies = []
     for index, value in enumerate(plan.outputs):
         storage = storage_of(plan, value)
@@ -241,25 +241,37 @@ def _function_view(plan: KernelPlan) -> FunctionView:
         inputs=tuple(_tensor_view(item.key, item.value) for item in plan.inputs),
         outputs=tuple(_tensor_view(name, value) for name, value in zip(output_names(plan), plan.outputs, strict=True)),
         arena_bytes=plan.arena_bytes,
-        symbols=tuple(symbols.values()),
+        symbols=own,
         blocks=tuple(
             BlockView(block.first, block.last, c_comment(f"{block.name}: {block.size} bytes")) for block in plan.blocks
         ),
-        measured=_measured(plan, symbols) if symbols else (),
+        measured=_measured(plan, symbols) if own else (),
     )
 
 
 UNBOUNDED = 2**31 - 1  # the largest value of a symbol that has no bound of its own: kernels count in 32 bits
 
 
-def symbol_views(plan: KernelPlan) -> dict[str, SymbolView]:
-    """The plan's symbols by name, in the order of the C ABI."""
+def symbol_views(plans: Sequence[KernelPlan]) -> dict[str, SymbolView]:
+    """The symbols of all functions by name, in the order of the C ABI; kernels that functions share know one number
+    for each. The bounds are 0: those that hold are a function's own."""
     views: dict[str, SymbolView] = {}
-    for index, (name, bounds) in enumerate(plan.symbols.items()):
+    for index, name in enumerate(sorted({name for plan in plans for name in plan.symbols})):
         variable = f"n_{name}" if name.isascii() else f"n_{index}"
-        high = UNBOUNDED if bounds.high is None else min(bounds.high, UNBOUNDED)
-        views[name] = SymbolView(variable, index, c_string(name), bounds.low, high)
+        views[name] = SymbolView(variable, index, c_string(name), 0, 0)
     return views
+
+
+def _own_symbols(plan: KernelPlan, symbols: Mapping[str, SymbolView]) -> tuple[SymbolView, ...]:
+    """All symbols, with the plan's bounds for those that it has; none if its sizes are fixed."""
+    if not plan.symbols:
+        return ()
+    own = []
+    for name, view in symbols.items():
+        bounds = plan.symbols.get(name, SymbolRange(0, 0))
+        high = UNBOUNDED if bounds.high is None else min(bounds.high, UNBOUNDED)
+        own.append(replace(view, low=bounds.low, high=high))
+    return tuple(own)
 
 
 def _measured(plan: KernelPlan, symbols: Mapping[str, SymbolView]) -> tuple[MeasuredView, ...]:

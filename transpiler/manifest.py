@@ -9,7 +9,7 @@ from typing import Any
 from transpiler.dims import Dim, symbol_places
 from transpiler.interface import Argument
 from transpiler.ir import Program, Role, TensorType
-from transpiler.link import output_names
+from transpiler.link import output_names, symbol_views
 from transpiler.plan import Call, KernelPlan, Tap, View
 from transpiler.prepared import prepared_keys
 from transpiler.structure import to_json
@@ -41,9 +41,11 @@ def build_manifest(
 
     The main function's signature stands at the top, those of others under "functions". Sizes that vary are texts over
     the names in "symbols", which says where each is read off: dimension `dim` of input `input` is
-    `scale * value + offset`. `examples` are the shapes of each function's example inputs.
+    `scale * value + offset`; `index` is its number in the native library. `examples` are the shapes of each function's
+    example inputs.
     """
     main = program.main.name
+    numbers = {symbol: view.index for symbol, view in symbol_views(plans).items()}
     functions = {
         plan.function: _function(
             program,
@@ -51,6 +53,7 @@ def build_manifest(
             arguments[plan.function],
             bounds.get(plan.function, {}),
             (examples or {}).get(plan.function, ()),
+            numbers,
         )
         for plan in plans
     }
@@ -82,6 +85,7 @@ def _function(
     arguments: Sequence[Argument],
     bounds: Mapping[str, tuple[int, int]],
     examples: Sequence[tuple[int, ...]],
+    numbers: Mapping[str, int],
 ) -> dict[str, Any]:
     graph = program.functions[plan.function]
     inputs = []
@@ -97,7 +101,7 @@ def _function(
             entry["path"] = value.path
         outputs.append(entry)
     return {
-        "symbols": _symbols(plan, examples),
+        "symbols": _symbols(plan, examples, numbers),
         "inputs": inputs,
         "outputs": outputs,
         "arguments": {argument.name: to_json(argument.structure) for argument in arguments},
@@ -138,13 +142,13 @@ def _size(size: Dim) -> int | str:
     return size if isinstance(size, int) else str(size)
 
 
-def _symbols(plan: KernelPlan, examples: Sequence[tuple[int, ...]]) -> list[dict[str, Any]]:
+def _symbols(plan: KernelPlan, examples: Sequence[tuple[int, ...]], numbers: Mapping[str, int]) -> list[dict[str, Any]]:
     shapes = [item.value.shape for item in plan.inputs]
     places = symbol_places(shapes)
     entries = []
     for name, bounds in plan.symbols.items():
         place = places[name]
-        entry = {"name": name, "low": bounds.low, "high": bounds.high, **asdict(place)}
+        entry = {"name": name, "index": numbers[name], "low": bounds.low, "high": bounds.high, **asdict(place)}
         example = examples[place.input][place.dim] if examples else place.scale * bounds.low + place.offset
         entries.append({**entry, "example": (example - place.offset) // place.scale})
     return entries

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from transpiler.errors import TranspileError
 from transpiler.examples import bind_inputs
-from transpiler.frames import Files, frames_of_exception, user_location
+from transpiler.frames import Files, frames_of_exception, is_internal, user_location
 from transpiler.source import Entry, ModelSource, choose_entry, missing_inputs, read_source
 from transpiler.specs import InputSpec
 
@@ -154,13 +154,10 @@ def read_functions(module: torch.nn.Module, given: Mapping[str, Any]) -> dict[st
     return {name: _args_kwargs(example) for name, example in given.items()}
 
 
-def dynamic_functions() -> TranspileError:
-    """Why sizes that vary and several functions do not go together."""
-    return TranspileError(
-        "dynamic-functions",
-        "A model of several functions has fixed sizes in each of them",
-        hints=["name a function per size, such as prefill_16 and prefill_64: they share weights and state"],
-    )
+def method_of(module: torch.nn.Module, function: str) -> Callable[..., Any]:
+    """What a function of this name calls: the method, or `forward` if there is none."""
+    method = getattr(module, function, None)
+    return method if callable(method) else module.forward
 
 
 @contextlib.contextmanager
@@ -172,12 +169,24 @@ def called_as(module: torch.nn.Module, function: str) -> Iterator[None]:
         return
     own = vars(module).get("forward")
     module.forward = method
+    # torch records the lines of functions called `forward`, and of those that it is told of.
+    anchors: set[tuple[str, str]] = getattr(torch.fx.proxy, "_STACK_TRACE_ANCHORS", set())
+    added = _own_methods(module) - anchors
+    anchors |= added
     try:
         yield
     finally:
+        anchors -= added
         del module.forward
         if own is not None:
             module.forward = own
+
+
+def _own_methods(module: torch.nn.Module) -> set[tuple[str, str]]:
+    """(file, name) of the methods of the module's class and its bases, up to torch's own."""
+    functions = [item for kind in type(module).__mro__ for item in vars(kind).values() if inspect.isfunction(item)]
+    codes = [inspect.unwrap(function).__code__ for function in functions]
+    return {(code.co_filename, code.co_name) for code in codes if not is_internal(code.co_filename)}
 
 
 def _args_kwargs(given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

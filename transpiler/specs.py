@@ -45,8 +45,10 @@ class InitSpec:
 
 @dataclass(frozen=True)
 class DynamicSpec:
-    """Dimension `dim` of the input `name` varies: it is `scale * symbol + offset`; None bounds (of the symbol) are left
-    to torch.export."""
+    """Dimension `dim` of the input `name`, or of every tensor in it, varies: it is `scale * symbol + offset`.
+
+    None bounds (of the symbol) are left to torch.export. `function` is empty for every function that has such an input.
+    """
 
     name: str
     dim: int
@@ -54,6 +56,12 @@ class DynamicSpec:
     bounds: SymbolRange | None = None
     scale: int = 1
     offset: int = 0
+    function: str = ""
+
+    @property
+    def place(self) -> str:
+        """`[FUNCTION.]NAME.DIM`, as it was written."""
+        return f"{self.function + '.' if self.function else ''}{self.name}.{self.dim}"
 
 
 _INPUT = re.compile(
@@ -99,17 +107,18 @@ def parse_init(text: str) -> InitSpec:
 
 
 _DYNAMIC = re.compile(
-    r"(?P<name>[^.=]+)\.(?P<dim>\d+)=(?:(?P<scale>\d+)\*)?(?P<symbol>[^:+*]+)(?:\+(?P<offset>\d+))?"
+    r"(?:(?P<function>[^.=]+)\.)?(?P<name>[^.=]+)\.(?P<dim>\d+)=(?:(?P<scale>\d+)\*)?(?P<symbol>[^:+*]+)(?:\+(?P<offset>\d+))?"
     r"(?::(?P<low>\d+)\.\.(?P<high>\d*))?"
 )
 
 
 def parse_dynamic(text: str) -> DynamicSpec:
-    """`NAME.DIM=[N*]SYMBOL[+N][:LO..[HI]]`, the bounds inclusive and the symbol's. Raises UsageError."""
+    """`[FUNCTION.]NAME.DIM=[N*]SYMBOL[+N][:LO..[HI]]`, the bounds inclusive and the symbol's. Raises UsageError."""
     match = _DYNAMIC.fullmatch(text.replace(" ", ""))
     if match is None:
         raise _usage("dynamic", text, "expected NAME.DIM=SYMBOL[:LO..HI]", _DYNAMIC_EXAMPLES)
     name = _identifier("dynamic", text, match["name"], _DYNAMIC_EXAMPLES)
+    function = _identifier("dynamic", text, match["function"], _DYNAMIC_EXAMPLES) if match["function"] else ""
     symbol = _identifier("dynamic", text, match["symbol"], _DYNAMIC_EXAMPLES)
     bounds = None
     if match["low"] is not None:
@@ -121,7 +130,7 @@ def parse_dynamic(text: str) -> DynamicSpec:
     scale, offset = int(match["scale"] or 1), int(match["offset"] or 0)
     if scale < 1:
         raise _usage("dynamic", text, "the factor is 1 or more", _DYNAMIC_EXAMPLES)
-    return DynamicSpec(name, int(match["dim"]), symbol, bounds, scale, offset)
+    return DynamicSpec(name, int(match["dim"]), symbol, bounds, scale, offset, function)
 
 
 def parse_inits(texts: Iterable[str]) -> dict[str, Any]:

@@ -78,24 +78,31 @@ def named_dimensions(
     exported: ExportedProgram, dynamic: Sequence[DynamicSpec]
 ) -> tuple[dict[str, str], dict[str, SymbolRange]]:
     """What `--dynamic` calls the symbols of a saved program, and the bounds it gives them."""
-    found = {(name, axis): expression for name, axis, expression in _varying(exported)}
+    found: dict[tuple[str, int], Any] = {(name, axis): expression for name, axis, expression in _varying(exported)}
     names: dict[str, str] = {}
     bounds: dict[str, SymbolRange] = {}
     for spec in dynamic:
-        flag = f"--dynamic {spec.name}.{spec.dim}={spec.symbol}"
-        expression = found.get((spec.name, spec.dim))
-        if expression is None:
+        flag = f"--dynamic {spec.place}={spec.symbol}"
+        own = (
+            [spec.name]
+            if (spec.name, spec.dim) in found
+            else [name for name, axis in found if axis == spec.dim and name.startswith(f"{spec.name}_")]
+        )
+        if not own or spec.function not in ("", "forward"):
             known = ", ".join(f"{name}.{axis}" for name, axis in found) or "none"
             raise UsageError(
                 "bad-dynamic",
                 f"{flag}: this size is fixed in the saved program; those that vary: {known}.",
                 hints=["export it with dynamic_shapes, or transpile the model.py"],
             )
-        (symbol, *more) = sorted(map(str, expression.free_symbols))
-        if more or names.setdefault(symbol, spec.symbol) != spec.symbol:
-            raise UsageError("bad-dynamic", f"{flag}: the size is {expression} there, which has another name already.")
+        for expression in (found[name, spec.dim] for name in own):
+            (symbol, *more) = sorted(map(str, expression.free_symbols))
+            if more or names.setdefault(symbol, spec.symbol) != spec.symbol:
+                raise UsageError(
+                    "bad-dynamic", f"{flag}: the size is {expression} there, which has another name already."
+                )
         if spec.bounds is not None:
-            allowed = symbol_ranges(exported.range_constraints, {}).get(symbol, SymbolRange())
+            allowed = symbol_ranges(exported.range_constraints, names).get(spec.symbol, SymbolRange())
             above = allowed.high is not None and (spec.bounds.high is None or spec.bounds.high > allowed.high)
             if spec.bounds.low < allowed.low or above:
                 raise UsageError("bad-dynamic", f"{flag}: the saved program allows {allowed}, not {spec.bounds}.")

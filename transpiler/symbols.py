@@ -109,13 +109,16 @@ def _product(parts: list[Dim]) -> Dim:
 
 def symbol_ranges(constraints: Mapping[Any, Any], names: Mapping[str, str]) -> dict[str, SymbolRange]:
     """torch's value ranges by our symbol names, sorted; an infinite bound is None. No size is 0: loops over nothing are
-    compiled away, never run."""
-    ranges = {}
+    compiled away, never run. Symbols that `names` calls alike are one, within all their bounds."""
+    ranges: dict[str, SymbolRange] = {}
     for key, bounds in constraints.items():
         if not getattr(key, "is_Symbol", False) or str(key).startswith(("u", "zuf")):
             continue
         high = int(bounds.upper) if bounds.upper.is_Integer and int(bounds.upper) < 2**62 else None
-        ranges[names.get(str(key), str(key))] = SymbolRange(max(1, int(bounds.lower)), high)
+        name = names.get(str(key), str(key))
+        held = ranges.get(name, SymbolRange(1))
+        highs = [item for item in (held.high, high) if item is not None]
+        ranges[name] = SymbolRange(max(held.low, int(bounds.lower)), min(highs, default=None))
     return dict(sorted(ranges.items()))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, StaticCache
 
-from transpiler import transpile
+from transpiler import Package, transpile
 
 VOCABULARY, PROMPT, TOKENS, LENGTH = 61, 6, 32, 48
 
@@ -123,6 +123,69 @@ def test_with_the_cache_inside(tmp_path: Path, name: str) -> None:
     model.reset()
     first = model.prefill(prompts[1].numpy())[:, -1]
     check(inner, prompts[1], decode(first, lambda ids: model.decode(ids)[:, -1]))
+
+
+class Growing(nn.Module):
+    """Prefill of any prompt, then steps over a cache that grows by one."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def prefill(self, ids):
+        out = self.model(ids, use_cache=True)
+        return out.logits, out.past_key_values
+
+    def decode(self, token, cache):
+        out = self.model(token, past_key_values=cache, use_cache=True)
+        return out.logits, out.past_key_values
+
+
+@pytest.fixture(scope="module", params=[pytest.param("gpt2", marks=pytest.mark.slow), "llama"])
+def growing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Package]:
+    torch.manual_seed(3)
+    inner = MODELS[request.param]()
+    prompt = torch.randint(3, VOCABULARY, (1, PROMPT))
+    with torch.no_grad():
+        cache = inner(prompt, use_cache=True).past_key_values
+    package = transpile(
+        Growing(inner), functions={"prefill": (prompt,), "decode": (prompt[:, :1], cache)},
+        dynamic=["prefill.ids.1=length:1..24", "cache.2=past:1..63"],
+        name=f"{request.param}_growing", out=tmp_path_factory.mktemp("growing"),
+    )  # fmt: skip
+    return inner, package
+
+
+def test_with_a_growing_cache(growing: tuple[Any, Package]) -> None:
+    """Prompts of one token, of an odd number and of the most that is allowed, one after the other on one model."""
+    inner, package = growing
+    model = package.load()
+    for length in (PROMPT, 1, 24, 7):
+        prompt = torch.randint(3, VOCABULARY, (1, length))
+        logits, held = model.prefill(prompt.numpy())
+
+        def step(ids: np.ndarray) -> np.ndarray:
+            nonlocal held
+            logits, held = model.decode(ids, held)
+            return np.asarray(logits[:, -1])
+
+        check(inner, prompt, decode(logits[:, -1], step))
+        assert {array.shape[2] for pair in held for array in pair} == {length + TOKENS - 1}
+
+
+def test_guards_of_a_growing_cache(growing: tuple[Any, Package]) -> None:
+    _, package = growing
+    model = package.load()
+    _, held = model.prefill(np.ones((1, 5), np.int64))
+    (key, value), *others = held
+    with pytest.raises(ValueError, match=r"cache_0_1: dimension 2 \(past\) is 4, expected 5: past is 5 in cache_0_0"):
+        model.decode(np.ones((1, 1), np.int64), [(key, value[:, :, 1:]), *others])
+    with pytest.raises(ValueError, match=r"ids: dimension 1 \(length\) is 25, allowed 1\.\.24"):
+        model.prefill(np.ones((1, 25), np.int64))
+    described = package.load().manifest["functions"]
+    assert {name: [s["name"] for s in entry["symbols"]] for name, entry in described.items()} | {
+        package.load().manifest["function"]: [s["name"] for s in package.load().manifest["symbols"]]
+    } == {"prefill": ["length"], "decode": ["past"]}
 
 
 class Outside(nn.Module):

@@ -181,6 +181,95 @@ def test_saved_program_keeps_its_bounds_and_takes_names(tmp_path: Path) -> None:
         transpile(tmp_path / "saved.pt2", dynamic=["input.0=batch:1..20"], out=tmp_path)
 
 
+class Attend(nn.Module):
+    """A step over past keys and values, as a language model has it."""
+
+    def forward(self, query, cache):
+        total = query
+        for key, value in cache:
+            total = total + nn.functional.scaled_dot_product_attention(total, key, value)
+        return total, [(torch.cat([key, query], 2), value) for key, value in cache]
+
+
+def test_sizes_that_a_saved_program_has_apart_are_named_alike(tmp_path: Path) -> None:
+    """torch.export has a symbol for the length of each tensor; one name for all makes them one."""
+    pairs = [(torch.randn(1, 2, 5, 4), torch.randn(1, 2, 5, 4)) for _ in range(2)]
+    apart = [({2: Dim.AUTO}, {2: Dim.AUTO}) for _ in pairs]
+    query = torch.randn(1, 2, 1, 4)
+    exported = torch.export.export(Attend(), (query, pairs), dynamic_shapes=(None, apart))
+    torch.export.save(exported, tmp_path / "attend.pt2")
+    model = transpile(tmp_path / "attend.pt2", dynamic=["cache.2=past:2..40"], out=tmp_path).load()
+    assert [(s["name"], s["low"], s["high"]) for s in model.manifest["symbols"]] == [("past", 2, 40)]
+    for past in (2, 40, 13):
+        cache = [(torch.randn(1, 2, past, 4), torch.randn(1, 2, past, 4)) for _ in pairs]
+        wanted, grown = Attend()(query, cache)
+        got, ours = model(query, cache)
+        np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-5, atol=1e-6)
+        assert ours[1][0].tobytes() == grown[1][0].numpy().tobytes()
+    cache[1] = (cache[1][0], cache[1][1][:, :, 1:])
+    with pytest.raises(
+        ValueError, match=r"cache_1_1: dimension 2 \(past\) is 12, expected 13: past is 13 in cache_0_0"
+    ):
+        model(query, cache)
+
+
+def test_a_graph_file_keeps_its_sizes(tmp_path: Path) -> None:
+    """`transpile x.graph.json` of a model whose sizes vary."""
+    module = nn.Sequential(nn.Linear(6, 5), nn.Softmax(-1)).eval()
+    first = transpile(module, (torch.randn(3, 6),), dynamic=["input.0=batch:1..70"], name="first", out=tmp_path)
+    graph = first.path / "src" / "first" / "graph.json"
+    weights = {key: value.numpy() for key, value in module.state_dict().items()}
+    second = transpile(
+        graph.rename(tmp_path / "second.graph.json"), weights=weights, name="second", out=tmp_path, test=True
+    )
+    model = second.load()
+    assert [(s["name"], s["low"], s["high"]) for s in model.manifest["symbols"]] == [("batch", 1, 70)]
+    for batch in (1, 70, 9):
+        check(module, model, (torch.randn(batch, 6),), f"batch {batch}")
+    with pytest.raises(ValueError, match=r"input: dimension 0 \(batch\) is 71, allowed 1\.\.70"):
+        model(np.zeros((71, 6), np.float32))
+
+
+class Twice(nn.Module):
+    """Two functions over one matrix; the sizes of each vary, and one name means a size in both."""
+
+    def __init__(self):
+        super().__init__()
+        self.lin = nn.Linear(6, 6)
+
+    def encode(self, x):
+        return self.lin(x).relu().mean(1)
+
+    def compare(self, a, b):
+        return self.lin(a) @ b.transpose(0, 1)
+
+
+def test_functions_with_sizes_of_their_own(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Twice().eval()
+    functions = {"encode": (torch.randn(1, 4, 6),), "compare": (torch.randn(3, 6), torch.randn(5, 6))}
+    dynamic = ["encode.x.0=batch:1..8", "encode.x.1=seq:1..33", "compare.a.0=rows:1..9", "b.0=seq:1..50"]
+    package = transpile(module, functions=functions, dynamic=dynamic, name="twice", out=tmp_path, test=True)
+    model, stepwise = package.load(), package.load(native=False)
+    for rows, seq in ((1, 1), (8, 33), (9, 50), (2, 7), (7, 2)):
+        a, b = torch.randn(rows, 6), torch.randn(seq, 6)
+        with torch.no_grad():
+            np.testing.assert_allclose(model.compare(a, b), module.compare(a, b).numpy(), rtol=1e-4, atol=1e-5)
+        assert model.compare(a, b).tobytes() == stepwise.compare(a, b).tobytes()
+        if rows <= 8 and seq <= 33:
+            x = torch.randn(rows, seq, 6)
+            with torch.no_grad():
+                np.testing.assert_allclose(model.encode(x), module.encode(x).numpy(), rtol=1e-4, atol=1e-5)
+            assert model.encode(x).tobytes() == stepwise.encode(x).tobytes()
+    with pytest.raises(ValueError, match=r"x: dimension 1 \(seq\) is 34, allowed 1\.\.33"):
+        model.encode(np.zeros((1, 34, 6), np.float32))
+    text = (package.path / "src" / "twice" / "model.py").read_text()
+    assert "return self.lin(a) @ b.transpose(0, 1)" in text, "lines of methods other than forward are shown"
+    for wrong, message in (("decode.x.0=n", "no such function; known: encode, compare"), ("y.0=n", "no such input")):
+        with pytest.raises(UsageError, match=message):
+            transpile(module, functions=functions, dynamic=[wrong], out=tmp_path)
+
+
 class Branches(nn.Module):
     def forward(self, x):
         return x * 2 if x.shape[0] > 5 else x

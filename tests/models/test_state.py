@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from transpiler import Package, transpile
-from transpiler.errors import TranspileError
+from transpiler.errors import TranspileError, TranspileErrors
 
 pytestmark = pytest.mark.usefixtures("_single_thread")
 
@@ -221,6 +221,58 @@ def test_the_command_line_knows_functions_and_state(cache: Package) -> None:
     for line in ("prefill inputs:", "decode outputs:", "state: 192 bytes", "  keys: float32[1, 8, 4]"):
         assert line in text
     assert "cumsum" in run("profile", "--function", "decode", "-n", "2")
+
+
+class Walk(nn.Module):
+    """A random walk in half precision, and a second function that looks at it through noise of its own."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.register_buffer("place", torch.zeros(5, dtype=dtype))
+
+    def step(self, x: torch.Tensor) -> torch.Tensor:
+        self.place += (x + torch.randn_like(x)).to(self.place.dtype)
+        return self.place * 2
+
+    def look(self, scale: torch.Tensor) -> torch.Tensor:
+        return self.place.float() * scale + torch.rand(5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_random_numbers_and_state_in_half_precision(tmp_path: Path, dtype: str) -> None:
+    functions = {"step": (torch.randn(5),), "look": (torch.ones(5),)}
+    module = Walk(getattr(torch, dtype))
+    model = build(tmp_path, module, f"walk_{dtype}", functions=functions, rng=True).load(seed=7)
+    x = np.zeros(5, np.float32)
+
+    def walked(model: Any) -> list[np.ndarray]:
+        return [np.asarray(item).copy() for item in (model.step(x), model.look(x), model.step(x), model.look(x + 1))]
+
+    first = walked(model)
+    assert not np.array_equal(first[1], first[3])
+    model.reset()
+    model.seed(7)
+    for one, two in zip(first, walked(model), strict=True):
+        assert one.tobytes() == two.tobytes()
+    saved = dict(model.state)
+    model.look(x)
+    model.load_state(saved)
+    assert np.array_equal(np.asarray(model.state["place"]), np.asarray(saved["place"]))
+    assert np.abs(np.asarray(saved["place"], np.float32)).max() > 0
+
+
+class Changes(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x += 1
+        return x * 2
+
+
+def test_an_input_that_is_changed_in_place_is_refused() -> None:
+    """PyTorch would change the caller's tensor."""
+    with pytest.raises(TranspileErrors, match="forward changes its input 'x' in place") as caught:
+        transpile(Changes(), (torch.ones(2),))
+    assert "begin with x = x.clone()" in str(caught.value)
+    assert "x += 1" in str(caught.value)
 
 
 class Names(nn.Module):

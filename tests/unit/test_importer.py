@@ -234,7 +234,7 @@ def test_dynamic_dims() -> None:
     from transpiler.examples import dynamic_shapes
 
     module, x = Flat(), torch.randn(3, 4, 5)
-    shapes = dynamic_shapes(module, (x,), {}, [parse_dynamic("x.0=batch:2..64"), parse_dynamic("x.1=seq")])
+    shapes = dynamic_shapes(module.forward, (x,), {}, [parse_dynamic("x.0=batch:2..64"), parse_dynamic("x.1=seq")])
     _, imported = check(module, (x,), None, shapes)
     graph = imported.program.main
     assert str(graph.user_inputs()[0].value.type) == "float32[batch, seq, 5]"

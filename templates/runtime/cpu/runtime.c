@@ -111,7 +111,7 @@ static uint64_t place_blocks(const tp_function *function, const uint64_t *sizes,
 /* The layout of a function for some symbols, or NULL. */
 static tp_layout *make_layout(const tp_function *function, const int64_t *symbols) {
   uint32_t tensors = function->input_count + function->output_count, blocks = function->block_count;
-  size_t words = tensors + 2 * blocks + function->symbol_count + PROGRAM->max_arguments;
+  size_t words = tensors + 2 * blocks + PROGRAM->symbol_count + PROGRAM->max_arguments;
   size_t bytes = sizeof(tp_layout) + words * sizeof(uint64_t) + blocks * sizeof(uint32_t) + PROGRAM->kernel_count;
   tp_layout *layout = calloc(1, bytes);
   if (!layout) {
@@ -124,7 +124,7 @@ static tp_layout *make_layout(const tp_function *function, const int64_t *symbol
   layout->offsets = layout->outputs + function->output_count;
   uint64_t *sizes = layout->offsets + blocks, *scratch = sizes + blocks;
   layout->symbols = (int64_t *)(scratch + PROGRAM->max_arguments);
-  uint32_t *order = (uint32_t *)(layout->symbols + function->symbol_count);
+  uint32_t *order = (uint32_t *)(layout->symbols + PROGRAM->symbol_count);
   layout->small = (char *)(order + blocks);
   layout->arena_bytes = function->arena_bytes;
   if (!function->symbol_count) {
@@ -141,7 +141,7 @@ static tp_layout *make_layout(const tp_function *function, const int64_t *symbol
     layout->arena_bytes = place_blocks(function, sizes, layout->offsets, order);
     for (uint32_t i = 0; i < PROGRAM->kernel_count; ++i) {
       const tp_kernel *kernel = &PROGRAM->kernels[i];
-      layout->small[i] = kernel->measure && kernel->measure(symbols, scratch) < TP_PARALLEL_WORK;
+      layout->small[i] = kernel->measure && kernel->measure(layout->symbols, scratch) < TP_PARALLEL_WORK;
     }
   }
   layout->total_bytes = round_up(layout->arena_bytes) + TP_ALIGNMENT;

@@ -59,7 +59,8 @@ typedef struct {
   uint64_t bytes;
 } tp_tensor;
 
-/* A size that varies from call to call, within inclusive bounds. */
+/* A size that varies from call to call, within inclusive bounds. The functions of a program number symbols alike; one
+ * that a function does not have is 0 in its calls. */
 typedef struct {
   const char *name;
   int64_t low, high;
@@ -95,7 +96,7 @@ typedef struct {
 
 /* Functions that share kernels, weights and state. */
 typedef struct {
-  uint32_t function_count, kernel_count, max_arguments;
+  uint32_t function_count, kernel_count, max_arguments, symbol_count;
   const tp_function *functions;
   const tp_kernel *kernels;
   uint64_t weight_bytes;

@@ -81,9 +81,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Symbol:
-    """A size that varies: dimension `dim` of flat input `input` is `scale * value + offset`."""
+    """A size that varies: dimension `dim` of flat input `input` is `scale * value + offset`.
+
+    `index` is its number in the native library.
+    """
 
     name: str
+    index: int
     low: int
     high: int | None
     input: int
@@ -99,6 +103,9 @@ class Symbols:
     def __init__(self, entries: Sequence[Mapping[str, Any]], inputs: Sequence[tuple[str, Shape]]) -> None:
         self.all = tuple(Symbol(**entry) for entry in entries)
         self._inputs = inputs
+        names = {symbol.index: symbol.name for symbol in self.all}
+        self._names = [names.get(index, "") for index in range(max(names, default=-1) + 1)]
+        self._format = struct.Struct(f"{len(self._names)}q")
         known = {(symbol.input, symbol.dim) for symbol in self.all}
         self._checked = [
             (index, axis, size)
@@ -129,8 +136,8 @@ class Symbols:
         return sizes
 
     def packed(self, sizes: Sizes) -> bytes:
-        """The values as the native library takes them."""
-        return struct.pack(f"{len(self.all)}q", *[sizes[symbol.name] for symbol in self.all])
+        """The values as the native library takes them: 0 for the symbols of other functions."""
+        return self._format.pack(*[sizes[name] if name else 0 for name in self._names])
 
     def examples(self) -> dict[str, int]:
         """The values that the model was captured with."""
