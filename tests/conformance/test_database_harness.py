@@ -21,8 +21,8 @@ from transpiler.text import print_program
 
 
 def run(name: str, target: Target | None, wanted: int | None = 2) -> list[Result]:
-    task = workers.Task(Entry("op", "float32", name), wanted, frozenset())
-    return [result for _, found, _ in workers.evaluate([task], target, 1) for result in found]
+    task = workers.Task((Entry("op", "float32", name),), wanted)
+    return [result for found, _ in workers.evaluate([task], target, 1) for result in found]
 
 
 def outcomes(results: list[Result]) -> list[tuple[str, str]]:

@@ -26,8 +26,8 @@ DTYPES = ("float64", "float16", "bfloat16", "int8", "uint8", "int16", "int32", "
 
 
 def run(database: str, dtype: str, shard: int, wanted: int | None, target: Target) -> list[Result]:
-    tasks = [Task(entry, wanted, frozenset()) for entry in entries(database, dtype)[shard::SHARDS]]
-    return [result for _, found, _ in evaluate(tasks, target, 1) for result in found]
+    task = Task(tuple(entries(database, dtype)[shard::SHARDS]), wanted)
+    return [result for found, _ in evaluate([task], target, 1) for result in found]
 
 
 def check(results: list[Result], *, whole: bool) -> None:

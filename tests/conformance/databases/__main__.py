@@ -19,6 +19,7 @@ from transpiler.target import load_target
 
 ALL_DTYPES = ["float32", "float64", "float16", "bfloat16", "int8", "uint8", "int16", "int32", "int64", "bool"]
 SAVE_SECONDS = 20.0
+ENTRIES = 16  # of one worker's life
 
 
 def arguments() -> argparse.Namespace:
@@ -33,6 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--again", choices=("no", "bad", "refused", "all"), default="no",
                         help="which known results to find out again")  # fmt: skip
     parser.add_argument("--write", type=Path, help="write the Markdown report")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop then; the next run goes on")
     parser.add_argument("--quiet", action="store_true", help="no line per entry")
     return parser.parse_args()
 
@@ -41,21 +43,24 @@ def main() -> int:
     options = arguments()
     results = Results.load(options.json)
     tasks = _tasks(options, results)
-    asked = {task.entry.id for task in tasks}
+    asked = {entry.id for task in tasks for entry in task.entries}
     target = None if options.target == "none" else load_target(options.target)
-    saved = time.monotonic()
+    begun = saved = time.monotonic()
     done = 0
     try:
-        for entry, found, finished in evaluate(tasks, target, options.jobs):
+        for found, finished in evaluate(tasks, target, options.jobs):
             for result in found:
                 results.add(result)
-            done += finished
-            if finished and not options.quiet:
-                mine = [item for item in results.by_id.values() if item.entry == entry.id]
-                print(f"[{done}/{len(tasks)}] {entry.id}: {verdict(mine)}, {len(mine)} samples", flush=True)
+            for entry in finished:
+                done += 1
+                if not options.quiet:
+                    mine = [item for item in results.by_id.values() if item.entry == entry.id]
+                    print(f"[{done}/{len(asked)}] {entry.id}: {verdict(mine)}, {len(mine)} samples", flush=True)
             if time.monotonic() - saved > SAVE_SECONDS:
                 results.save()
                 saved = time.monotonic()
+            if time.monotonic() - begun > options.seconds:
+                break
     finally:
         results.save()
     shown = [item for item in results.by_id.values() if item.entry in asked]
@@ -78,13 +83,14 @@ def _tasks(options: argparse.Namespace, results: Results) -> list[Task]:
         sys.exit(f"no entry matches {options.ops!r}")
     names = {entry.id for entry in asked}
     again = {"no": (), "bad": BAD, "refused": (*BAD, REFUSED), "all": OUTCOMES}[options.again]
-    known: dict[str, set[int]] = {}
     for result in list(results.by_id.values()):
         if result.outcome in again and result.entry in names:
             del results.by_id[result.id]
-        else:
-            known.setdefault(result.entry, set()).add(result.number)
-    return [Task(entry, wanted, frozenset(known.get(entry.id, ()))) for entry in asked]
+    known: dict[str, set[str]] = {}
+    for result in results.by_id.values():
+        known.setdefault(result.entry, set()).add(result.id)
+    chunks = [tuple(asked[start : start + ENTRIES]) for start in range(0, len(asked), ENTRIES)]
+    return [Task(chunk, wanted, frozenset().union(*(known.get(entry.id, ()) for entry in chunk))) for chunk in chunks]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from tests.conformance.databases import samples as samples_module
 from tests.conformance.databases.fast_export import fast_export
 from tests.conformance.databases.outcome import EQUAL, MISMATCH, NOT_EXPORTABLE, Result, crash, refusal
 from tests.conformance.databases.plans import KernelPool, kernel_library, run_plan
-from tests.conformance.databases.samples import Entry, Sample
+from tests.conformance.databases.samples import Sample
+from tests.conformance.databases.together import capture_together
 from tests.conformance.databases.torch_side import differences, expected, exported_differs, input_arrays
 from transpiler.capture import Captured, capture_module
 from transpiler.checks import Expected
@@ -29,8 +30,8 @@ from transpiler.source import ModelSource, read_source
 from transpiler.target import Target
 from transpiler.weights import check_weights, expected_weights, state_arrays
 
-# Told before every step: the sample (None: the whole batch), the stage, how many kernels it concerns.
-Report = Callable[[int | None, str, int], None]
+# Told before every step: the sample (None: the whole batch), the stage, how many samples or kernels it concerns.
+Report = Callable[[str | None, str, int], None]
 _EXPORT_CODES = frozenset({"export-failed", "data-dependent-control-flow", "dynamic-shape"})
 
 
@@ -49,7 +50,7 @@ class Graph:
 class Ready:
     """A sample that waits for its kernels."""
 
-    number: int
+    id: str
     graph: Graph
     inputs: Sequence[Array]
     wanted: Sequence[Expected]
@@ -62,15 +63,19 @@ def _source() -> ModelSource:
 
 
 class Evaluator:
-    """Evaluates samples of one entry on one target (None: the numpy references alone)."""
+    """Evaluates samples on one target (None: the numpy references alone)."""
 
-    def __init__(self, entry: Entry, target: Target | None, report: Report) -> None:
-        self.entry, self.target, self.report = entry, target, report
+    def __init__(self, target: Target | None, report: Report) -> None:
+        self.target, self.report = target, report
         self.graphs: dict[Any, Graph | Result] = {}
+        self.captured: dict[str, Captured] = {}
 
     def run(self, batch: Sequence[Sample]) -> list[Result]:
         pool = KernelPool()
         self.graphs.clear()
+        distinct = {sample.key(): sample for sample in reversed(batch)}
+        self.report(batch[0].id if len(batch) == 1 else None, "export", len(distinct))
+        self.captured = capture_together([*reversed(distinct.values())], _source())
         results: list[Result] = []
         ready: list[Ready] = []
         for sample in batch:
@@ -80,46 +85,40 @@ class Evaluator:
             else:
                 results.append(outcome)
         if self.target is None:
-            return results + [self._result(item.number, EQUAL, "reference") for item in ready]
+            return results + [Result(item.id, EQUAL, "reference") for item in ready]
         return results + self._execute(ready, pool)
-
-    def _result(self, number: int, outcome: str, stage: str, reason: str = "") -> Result:
-        return Result(self._id(number), outcome, stage, reason)
-
-    def _id(self, number: int) -> str:
-        return f"{self.entry.id}/{number}"
 
     # --- one sample, up to its kernels ----------------------------------------------------------------------------
 
     def _prepare(self, sample: Sample, pool: KernelPool) -> Ready | Result:
-        self.report(sample.number, "import", 0)
+        self.report(sample.id, "import", 0)
         key = sample.key()
         if key not in self.graphs:
             self.graphs[key] = self._import(sample, pool)
         graph = self.graphs[key]
         if isinstance(graph, Result):
-            return Result(self._id(sample.number), graph.outcome, graph.stage, graph.reason, graph.codes,
+            return Result(sample.id, graph.outcome, graph.stage, graph.reason, graph.codes,
                           graph.operators)  # fmt: skip
-        self.report(sample.number, "PyTorch", 0)
+        self.report(sample.id, "PyTorch", 0)
         try:
-            wanted = expected(self.entry, sample)
+            wanted = expected(sample)
         except Exception as error:
-            return self._result(sample.number, NOT_EXPORTABLE, "PyTorch", f"{type(error).__name__}: {error}"[:200])
+            return Result(sample.id, NOT_EXPORTABLE, "PyTorch", f"{type(error).__name__}: {error}"[:200])
         inputs = input_arrays(sample)
-        self.report(sample.number, "reference", 0)
+        self.report(sample.id, "reference", 0)
         try:
             got = run_graph(graph.program, graph.state, inputs)
         except Exception as error:
-            return crash(self._id(sample.number), "reference", error)
+            return crash(sample.id, "reference", error)
         if problem := differences(wanted, got):
             if exported_differs(sample, wanted):
-                return self._result(sample.number, NOT_EXPORTABLE, "export", "torch.export changes the result")
-            return self._result(sample.number, MISMATCH, "reference", problem)
-        return Ready(sample.number, graph, inputs, wanted)
+                return Result(sample.id, NOT_EXPORTABLE, "export", "torch.export changes the result")
+            return Result(sample.id, MISMATCH, "reference", problem)
+        return Ready(sample.id, graph, inputs, wanted)
 
     def _import(self, sample: Sample, pool: KernelPool) -> Graph | Result:
-        id = self._id(sample.number)
-        captured = self._capture(sample)
+        id = sample.id
+        captured = self.captured.get(id) or self._capture(sample)
         if isinstance(captured, Result):
             return captured
         try:
@@ -129,7 +128,7 @@ class Evaluator:
         except Exception as error:
             return crash(id, "import", error)
         if not program.main.user_outputs():
-            return self._result(sample.number, NOT_EXPORTABLE, "import", "no result is a tensor")
+            return Result(sample.id, NOT_EXPORTABLE, "import", "no result is a tensor")
         own = state_arrays(captured.exported_program.state_dict)
         state = check_weights(expected_weights(program), program.aliases, own)
         if self.target is None:
@@ -137,7 +136,7 @@ class Evaluator:
         return self._lower(sample, program, state, pool, self.target)
 
     def _capture(self, sample: Sample) -> Captured | Result:
-        id = self._id(sample.number)
+        id = sample.id
         try:
             with fast_export():
                 return capture_module(sample.module, sample.inputs, source=_source())
@@ -156,15 +155,15 @@ class Evaluator:
     def _lower(
         self, sample: Sample, program: Program, state: Mapping[str, Array], pool: KernelPool, target: Target
     ) -> Graph | Result:
-        self.report(sample.number, "lower", 0)
+        self.report(sample.id, "lower", 0)
         try:
             rewritten = run_passes(program)
             lowered = lower(rewritten, target, scheduler=pool.schedule)
             weights = run_prepare(lowered.plan, rewritten.constants, state)
         except TranspileErrors as error:
-            return refusal(self._id(sample.number), "lower", error)
+            return refusal(sample.id, "lower", error)
         except Exception as error:
-            return crash(self._id(sample.number), "lower", error)
+            return crash(sample.id, "lower", error)
         return Graph(program, state, lowered, pool.symbols(lowered.kernels), weights)
 
     # --- the kernels of a batch -----------------------------------------------------------------------------------
@@ -172,26 +171,26 @@ class Evaluator:
     def _execute(self, ready: Sequence[Ready], pool: KernelPool) -> list[Result]:
         used = {name for item in ready for name in item.graph.symbols.values()}
         kernels = [item for item in pool.kernels.values() if item.kernel.name in used]
-        alone = ready[0].number if len(ready) == 1 else None
+        alone = ready[0].id if len(ready) == 1 else None
         self.report(alone, "compile", len(kernels))
         assert self.target is not None
         try:
             library = kernel_library(kernels, self.target) if kernels else None
         except Exception as error:
             if len(ready) == 1:
-                return [crash(self._id(ready[0].number), "compile", error)]
+                return [crash(ready[0].id, "compile", error)]
             return [result for item in ready for result in self._execute([item], pool)]
         return [self._run(item, library) for item in ready]
 
     def _run(self, item: Ready, library: Any) -> Result:
-        self.report(item.number, "run", 0)
+        self.report(item.id, "run", 0)
         graph = item.graph
         assert graph.lowered is not None
         for time in ("", "second call: "):
             try:
                 got = run_plan(graph.lowered.plan, graph.symbols, library, graph.weights, item.inputs)
             except Exception as error:
-                return crash(self._id(item.number), "run", error)
+                return crash(item.id, "run", error)
             if problem := differences(item.wanted, got):
-                return self._result(item.number, MISMATCH, "run", time + problem)
-        return self._result(item.number, EQUAL, "run")
+                return Result(item.id, MISMATCH, "run", time + problem)
+        return Result(item.id, EQUAL, "run")

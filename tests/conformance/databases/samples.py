@@ -83,9 +83,14 @@ def _real_form(x: torch.Tensor) -> torch.Tensor:
 class Sample:
     """Sample `number` of an entry."""
 
+    entry: Entry
     number: int
     module: Call
     inputs: tuple[torch.Tensor, ...]
+
+    @property
+    def id(self) -> str:
+        return f"{self.entry.id}/{self.number}"
 
     def key(self) -> tuple[Any, ...]:
         """Equal for samples that export to the same graph."""
@@ -135,7 +140,7 @@ def samples(entry: Entry) -> Iterator[Sample]:
         for number, (function, args, kwargs) in enumerate(draw(info, getattr(torch, entry.dtype))):
             leaves, spec = _pytree.tree_flatten((args, kwargs))
             inputs = tuple(leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor))
-            yield Sample(number, Call(function, leaves, spec).eval(), inputs)
+            yield Sample(entry, number, Call(function, leaves, spec).eval(), inputs)
 
 
 def _op_calls(info: Any, dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from tests.conformance.databases.samples import FLOATS, Entry, Sample
+from tests.conformance.databases.samples import FLOATS, Sample
 from transpiler.checks import Expected, comparable, compare, tolerance_of
 from transpiler.ir import Array
 from transpiler.weights import to_numpy
@@ -22,10 +22,10 @@ def input_arrays(sample: Sample) -> list[Array]:
     return [to_numpy(x) for x in sample.inputs]
 
 
-def expected(entry: Entry, sample: Sample) -> list[Expected]:
+def expected(sample: Sample) -> list[Expected]:
     """PyTorch's results. Raises whatever the call raises."""
     single = _run(sample.module, sample.inputs)
-    if entry.name in UNINITIALISED:
+    if sample.entry.name in UNINITIALISED:
         return [_expected(index, array, np.full(array.shape, np.nan), False) for index, array in enumerate(single)]
     double = _run_double(sample, single)
     return [_expected(i, *pair, True) for i, pair in enumerate(zip(single, double, strict=True))]

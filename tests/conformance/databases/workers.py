@@ -2,7 +2,7 @@
 
 Workers are forked from this process, which has evaluated one small sample: they start warm. A worker says what
 it is about to do; when it dies or is silent for too long, the sample that it was at gets the outcome, and another
-worker takes the rest. If it was at a whole batch, the rest is done in smaller batches, down to single samples.
+worker takes the rest. If it was at a whole batch, that batch is done in smaller ones, down to single samples.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from tests.conformance.databases.evaluate import Evaluator
-from tests.conformance.databases.outcome import CRASH, HANG, Result
-from tests.conformance.databases.samples import Entry, choose, entries, samples
+from tests.conformance.databases.outcome import CRASH, HANG, NOT_EXPORTABLE, Result
+from tests.conformance.databases.samples import Entry, Sample, choose, entries, samples
 from transpiler.target import Target
 
 BATCH = 48
 STEP_SECONDS = 120.0
-KERNEL_SECONDS = 15.0
+ITEM_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class Task:
-    """Samples of one entry: `wanted` of them (None: all), without those whose numbers are in `known`."""
+    """What one worker does: `wanted` samples of each entry (None: all), without those whose ids are in `known`; or
+    those with the ids of `only`."""
 
-    entry: Entry
+    entries: tuple[Entry, ...]
     wanted: int | None
-    known: frozenset[int]
+    known: frozenset[str] = frozenset()
+    only: frozenset[str] | None = None
     batch: int = BATCH
 
 
@@ -44,34 +46,52 @@ class _Worker:
     process: Any
     connection: Connection
     task: Task
-    step: tuple[int | None, str]
+    step: tuple[str | None, str]
     deadline: float
+    batch: frozenset[str] = frozenset()
 
 
-def evaluate(tasks: Sequence[Task], target: Target | None, jobs: int) -> Iterator[tuple[Entry, list[Result], bool]]:
-    """Results as they come: an entry, some results of it, and whether these were its last."""
+def evaluate(
+    tasks: Sequence[Task], target: Target | None, jobs: int
+) -> Iterator[tuple[list[Result], tuple[Entry, ...]]]:
+    """Results as they come, and the entries of which these were the last."""
     _warm_up(target)
     context = multiprocessing.get_context("fork")
     queue, active = list(tasks), list[_Worker]()
-    while queue or active:
-        while queue and len(active) < jobs:
-            active.append(_start(context, queue.pop(0), target))
-        wait([worker.connection for worker in active], timeout=1.0)
-        for worker in list(active):
-            results, finished, ended = _read(worker)
-            worker.task = replace(worker.task, known=worker.task.known | {item.number for item in results})
-            if ended:
-                active.remove(worker)
-                worker.process.join()
-                worker.connection.close()
-            if ended and not finished:
-                lost = _lost(worker)
-                results += lost
-                smaller = worker.task.batch if lost else max(1, worker.task.batch // 6)
-                known = worker.task.known | {item.number for item in lost}
-                queue.insert(0, replace(worker.task, known=known, batch=smaller))
-            if results or finished:
-                yield worker.task.entry, results, finished
+    try:
+        while queue or active:
+            while queue and len(active) < jobs:
+                active.append(_start(context, queue.pop(0), target))
+            wait([worker.connection for worker in active], timeout=1.0)
+            for worker in list(active):
+                results, finished, ended = _read(worker)
+                worker.task = replace(worker.task, known=worker.task.known | {item.id for item in results})
+                if ended:
+                    active.remove(worker)
+                    worker.process.join()
+                    worker.connection.close()
+                if ended and not finished:
+                    lost = _lost(worker)
+                    results += lost
+                    queue[:0] = _again(worker, frozenset(item.id for item in lost))
+                waiting = {entry for item in (*queue, *(other.task for other in active)) for entry in item.entries}
+                done = [entry for entry in worker.task.entries if ended and entry not in waiting]
+                if results or done:
+                    yield results, tuple(done)
+    finally:
+        for worker in active:
+            worker.process.kill()
+            worker.process.join()
+
+
+def _again(worker: _Worker, lost: frozenset[str]) -> list[Task]:
+    """What a dead worker leaves over: its batch, in pieces if nothing says which sample it was, and the rest."""
+    task = replace(worker.task, known=worker.task.known | lost)
+    open_ = worker.batch - task.known
+    if not open_:
+        return [task]
+    batch = task.batch if lost else max(1, task.batch // 6)
+    return [replace(task, only=open_, batch=batch), replace(task, known=task.known | open_)]
 
 
 @cache
@@ -81,7 +101,7 @@ def _warm_up(target: Target | None) -> None:
 
     torch.set_num_threads(1)
     first = next(iter(entries("op", "float32", "neg")))
-    Evaluator(first, target, lambda *_: None).run(list(samples(first))[:1])
+    Evaluator(target, lambda *_: None).run(list(samples(first))[:4])
 
 
 def _start(context: Any, task: Task, target: Target | None) -> _Worker:
@@ -99,9 +119,11 @@ def _read(worker: _Worker) -> tuple[list[Result], bool, bool]:
         while worker.connection.poll():
             kind, *content = worker.connection.recv()
             if kind == "step":
-                number, stage, kernels = content
-                worker.step = number, stage
-                worker.deadline = time.monotonic() + STEP_SECONDS + KERNEL_SECONDS * kernels
+                id, stage, items = content
+                worker.step = id, stage
+                worker.deadline = time.monotonic() + STEP_SECONDS + ITEM_SECONDS * items
+            elif kind == "batch":
+                worker.batch = content[0]
             elif kind == "results":
                 results += content[0]
             else:
@@ -117,12 +139,9 @@ def _read(worker: _Worker) -> tuple[list[Result], bool, bool]:
 
 def _lost(worker: _Worker) -> list[Result]:
     """The outcome of the sample that a dead worker was at; none if it was at several."""
-    number, stage = worker.step
-    if number is None:
-        if worker.task.batch > 1:
-            return []
-        number = -1  # drawing the samples itself fails
-    id = f"{worker.task.entry.id}/{number}"
+    id, stage = worker.step
+    if id is None:
+        return []
     if stage.endswith("no end"):
         return [Result(id, HANG, stage.partition(",")[0], f"more than {STEP_SECONDS:.0f} seconds")]
     code = worker.process.exitcode or 0
@@ -138,22 +157,27 @@ def _work(connection: Connection, task: Task, target: Target | None) -> None:
     os.dup2(sink, 2)
     faulthandler.disable()  # pytest's writes to a copy of the standard error that was
 
-    def report(number: int | None, stage: str, kernels: int) -> None:
-        connection.send(("step", number, stage, kernels))
+    def report(id: str | None, stage: str, items: int) -> None:
+        connection.send(("step", id, stage, items))
 
-    if -1 in task.known:
-        connection.send(("done",))
-        return
-    try:
-        drawn = list(samples(task.entry))
-    except Exception as error:
-        connection.send(("results", [Result(f"{task.entry.id}/-1", "not exportable", "draw", str(error)[:200])]))
-        connection.send(("done",))
-        return
-    numbers = [sample.number for sample in drawn]
-    chosen = {numbers[index] for index in choose(len(numbers), task.wanted)} - task.known
-    rest = [sample for sample in drawn if sample.number in chosen]
-    for start in range(0, len(rest), task.batch):
-        results = Evaluator(task.entry, target, report).run(rest[start : start + task.batch])
-        connection.send(("results", results))
+    drawn: list[Sample] = []
+    for entry in task.entries:
+        report(f"{entry.id}/-1", "draw", 0)
+        try:
+            drawn += _draw(entry, task)
+        except Exception as error:
+            connection.send(("results", [Result(f"{entry.id}/-1", NOT_EXPORTABLE, "draw", str(error)[:200])]))
+    for start in range(0, len(drawn), task.batch):
+        batch = drawn[start : start + task.batch]
+        connection.send(("batch", frozenset(sample.id for sample in batch)))
+        connection.send(("results", Evaluator(target, report).run(batch)))
     connection.send(("done",))
+
+
+def _draw(entry: Entry, task: Task) -> list[Sample]:
+    if f"{entry.id}/-1" in task.known:
+        return []
+    if task.only is not None:
+        return [sample for sample in samples(entry) if sample.id in task.only]
+    drawn = list(samples(entry))
+    return [drawn[index] for index in choose(len(drawn), task.wanted) if drawn[index].id not in task.known]
