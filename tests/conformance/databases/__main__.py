@@ -60,6 +60,7 @@ def main() -> int:
                 results.save()
                 saved = time.monotonic()
             if time.monotonic() - begun > options.seconds:
+                print(f"stopped early: {done} of {len(asked)} entries are finished")
                 break
     finally:
         results.save()
