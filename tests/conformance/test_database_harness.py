@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import Any
 
 import pytest
 
 from tests.conformance.databases import evaluate as evaluation
+from tests.conformance.databases import samples as databases
 from tests.conformance.databases import workers
 from tests.conformance.databases.fast_export import fast_export
 from tests.conformance.databases.outcome import CRASH, EQUAL, HANG, MISMATCH, REFUSED, Result
 from tests.conformance.databases.samples import Entry, choose, samples
+from tests.conformance.databases.together import capture_together
 from transpiler.capture import capture_module
 from transpiler.importer import import_program
 from transpiler.ops import ATEN
+from transpiler.source import read_source
 from transpiler.target import Target
 from transpiler.text import print_program
 
@@ -101,6 +105,26 @@ def test_the_fast_export_gives_the_same_program(name: str) -> None:
     with fast_export():
         fast = import_program(capture_module(sample.module, sample.inputs)).program
     assert print_program(fast) == print_program(usual)
+
+
+def _renamed(program: str) -> str:
+    """The text with values and symbols numbered in the order in which they appear."""
+    names: dict[str, str] = {}
+    text = re.sub(r'"tensors_\d+"', '"tensor"', re.sub(r'"lifted_tensor_\d+"', '"constant"', program))
+    return re.sub(r"%\w+", lambda found: names.setdefault(found[0], f"%{len(names)}"), text)
+
+
+def test_samples_exported_together_give_the_programs_that_they_give_alone() -> None:
+    names = ["linalg.norm", "roll", "nn.functional.batch_norm", "masked.softmin", "split", "nan_to_num", "tensor_split"]
+    drawn = [sample for name in names for sample in list(samples(Entry("op", "float32", name)))[:3]]
+    together = capture_together(drawn, read_source(databases.__file__))
+    assert {sample.id for sample in drawn} - set(together) <= {f"op/float32/tensor_split/{n}" for n in range(3)}
+    for sample in drawn:
+        if sample.id in together:
+            with fast_export():
+                alone = import_program(capture_module(sample.module, sample.inputs)).program
+            part = import_program(together[sample.id]).program
+            assert _renamed(print_program(part)) == _renamed(print_program(alone)), sample.id
 
 
 def test_samples_are_spread_evenly() -> None:

@@ -19,7 +19,7 @@ from transpiler.target import load_target
 
 ALL_DTYPES = ["float32", "float64", "float16", "bfloat16", "int8", "uint8", "int16", "int32", "int64", "bool"]
 SAVE_SECONDS = 20.0
-ENTRIES = 16  # of one worker's life
+ENTRIES = 64  # of one worker's life
 
 
 def arguments() -> argparse.Namespace:

@@ -9,7 +9,7 @@ and those on which the export fails are left to be exported alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -30,21 +30,22 @@ FEW = 3
 
 
 class Together(torch.nn.Module):
-    """Calls side by side; `at` is the one that runs or that raised."""
+    """Calls side by side. One that raises has no results: it is left to an export of its own."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         super().__init__()
         self.calls: tuple[Call, ...] = tuple(sample.module for sample in samples)
         self.counts = tuple(len(sample.inputs) for sample in samples)
-        self.place = {"at": -1}
 
     def forward(self, *tensors: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
         given = iter(tensors)
-        results = []
-        for index, (call, count) in enumerate(zip(self.calls, self.counts, strict=True)):
-            self.place["at"] = index
-            results.append(call.forward(*islice(given, count)))
-        self.place["at"] = -1
+        results: list[tuple[torch.Tensor, ...]] = []
+        for call, count in zip(self.calls, self.counts, strict=True):
+            inputs = list(islice(given, count))
+            try:
+                results.append(call.forward(*inputs))
+            except Exception:
+                results.append(())
         return tuple(results)
 
 
@@ -56,12 +57,12 @@ def capture_together(samples: Sequence[Sample], source: ModelSource) -> dict[str
         group = waiting.pop()
         if len(group) < FEW:
             continue
-        module = Together(group)
         try:
             with fast_export():
-                whole = capture_module(module, [x for sample in group for x in sample.inputs], source=source)
+                whole = capture_module(Together(group), [x for sample in group for x in sample.inputs], source=source)
         except Exception:
-            waiting += _without(group, module.place["at"])
+            half = len(group) // 2
+            waiting += [group[:half], group[half:]]
             continue
         found |= dict(_parts(group, whole))
     return found
@@ -70,15 +71,6 @@ def capture_together(samples: Sequence[Sample], source: ModelSource) -> dict[str
 def _mixes(sample: Sample) -> bool:
     plain = all(x.layout is torch.strided and not x.is_nested for x in sample.inputs)
     return plain and not isinstance(sample.module.function, torch.nn.Module)
-
-
-def _without(group: list[Sample], culprit: int) -> list[list[Sample]]:
-    """What to try next: the rest of the group if one call raised, else its halves."""
-    if culprit >= 0:
-        later = [sample for sample in group[culprit + 1 :] if sample.entry == group[culprit].entry]
-        return [[sample for sample in group if sample not in later and sample is not group[culprit]], later]
-    half = len(group) // 2
-    return [group[:half], group[half:]]
 
 
 def _parts(group: Sequence[Sample], whole: Captured) -> Iterator[tuple[str, Captured]]:
@@ -92,15 +84,16 @@ def _parts(group: Sequence[Sample], whole: Captured) -> Iterator[tuple[str, Capt
     inputs = list(zip(placeholders, signature.input_specs, strict=True))
     users = iter([item for item in inputs if item[1].kind is InputKind.USER_INPUT])
     held = [item for item in inputs if item[1].kind is not InputKind.USER_INPUT]
-    checks = [_ancestors([node]) for node in exported.graph.nodes if not node.users and node.op == "call_function"]
+    effects = [_ancestors([node]) for node in exported.graph.nodes if _has_effect(node)]
     out_spec = exported.call_spec.out_spec
     assert out_spec is not None
     for sample, spec in zip(group, out_spec.children(), strict=True):
         given = list(islice(users, len(sample.inputs)))
         wanted = list(islice(own, spec.num_leaves))
         nodes = _ancestors([node for node, _ in wanted if isinstance(node, Node)])
-        checked = any(nodes & check for check in checks)
-        if checked or not all(map(_plain, nodes)) or any(node.name in written for node, _ in given):
+        if not wanted or not all(map(_plain, nodes)) or any(nodes & effect for effect in effects):
+            continue
+        if any(node.name in written for node, _ in given):
             continue
         part = _program(exported, [*(item for item in held if item[0] in nodes), *given], wanted, nodes, spec)
         yield sample.id, replace(whole, exported_program=part, module=sample.module, args=sample.inputs)
@@ -114,6 +107,11 @@ def _ancestors(roots: Sequence[Node]) -> set[Node]:
                 found.add(node)
                 stack.append(node)
     return found
+
+
+def _has_effect(node: Node) -> bool:
+    """A call for something else than its result. Assertions are none: where sizes are numbers, they have held."""
+    return node.op == "call_function" and not node.users and "_assert" not in str(node.target)
 
 
 def _plain(node: Node) -> bool:
