@@ -239,8 +239,10 @@ def _antialiased(overload: str, kernel: str) -> None:
         if not all(isinstance(dim, int) for dim in (*x.shape[2:], *out.shape[2:])):
             raise context.unsupported("antialiased resizing of a symbolic size")
         (height, width), (rows, columns) = static(x.shape[2:]), static(out.shape[2:])
-        left = context.cast(context.array(antialias_matrix(height, rows, kernel, align, scales[0])), x.dtype)
-        right = context.cast(context.array(antialias_matrix(width, columns, kernel, align, scales[1])), x.dtype)
+        exact = np.float64 if x.dtype == "float64" else np.float32
+        down = antialias_matrix(height, rows, kernel, align, scales[0]).astype(exact)
+        across = antialias_matrix(width, columns, kernel, align, scales[1]).astype(exact)
+        left, right = (context.cast(context.array(matrix), x.dtype) for matrix in (down, across))
         return context.emit(Matmul(), left, context.emit(Matmul(True), x, right))
 
     def vec(context: ImportContext, x: Value, output_size: Any, align_corners: bool, scale_factors: Any = None) -> Any:
@@ -261,7 +263,7 @@ _antialiased("_upsample_bicubic2d_aa", "bicubic")
 
 
 def antialias_matrix(size: int, count: int, kernel: str, align_corners: bool, scale: float | None) -> Array:
-    """float32 [count, size]: weights of PIL's resampling, the kernel stretched by the step when shrinking.
+    """float64 [count, size]: weights of PIL's resampling, the kernel stretched by the step when shrinking.
 
     Source: aten/src/ATen/native/cpu/UpSampleKernel.cpp, `compute_indices_weights_aa`.
     """
@@ -276,7 +278,7 @@ def antialias_matrix(size: int, count: int, kernel: str, align_corners: bool, sc
         distance = np.abs((np.arange(begin, end) - center + 0.5) / stretch)
         weights = _keys(distance) if kernel == "bicubic" else np.maximum(1 - distance, 0)
         matrix[i, begin:end] = weights / weights.sum()
-    return matrix.astype(np.float32)
+    return matrix
 
 
 def _keys(d: Array) -> Array:

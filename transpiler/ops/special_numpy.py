@@ -1,7 +1,8 @@
 """What the special functions mean, in numpy and float64: integrals, defining series, recurrences.
 
 Plain and independent of the approximations in `templates/runtime/cpu/special*.c`. "DLMF" is the NIST Digital Library of
-Mathematical Functions, https://dlmf.nist.gov. Functions take and return flat float64 arrays.
+Mathematical Functions, https://dlmf.nist.gov. The functions that PyTorch computes with a visible error are in
+cephes_numpy.py. Functions take and return flat float64 arrays.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from transpiler.ir import Array
+from transpiler.ops.cephes_numpy import airy_ai, bessel_j, bessel_y
 
 Function = Callable[..., Array]
 # Beyond it the asymptotic series are exact to the last digit.
@@ -60,50 +62,6 @@ def _reach(x: Array) -> Array:
     return np.arcsinh(750 / x)
 
 
-def bessel_jy(order: float, x: Array, second: bool) -> Array:
-    """J or Y of x > 0: Schläfli's integrals (DLMF 10.9.6, 10.9.7), far out Hankel's expansions (10.17.3, 10.17.4)."""
-
-    def near(x: Array) -> Array:
-        column = x[:, None]
-
-        def wave(t: Array) -> Array:
-            angle = column * np.sin(t) - order * t
-            return np.sin(angle) if second else np.cos(angle)
-
-        def tail(t: Array) -> Array:
-            decay = column * np.sinh(t)
-            if second:
-                return np.asarray(np.exp(order * t - decay) + np.exp(-order * t - decay) * math.cos(order * math.pi))
-            return np.asarray(np.exp(-order * t - decay) * math.sin(order * math.pi))
-
-        return (_integral(wave, math.pi, 16) - _integral(tail, _reach(x), 128)) / math.pi
-
-    def far(x: Array) -> Array:
-        terms = _hankel(order, x)
-        p = sum((-1) ** k * terms[2 * k] for k in range(15))
-        q = sum((-1) ** k * terms[2 * k + 1] for k in range(15))
-        turn = (order / 2 + 0.25) * math.pi
-        cosine = np.cos(x) * math.cos(turn) + np.sin(x) * math.sin(turn)
-        sine = np.sin(x) * math.cos(turn) - np.cos(x) * math.sin(turn)
-        wave = p * sine + q * cosine if second else p * cosine - q * sine
-        return np.asarray(math.sqrt(2 / math.pi) / np.sqrt(x) * wave)
-
-    return _split(x, near, far)
-
-
-def bessel_j(order: int) -> Function:
-    def function(x: Array) -> Array:
-        size = np.abs(x)
-        value = np.where(size == 0, 1.0 - order, bessel_jy(order, size, False))
-        return np.where(np.isinf(x), np.nan, value * (np.sign(x) if order else 1))
-
-    return function
-
-
-def bessel_y(order: int) -> Function:
-    return lambda x: np.where(np.isinf(x), np.nan, np.where(x == 0, -np.inf, bessel_jy(order, x, True)))
-
-
 def bessel_ie(order: int) -> Function:
     """exp(-|x|) I(x): DLMF 10.32.3 and 10.40.1."""
 
@@ -145,20 +103,6 @@ def bessel_k(order: int) -> Function:
 
 def spherical_bessel_j0(x: Array) -> Array:
     return np.where(np.isinf(x), 0, np.sinc(np.where(np.isinf(x), 0, x) / math.pi))
-
-
-def airy_ai(x: Array) -> Array:
-    """Through Bessel functions of order 1/3 (DLMF 9.6.2, 9.6.6); its Maclaurin series (9.4.1) near 0."""
-    size = np.abs(x)
-    zeta = size * np.sqrt(size) / 1.5
-    decay = np.sqrt(size / 3) / math.pi * scaled_k(1 / 3, zeta) * np.exp(-zeta)
-    waves = np.sqrt(size) / 2 * (bessel_jy(1 / 3, zeta, False) - bessel_jy(1 / 3, zeta, True) / math.sqrt(3))
-    f, g, a, b = np.ones_like(x), x.copy(), np.ones_like(x), x.copy()
-    for k in range(3, 40, 3):
-        a, b = a * x**3 / (k * (k - 1)), b * x**3 / (k * (k + 1))
-        f, g = f + a, g + b
-    near = 0.3550280538878172 * f - 0.2588194037928068 * g
-    return np.where(np.isinf(x), np.nan, np.where(size < 1, near, np.where(x > 0, decay, waves)))
 
 
 def erfcx(x: Array) -> Array:

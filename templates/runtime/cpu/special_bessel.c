@@ -116,6 +116,7 @@ double tp_math_spherical_bessel_j0(double x) { return x == 0 ? 1 : isinf(x) ? 0 
 /* Ai. Near 0 its Maclaurin series (DLMF 9.4.1), elsewhere the asymptotic forms with fitted factors. */
 double tp_math_airy_ai(double x) {
   if (isinf(x)) return NAN; /* as PyTorch has it */
+  if (x > 103.892) return 0;
   if (fabs(x) > 2.09) {
     double size = fabs(x), zeta = size * sqrt(size) / 1.5, scale = 1 / sqrt(PI * sqrt(size));
     if (x > 0) return 0.5 * scale * exp(-zeta) * RATIO(AIRY_N, AIRY_D, 1 / zeta);

@@ -24,6 +24,10 @@ DATABASES = ("module", "op")
 # Vectors of these are determined up to their signs: the database compares absolute values and products of them.
 GAUGED = frozenset({"linalg.svd", "svd", "linalg.eigh"})
 
+# PyTorch leaves open which of several equal elements these mean: what their places hold is compared, not the places.
+# Values: where `dim` stands among the arguments behind the tensor.
+OPEN_ORDER = {"sort": 0, "argsort": 0, "topk": 1, "kthvalue": 1, "mode": 0}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -146,6 +150,8 @@ def samples(entry: Entry) -> Iterator[Sample]:
 def _op_calls(info: Any, dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
     for sample in info.sample_inputs("cpu", dtype, requires_grad=False):
         function = _gauged(info.op, sample.output_process_fn_grad) if _op_name(info) in GAUGED else info.op
+        if info.name in OPEN_ORDER and not sample.kwargs.get("stable"):
+            function = _held(info.op, OPEN_ORDER[info.name])
         yield function, (sample.input, *sample.args), dict(sample.kwargs)
 
 
@@ -153,6 +159,21 @@ def _op_calls(info: Any, dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, .
 def _gauged(op: Callable[..., Any], process: Callable[[Any], Any]) -> Callable[..., Any]:
     """The op's result in the form that the database compares; cached, since equal calls share a graph."""
     return lambda *args, **kwargs: process(op(*args, **kwargs))
+
+
+@cache
+def _held(op: Callable[..., Any], position: int) -> Callable[..., Any]:
+    """The op's values, the elements at its places, and whether the places differ from each other."""
+
+    def call(x: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        result = op(x, *args, **kwargs)
+        dim = kwargs.get("dim", args[position] if len(args) > position else -1)
+        *values, places = (result,) if isinstance(result, torch.Tensor) else tuple(result)
+        places = places if places.dim() == x.dim() else places.unsqueeze(dim)
+        times = torch.zeros(x.shape, dtype=torch.int64).scatter_add(dim, places, torch.ones_like(places))
+        return (*values, x.gather(dim, places), times.amax(dim))
+
+    return call
 
 
 def _module_calls(info: Any, dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
