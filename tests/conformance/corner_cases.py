@@ -136,6 +136,12 @@ def integer_limits() -> Iterator[tuple[Any, ...]]:
         yield f"{name}_matmul_wraps", lambda x: x.reshape(5, 9) @ x.reshape(9, 5), a
         yield f"{name}_not", lambda x: ~x, a
         yield f"{name}_scatter_add_wraps", lambda x: torch.zeros_like(x[:3]).scatter_add(0, x.long() % 3, x), a
+    some = tensor([True, True, False, True, False, False])
+    into = tensor([0, 0, 1, 2, 2, 3])
+    yield "bool_scatter_add", lambda x, i: torch.zeros(5, dtype=torch.bool).scatter_add(0, i, x), some, into
+    yield "bool_index_add", lambda x, i: x.index_add(0, i[:3], x[3:]), some, into
+    yield "bool_index_put", lambda x, i: x.index_put((i,), x, accumulate=True), some, into
+    yield "uint8_of_a_negative_number", lambda x: x + torch.scalar_tensor(-5, dtype=torch.uint8), tensor([7, 3]).byte()
 
 
 def shifts() -> Iterator[tuple[Any, ...]]:

@@ -131,6 +131,7 @@ def products() -> Iterator[Case]:
     ]  # fmt: skip
     for equation, shapes in equations:
         yield case("einsum.default", equation, [draw(*shape, seed=str(n)) for n, shape in enumerate(shapes)])
+    yield case("einsum.default", "ij->i", [np.full((3, 4), 100, "uint8")])
 
 
 def norms() -> Iterator[Case]:

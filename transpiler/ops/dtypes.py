@@ -56,9 +56,11 @@ def out_type(context: ImportContext) -> TensorType:
 
 
 def plain(value: Any, dtype: str) -> Any:
-    """A number as the Python type of a dtype's category; a symbolic size stays."""
+    """A number as the Python type of a dtype's category; a symbolic size stays. Negative ones wrap in uint8."""
     if isinstance(value, SymExpr):
         return value
+    if dtype == "uint8":
+        return int(value) % 256
     return (bool, int, float)[category(dtype)](value)
 
 

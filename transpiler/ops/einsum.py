@@ -11,6 +11,7 @@ from transpiler.dims import Dim
 from transpiler.ir import Value
 from transpiler.ops import compose
 from transpiler.ops.base import ImportContext, aten, normalize_axis
+from transpiler.ops.dtypes import category
 from transpiler.ops.linalg import Matmul
 from transpiler.ops.shape_edges import Diagonal
 
@@ -53,6 +54,10 @@ def _einsum(
     for labels, value in zip(expanded, tensors, strict=True):
         if len(labels) != value.type.rank:
             raise context.unsupported(f"equation {equation!r} does not fit an operand of rank {value.type.rank}")
+    if category(tensors[0].dtype) != 2 and (out := context.out_types()[0].dtype) != tensors[0].dtype:
+        if len(tensors) > 1:
+            raise context.unsupported(f"a sum of {tensors[0].dtype} before it is multiplied")
+        tensors = [context.cast(tensors[0], out)]  # the sum of small integers is an int64
     return contract(context, [_term(context, v, labels) for v, labels in zip(tensors, expanded, strict=True)], output)
 
 

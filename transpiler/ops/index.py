@@ -251,6 +251,8 @@ def _index_put(
 ) -> Any:
     """One mask over the leading axes is a `where`, if all rows that it picks get the same values."""
     first = indices[0] if len(indices) == 1 else None
+    if accumulate and x.dtype == "bool":  # their sum is an or
+        return context.cast(_index_put(context, context.cast(x, "int32"), indices, values, True), "bool")
     values = context.cast(values, x.dtype)
     if first is not None and first.dtype == "bool":
         tail = x.shape[len(first.shape) :]

@@ -11,7 +11,7 @@ import numpy as np
 from transpiler.dims import Dim
 from transpiler.ir import Array, TensorType, Value
 from transpiler.ops.base import Expr, ImportContext, Injective, Load, OpError, Sample, Scalar, aten, rng
-from transpiler.ops.dtypes import static
+from transpiler.ops.dtypes import category, static
 from transpiler.ops.linalg import Matmul
 from transpiler.ops.wide import narrow, narrow_expr, wide_dtype, widen, widen_expr
 
@@ -195,11 +195,18 @@ def cubic_weights(s: Scalar, t: Expr, dtype: str) -> list[Expr]:
 
 def _emit(context: ImportContext, x: Value, mode: str, align_corners: bool, scales: Sequence[float | None]) -> Any:
     """PyTorch's 2-d nearest kernel alone ignores a scale where the size stays or doubles exactly."""
+    _check_dtype(context, x, mode)
     size = context.out_types()[0].shape[2:]
     if mode == "nearest" and len(size) == 2:
         zipped = zip(size, x.shape[2:], scales, strict=True)
         scales = [None if count in (dim, dim * 2) else scale for count, dim, scale in zipped]
     return context.emit(Resize(size, mode, align_corners, tuple(scales)), x)
+
+
+def _check_dtype(context: ImportContext, x: Value, mode: str) -> None:
+    """PyTorch interpolates uint8 with fixed-point weights, whose width depends on the CPU."""
+    if not mode.startswith("nearest") and category(x.dtype) != 2:
+        raise context.unsupported(f"{mode} resizing of {x.dtype}; cast it to floats first")
 
 
 def _register(overload: str, dims: int, mode: str, aligns: bool) -> None:
@@ -235,6 +242,7 @@ def _antialiased(overload: str, kernel: str) -> None:
     """Antialiased resizing is a product with a constant matrix per axis; the sizes must be fixed."""
 
     def run(context: ImportContext, x: Value, align: bool, scales: Sequence[float | None]) -> Any:
+        _check_dtype(context, x, kernel)
         out = context.out_types()[0]
         if not all(isinstance(dim, int) for dim in (*x.shape[2:], *out.shape[2:])):
             raise context.unsupported("antialiased resizing of a symbolic size")

@@ -129,6 +129,9 @@ def _scatter(context: ImportContext, op: type[_Scatter], x: Value, dim: int, ind
     source = src if isinstance(src, Value) and src.shape else None
     if source is None:
         source = broadcast(context, operand(context, src, x.dtype), index.shape)
+    if op is ScatterAdd and x.dtype == "bool":  # their sum is an or
+        wide, added = context.cast(x, "int32"), context.cast(source, "int32")
+        return context.cast(_scatter(context, op, wide, dim, index, added), "bool")
     if not x.shape:
         parts = (reshape(context, item, (1,)) for item in (x, index, source))
         return reshape(context, context.emit(op(0), *parts), ())
