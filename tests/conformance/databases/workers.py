@@ -178,6 +178,6 @@ def _draw(entry: Entry, task: Task) -> list[Sample]:
     if f"{entry.id}/-1" in task.known:
         return []
     if task.only is not None:
-        return [sample for sample in samples(entry) if sample.id in task.only]
+        return [sample for sample in samples(entry) if sample.id in task.only - task.known]
     drawn = list(samples(entry))
     return [drawn[index] for index in choose(len(drawn), task.wanted) if drawn[index].id not in task.known]
