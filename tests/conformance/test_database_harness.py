@@ -115,16 +115,16 @@ def _renamed(program: str) -> str:
 
 
 def test_samples_exported_together_give_the_programs_that_they_give_alone() -> None:
-    names = ["linalg.norm", "roll", "nn.functional.batch_norm", "masked.softmin", "split", "nan_to_num", "tensor_split"]
-    drawn = [sample for name in names for sample in list(samples(Entry("op", "float32", name)))[:3]]
+    names = ["linalg.norm", "roll", "masked.softmin", "split"]
+    drawn = [sample for name in names for sample in list(samples(Entry("op", "float32", name)))[:2]]
+    drawn += list(samples(Entry("op", "float32", "tensor_split")))[-1:]  # its sizes are data: it is exported alone
     together = capture_together(drawn, read_source(databases.__file__))
-    assert {sample.id for sample in drawn} - set(together) <= {f"op/float32/tensor_split/{n}" for n in range(3)}
-    for sample in drawn:
-        if sample.id in together:
-            with fast_export():
-                alone = import_program(capture_module(sample.module, sample.inputs)).program
-            part = import_program(together[sample.id]).program
-            assert _renamed(print_program(part)) == _renamed(print_program(alone)), sample.id
+    assert set(together) == {sample.id for sample in drawn[:-1]}
+    for sample in drawn[:-1]:
+        with fast_export():
+            alone = import_program(capture_module(sample.module, sample.inputs)).program
+        part = import_program(together[sample.id]).program
+        assert _renamed(print_program(part)) == _renamed(print_program(alone)), sample.id
 
 
 def test_samples_are_spread_evenly() -> None:
