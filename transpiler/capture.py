@@ -31,6 +31,7 @@ from transpiler.examples import (
 )
 from transpiler.export_errors import export_error, first_line, guards_hold
 from transpiler.frames import Files
+from transpiler.known_values import decided
 from transpiler.model_file import Example, called_as, identifier, load_model_file, method_of
 from transpiler.source import ModelSource, read_source
 from transpiler.specs import DynamicSpec, InputSpec
@@ -122,8 +123,9 @@ def capture_functions(
         raise UsageError(
             "bad-dynamic", f"dynamic_shapes: no such function: {', '.join(unknown)}; known: {', '.join(functions)}."
         )
+    alone = len(functions) == 1
     return tuple(
-        capture_module(module, args, kwargs, (shapes or {}).get(name), source=source, function=name)
+        capture_module(module, args, kwargs, (shapes or {}).get(name), source=source, function=name, constants=alone)
         for name, (args, kwargs) in functions.items()
     )
 
@@ -160,8 +162,11 @@ def capture_module(
     *,
     source: ModelSource | None = None,
     function: str = "forward",
+    constants: bool = True,
 ) -> Captured:
     """Export a module (its method `function`) in eval mode and apply our decompositions; the module is left as it was.
+
+    `constants`: no other function writes the module's buffers, so those that are in no state_dict keep their values.
 
     Raises:
         TranspileError: "data-dependent-control-flow", "dynamic-shape" or "export-failed", with the user's
@@ -187,8 +192,7 @@ def capture_module(
     ):
         try:
             traced = grown(*example, dynamic_shapes) if dynamic_shapes is not None else example
-            exported = _export(module, traced, dynamic_shapes)
-            exported = exported.run_decompositions(decomposition_table())
+            exported = decided(lambda: _export(module, traced, dynamic_shapes), module if constants else None)
         except Exception as error:
             if isinstance(error, AssertionError) and (shared := _overlapping(module)):
                 raise TranspileError(
@@ -260,9 +264,16 @@ def whole_module_error(path: Path) -> TranspileError:
 
 
 def _export(module: torch.nn.Module, example: Example, shapes: Any) -> ExportedProgram:
-    """torch.export.export, again with hints in place of named dimensions if only guards that hold stand against it."""
+    """The program after our decompositions; traced again with hints in place of named dimensions if only guards that
+    hold stand against it."""
+
+    def traced(shapes: Any) -> ExportedProgram:
+        program = torch.export.export(module, *example, dynamic_shapes=shapes)
+        decomposed: ExportedProgram = program.run_decompositions(decomposition_table())
+        return decomposed
+
     try:
-        return torch.export.export(module, *example, dynamic_shapes=shapes)
+        return traced(shapes)
     except Exception as error:
         dims = [dim for varying in dims_by_input(example, shapes) for dim in varying.values()] if shapes else []
         named = {dim.__name__: dim for dim in dims if isinstance(dim, torch.export.Dim) and not hasattr(dim, "root")}
@@ -278,8 +289,7 @@ def _export(module: torch.nn.Module, example: Example, shapes: Any) -> ExportedP
         bounds = dim_range(dim)
         return torch.export.Dim.DYNAMIC(min=bounds.low, max=bounds.high)
 
-    hints = _pytree.tree_map(hint, shapes)
-    return torch.export.export(module, *example, dynamic_shapes=hints)
+    return traced(_pytree.tree_map(hint, shapes))
 
 
 @contextlib.contextmanager

@@ -26,6 +26,11 @@ _DATA_DEPENDENT = (
 )
 
 
+def is_data_dependent(error: BaseException) -> bool:
+    """Whether torch.export failed for the values of a tensor."""
+    return any(mark in str(error) or mark in type(error).__name__ for mark in _DATA_DEPENDENT)
+
+
 def _packs_sequences(error: BaseException) -> bool:
     """Whether a recurrent layer was given a packed sequence, or one was being packed or unpacked."""
     functions = ("pack_padded_sequence", "pad_packed_sequence", "pack_sequence")
@@ -52,7 +57,7 @@ def export_error(error: Exception, files: Files) -> TranspileError:
             locations=locations,
             hints=["give the padded batch to the recurrent layer, and mask its outputs by the lengths"],
         )
-    if any(mark in text or mark in type(error).__name__ for mark in _DATA_DEPENDENT):
+    if is_data_dependent(error):
         return TranspileError(
             "data-dependent-control-flow",
             "Control flow or a shape depends on the values of a tensor",

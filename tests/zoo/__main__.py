@@ -1,4 +1,4 @@
-"""`python -m tests.zoo [--only REGEX] [--jobs N] [--json FILE] [--write docs/architectures.md]`.
+"""`python -m tests.zoo [--only REGEX] [--jobs N] [--json FILE [--resume]] [--write docs/architectures.md]`.
 
 Every architecture runs in a worker process with a time limit, so that a crash or a hang is a result like any other.
 Exits 1 if one is neither equal to PyTorch nor refused as `tests/zoo/expected.py` says.
@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.zoo.entry import Entry
-from tests.zoo.expected import REFUSED
+from tests.zoo.expected import REFUSALS, REFUSED
 from tests.zoo.registry import entries
 from tests.zoo.run import Result
 from tests.zoo.table import table
@@ -70,12 +72,18 @@ class Worker:
             self.process.wait()
 
 
-def run_all(chosen: Sequence[Entry], jobs: int, limit: float, done: Callable[[Result], None]) -> list[Result]:
-    """The results in the order of `chosen`; `done` is called with each as it comes."""
+def run_all(
+    chosen: Sequence[Entry], jobs: int, limit: float, budget: float, done: Callable[[Result], None]
+) -> list[Result]:
+    """The results in the order of `chosen`, of those that began within `budget` seconds; `done` is called with each
+    as it comes."""
     local = threading.local()
+    start = time.monotonic()
     workers: list[Worker] = []
 
-    def one(entry: Entry) -> Result:
+    def one(entry: Entry) -> Result | None:
+        if time.monotonic() - start > budget:
+            return None
         if not hasattr(local, "worker"):
             local.worker = Worker()
             workers.append(local.worker)
@@ -86,7 +94,7 @@ def run_all(chosen: Sequence[Entry], jobs: int, limit: float, done: Callable[[Re
         return result
 
     with ThreadPoolExecutor(jobs) as pool:
-        results = list(pool.map(one, chosen))
+        results = [result for result in pool.map(one, chosen) if result is not None]
     for worker in workers:
         worker.close()
     return results
@@ -107,7 +115,7 @@ def unexpected(results: Sequence[Result]) -> list[str]:
         pattern = REFUSED.get(result.name)
         if pattern is None and result.outcome != "equal":
             lines.append(f"{result.name}: {result.outcome}: {result.reason}")
-        elif pattern is not None and (result.outcome != "refused" or not re.search(pattern, result.reason)):
+        elif pattern is not None and (result.outcome not in REFUSALS or not re.search(pattern, result.reason)):
             lines.append(f"{result.name}: {result.outcome} ({result.reason}), expected a refusal: {pattern}")
     return lines
 
@@ -118,6 +126,8 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds per architecture")
     parser.add_argument("--json", type=Path, help="keeps the results of this and earlier runs, failures in full")
+    parser.add_argument("--resume", action="store_true", help="skip what the JSON file has")
+    parser.add_argument("--budget", type=float, default=math.inf, help="seconds after which nothing is started")
     parser.add_argument("--write", type=Path, help="write the table")
     parser.add_argument("--list", action="store_true", help="names only")
     options = parser.parse_args()
@@ -126,6 +136,8 @@ def main() -> int:
         print("\n".join(item.name for item in chosen))
         return 0
     kept = _read(options.json)
+    if options.resume:
+        chosen = [item for item in chosen if item.name not in kept]
 
     def done(result: Result) -> None:
         with LOCK:
@@ -133,13 +145,13 @@ def main() -> int:
             if options.json:
                 options.json.write_text(json.dumps([item.as_dict() for item in kept.values()], indent=1) + "\n")
 
-    results = run_all(chosen, options.jobs, options.limit, done)
+    results = run_all(chosen, options.jobs, options.limit, options.budget, done)
     if options.write:
         shown = [item for item in entries() if item.name in kept]
         options.write.write_text(table(shown, [kept[item.name] for item in shown]))
     wrong = unexpected(results)
     equal = sum(item.outcome == "equal" for item in results)
-    refused = sum(item.outcome == "refused" for item in results)
+    refused = sum(item.outcome in REFUSALS for item in results)
     print(f"{len(results)} architectures: {equal} equal to PyTorch, {refused} refused, {len(wrong)} not as expected")
     print("\n".join(wrong))
     return 1 if wrong else 0

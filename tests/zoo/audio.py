@@ -92,7 +92,8 @@ SERIES = {**SPEECH, "prediction_length": 4, "context_length": 16, "lags_sequence
 
 TIME_SERIES: dict[str, Callable[[], Built]] = {
     "autoformer": transformers("AutoformerModel", _forecast, **SERIES, moving_average=5, label_length=4),
-    "informer": transformers("InformerModel", _forecast, **SERIES),
+    "informer": transformers("InformerModel", _forecast, **SERIES, distil=False),
+    "informer_full": transformers("InformerModel", _forecast, **SERIES, attention_type="full", distil=False),
     "patchtsmixer": transformers("PatchTSMixerForPrediction", _patches, context_length=32, prediction_length=8,
                                  patch_length=8, patch_stride=8, num_input_channels=3, d_model=16, num_layers=2),
     "patchtst": transformers("PatchTSTForPrediction", _patches, context_length=32, prediction_length=8,

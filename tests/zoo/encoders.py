@@ -83,7 +83,7 @@ ENCODERS: dict[str, Callable[[], Built]] = {
     "ibert": transformers("IBertModel", tokens(), **SMALL, quant_mode=False),
     "layoutlm": transformers("LayoutLMModel", _boxes, **SMALL),
     "lilt": transformers("LiltModel", _boxes, **{**SMALL, "hidden_size": 48}),
-    "longformer": transformers("LongformerModel", tokens(16), **SMALL, attention_window=[8, 8]),
+    "longformer": transformers("LongformerModel", tokens(16, masked=False), **SMALL, attention_window=[8, 8]),
     "luke": transformers("LukeModel", tokens(), **SMALL, entity_vocab_size=20, entity_emb_size=16),
     "mega_bert": transformers("MegatronBertModel", tokens(), **SMALL),
     "mobile_bert": transformers(

@@ -55,16 +55,12 @@ def tokens(length: int = 12, *, masked: bool = True) -> Inputs:
     return draw
 
 
-def sequences(source: int = 10, target: int = 7) -> Inputs:
+def sequences(source: int = 10, target: int = 7, *, masked: bool = True) -> Inputs:
     """What encoder-decoders take."""
 
     def draw() -> tuple[tuple[Any, ...], dict[str, Any]]:
-        given = {
-            "input_ids": ids(2, source),
-            "attention_mask": mask(2, source),
-            "decoder_input_ids": ids(2, target),
-        }
-        return (), given
+        given = {"input_ids": ids(2, source), "decoder_input_ids": ids(2, target)}
+        return (), {**given, "attention_mask": mask(2, source)} if masked else given
 
     return draw
 

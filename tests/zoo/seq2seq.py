@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from tests.zoo.entry import Built, sequences, tokens, transformers
+import torch
+
+from tests.zoo.entry import Built, mask, sequences, tokens, transformers
 
 BART = {
     "vocab_size": 99,
@@ -20,16 +23,30 @@ BART = {
 T5 = {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
       "decoder_start_token_id": 0}  # fmt: skip
 
+
+def _kept() -> tuple[tuple[Any, ...], dict[str, torch.Tensor]]:
+    """A mask that keeps all: where LongT5 masks all keys of a query, it adds -1e10 to their scores, and what float32
+    then rounds away float64 does not."""
+    args, kwargs = sequences(16)()
+    return args, {**kwargs, "attention_mask": torch.ones(2, 16, dtype=torch.int64)}
+
+
+def _with_decoder_mask() -> tuple[tuple[Any, ...], dict[str, torch.Tensor]]:
+    """Without one, FSMT looks for padding in the tokens."""
+    args, kwargs = sequences()()
+    return args, {**kwargs, "decoder_attention_mask": mask(2, 7)}
+
+
 SEQ2SEQ: dict[str, Callable[[], Built]] = {
     "bart": transformers("BartForConditionalGeneration", sequences(), **BART),
     "bigbird_pegasus": transformers("BigBirdPegasusModel", sequences(), **BART, attention_type="original_full"),
     "blenderbot": transformers("BlenderbotModel", sequences(), **BART),
     "blenderbot_small": transformers("BlenderbotSmallModel", sequences(), **BART),
-    "fsmt": transformers("FSMTModel", sequences(), **{**BART, "langs": ["en", "de"], "src_vocab_size": 99,
+    "fsmt": transformers("FSMTModel", _with_decoder_mask, **{**BART, "langs": ["en", "de"], "src_vocab_size": 99,
                                                        "tgt_vocab_size": 99}),
-    "led": transformers("LEDModel", sequences(16), **BART, attention_window=[8, 8], max_encoder_position_embeddings=64,
-                        max_decoder_position_embeddings=64),
-    "long_t5": transformers("LongT5Model", sequences(16), **T5, local_radius=3),
+    "led": transformers("LEDModel", sequences(16, masked=False), **BART, attention_window=[8, 8],
+                        max_encoder_position_embeddings=64, max_decoder_position_embeddings=64),
+    "long_t5": transformers("LongT5Model", _kept, **T5, local_radius=3),
     "long_t5_global": transformers("LongT5Model", sequences(16), **T5, local_radius=3,
                                    encoder_attention_type="transient-global", global_block_size=4),
     "m2m_100": transformers("M2M100Model", sequences(), **BART),
