@@ -81,6 +81,10 @@ class Probe(Tir):
         self._note(1, self._varies(condition))
         return then
 
+    def divisor(self, value: Expr) -> Expr:
+        self._note(2, True)
+        return tirx.Var("divisor", self.dtype(value))
+
     def index(self, value: Expr, size: Any, wraps: bool = True) -> Expr:
         self._note(4, True)
         return tirx.const(0, "int32")
@@ -192,7 +196,7 @@ def probe_index(rank: int) -> list[Expr]:
 
 
 def needs_status(group: Group) -> bool:
-    """Whether any op of the group takes indices from data."""
+    """Whether data that do not fit any op of the group are reported."""
     return any(getattr(node.op, "checks_index", False) for node in group.nodes)
 
 

@@ -19,7 +19,7 @@ from transpiler.ops.special_numpy import FUNCTIONS
 
 from . import vector_math
 from .sizes import extent
-from .tir import Buffer, Expr, temporary
+from .tir import STATUS_DIVISION, STATUS_INDEX, Buffer, Expr, temporary
 
 # What templates/runtime/cpu/special.h declares: functions of float64. libm has the error function itself.
 SPECIAL = frozenset(FUNCTIONS) - {"erfc"}
@@ -286,7 +286,17 @@ class Tir:
         }
         return exact[exponent]() if exponent in exact else T.pow(x, self.const(exponent, dtype))
 
-    # --- indices from data
+    # --- data that may not fit
+    def divisor(self, value: Expr) -> Expr:
+        assert self.status is not None, "the kernel was not built with checks_index"
+        zero, one = (self.const(number, self.dtype(value)) for number in (0, 1))
+        value = self.bind(value)
+        is_zero = self.eq(value, zero)
+        if self.statements:
+            with T.If(is_zero), T.Then():
+                self.status.store(0, tirx.const(STATUS_DIVISION, "int32"))
+        return self.select(is_zero, one, value)
+
     def index(self, value: Expr, size: Any, wraps: bool = True) -> Expr:
         assert self.status is not None, "the kernel was not built with checks_index"
         limit = tirx.const(size, "int64") if isinstance(size, int) else T.Cast("int64", extent(size))
@@ -297,7 +307,7 @@ class Tir:
         valid = self.logical_and(wrapped >= tirx.const(0, "int64"), wrapped < limit)
         if self.statements:
             with T.If(self.logical_not(valid)), T.Then():
-                self.status.store(0, tirx.const(1, "int32"))
+                self.status.store(0, tirx.const(STATUS_INDEX, "int32"))
         return T.Cast("int32", self.select(valid, wrapped, tirx.const(0, "int64")))
 
 

@@ -23,6 +23,8 @@ from transpiler.ir import TensorType
 from .sizes import Extent, ceil_div, extent, extents, symbol_parameters
 
 Expr = Any
+# What a kernel reports in its status word (see runtime.h).
+STATUS_INDEX, STATUS_SINGULAR, STATUS_DIVISION = 1, 2, 3
 LANES = 16  # lanes of the vectors that schedules write; LLVM splits them for narrower machines
 
 

@@ -26,7 +26,7 @@ DECOMPOSED = (
     "unflatten.int", "fliplr", "flipud", "roll",
     "unsafe_chunk", "unsafe_split.Tensor", "unsafe_split_with_sizes",
     "addcdiv", "addcmul", "lerp.Scalar", "lerp.Tensor", "fix",
-    "std_mean.correction", "std_mean", "std_mean.dim", "one_hot",
+    "std_mean.correction", "std_mean", "std_mean.dim",
     # Not in PyTorch's default table, but it has a definition.
     "dist", "cartesian_prod", "tril_indices", "triu_indices", "ldexp.Tensor",
     "addmm.dtype", "_addmm_activation", "lift", "max_pool2d_with_indices_backward",

@@ -182,8 +182,21 @@ def dims_by_input(example: tuple[tuple[Any, ...], Mapping[str, Any]], shapes: An
     values = [*args, *kwargs.values()]
     # By name they are in signature order, in which positional arguments come first.
     entries = list(shapes.values()) if isinstance(shapes, Mapping) else list(shapes)
-    for value, entry in zip(values, entries, strict=False):
+    for value, entry in zip(values, _spread(values, entries), strict=False):
         yield from _dims(value, entry)
+
+
+def _spread(values: Sequence[Any], entries: Sequence[Any]) -> list[Any]:
+    """An entry per argument: what `*args` takes has one entry, a tuple of theirs, in `dynamic_shapes`."""
+    spread: list[Any] = []
+    for entry in entries:
+        value = values[len(spread)] if len(spread) < len(values) else None
+        several = isinstance(entry, tuple | list) and any(isinstance(part, Mapping | tuple | list) for part in entry)
+        if isinstance(value, torch.Tensor) and several:
+            spread += entry
+        else:
+            spread.append(entry)
+    return spread
 
 
 def _dims(value: Any, entry: Any) -> Iterator[dict[int, Any]]:

@@ -174,6 +174,7 @@ def kernel_name(group: Group) -> str:
     if anchor is not None and isinstance(anchor.op, ConvBlocked | ConvStem | ConvDepthwise):
         shape = [anchor.op.channels, *(dim for dim in group.outputs[0].shape[2:4] if isinstance(dim, int))]
     suffix = "x".join(str(dim) for dim in shape)
+    parts = parts or [group.nodes[-1].op.name]  # of constants only
     text = "_".join(parts)
     room = MAX_NAME - len(suffix) - 1
     while len(text) > room and len(parts) > 2:

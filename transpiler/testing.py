@@ -73,7 +73,9 @@ def emit_tests(
     unused |= set() if any(item.symbols for item in functions) else {"test_sizes.py"}
     random = any(item.recording.random for item in functions)
     unused |= set() if functions[0].recording.random else {"test_random.py"}
-    files = {f"tests/{name}": text.encode() for name, text in _render(package).items() if name not in unused}
+    suite = _suite(functions)
+    unused |= (set() if suite.weights else {"test_weights.py"}) | (set() if suite.arguments else {"test_arguments.py"})
+    files = {f"tests/{name}": text.encode() for name, text in _render(package, suite).items() if name not in unused}
     # The generator and the comparison are the very code that recorded the data, so that they cannot disagree.
     shared = {"_draw": draw, "_checks": checks, **({"_moments": moments} if random else {})}
     for name, module in shared.items():
@@ -87,7 +89,53 @@ def emit_tests(
     return dict(sorted(files.items()))
 
 
-def _render(package: str) -> dict[str, str]:
+# Elements that a test may allocate.
+_LARGEST = 1 << 24
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Which tests apply: those that do not are not emitted. Facts about the first function, but for `arguments` and
+    `fixed_sizes`, which any function may have.
+
+    `bounded` are the symbols with an upper bound that a test can afford to exceed; `shared_sizes`: a size is that of
+    another dimension.
+    """
+
+    arguments: bool
+    takes_tensors: bool
+    fixed_sizes: bool
+    weights: bool
+    taps: bool
+    bounded: tuple[str, ...]
+    shared_sizes: bool
+
+
+def _suite(functions: Sequence[FunctionTests]) -> Suite:
+    first = functions[0]
+    arguments = [argument for item in functions for argument in item.recording.arguments]
+    own = first.recording.arguments
+    varying = [size for argument in own for size in argument.shape if not isinstance(size, int)]
+    return Suite(
+        arguments=bool(arguments),
+        takes_tensors=bool(own),
+        fixed_sizes=any(isinstance(size, int) for argument in arguments for size in argument.shape),
+        weights=first.recording.reload is not None,
+        taps=any(item.recording.taps is not None and (item.taps is None or item.taps) for item in functions),
+        bounded=tuple(symbol["name"] for symbol in first.symbols if _can_exceed(symbol, first.recording)),
+        shared_sizes=len(varying) > len(first.symbols),
+    )
+
+
+def _can_exceed(symbol: Mapping[str, Any], recording: Recording) -> bool:
+    if symbol["high"] is None:
+        return False
+    shape = recording.cases[0].drawn.arrays[symbol["input"]].shape
+    others = [size for axis, size in enumerate(shape) if axis != symbol["dim"]]
+    return bool(np.prod(others) * (symbol["scale"] * (symbol["high"] + 1) + symbol["offset"]) <= _LARGEST)
+
+
+def _render(package: str, suite: Suite) -> dict[str, str]:
     environment = Environment(
         loader=FileSystemLoader(tree("templates") / "tests"),
         undefined=StrictUndefined,
@@ -96,7 +144,7 @@ def _render(package: str) -> dict[str, str]:
         lstrip_blocks=True,
     )
     return {
-        name.removesuffix(".jinja"): environment.get_template(name).render(package=package)
+        name.removesuffix(".jinja"): environment.get_template(name).render(package=package, suite=suite)
         for name in sorted(environment.list_templates(extensions=["jinja"]))
     }
 

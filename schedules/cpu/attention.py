@@ -198,7 +198,9 @@ class _Attention:
                 at = scores + column * self.rows + number * v.lanes
                 empty = s.eq(largest[number], lowest)
                 shifted = v.load(self.space, at) - s.select(empty, zero, largest[number])
-                weight = held(s.select(empty, zero, v.exp_nonpositive(shifted)))
+                weight = held(v.exp_nonpositive(shifted))
+                if self.op.masks_nan(len(self.out_shape)):
+                    weight = held(s.select(empty, zero, weight))
                 v.store(self.space, at, weight)
                 sums[number] = sums[number] + weight
         for number in range(self.vectors):
@@ -230,7 +232,7 @@ class _Attention:
                 score = self._masked(tile[key * self.vectors + number], index, start + number * v.lanes, first + key)
                 score = held(score)
                 v.store(self.space, scores + (first + key) * self.rows + number * v.lanes, score)
-                # Leaves a NaN out, as PyTorch does: a row of nothing but NaN counts as masked.
+                # Leaves a NaN out, as PyTorch does (see `Attention.masks_nan`).
                 largest[number] = s.select(score > largest[number], score, largest[number])
 
     def _masked(self, score: Expr, index: list[Expr], row: Expr, column: Expr) -> Expr:

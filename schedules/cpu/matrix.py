@@ -20,12 +20,9 @@ from transpiler.ir import TensorType
 from ..fuse import lowered
 from ..scalar import Tir
 from ..sizes import is_large
-from ..tir import Buffer, KernelBuilder, local, loop
+from ..tir import STATUS_SINGULAR, Buffer, KernelBuilder, local, loop
 
 Expr = Any
-
-# What a kernel reports in its status word (see runtime.h).
-SINGULAR = 2
 
 
 class Matrix:
@@ -78,14 +75,14 @@ class Task:
         if self.op.check:
             assert self.status is not None
             with T.If(info != 0), T.Then():
-                self.status.store(0, tirx.const(SINGULAR, "int32"))
+                self.status.store(0, tirx.const(STATUS_SINGULAR, "int32"))
 
     def report_nonfinite(self, element: Expr) -> None:
         """NaN and infinities fail the call."""
         assert self.status is not None
         bad = self.s.logical_or(self.s.call("isnan", element), self.s.call("isinf", element))
         with T.If(bad), T.Then():
-            self.status.store(0, tirx.const(SINGULAR, "int32"))
+            self.status.store(0, tirx.const(STATUS_SINGULAR, "int32"))
 
 
 Emit = Callable[[Task], None]

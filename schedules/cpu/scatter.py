@@ -77,7 +77,7 @@ def _write(builder: KernelBuilder, op: Any, positions: list[int], types: list[Te
         return _slice_write(builder, positions, types, op)
     if op.name == "index_put":
         combine = COMBINE["scatter_add" if op.accumulate else "scatter"]
-        return _index_put(builder, positions, types, op.axes, combine)
+        return _index_put(builder, positions, types, op, combine)
     return _scatter(builder, positions, types, op.axis, COMBINE[op.name])
 
 
@@ -89,7 +89,9 @@ def _check_all(builder: KernelBuilder, op: Any, positions: list[int], types: lis
     for operand, axis in enumerate(axes, first):
         if not is_empty(types[operand].shape):
             with T.serial(0, extent(count(types[operand].shape))) as at:
-                s.index(builder.inputs[positions[operand]][at], types[0].shape[axis], op.name == "index_put")
+                s.index(
+                    builder.inputs[positions[operand]][at], types[0].shape[axis], op.name == "index_put" and op.wraps
+                )
 
 
 def _slice_write(builder: KernelBuilder, positions: list[int], types: list[TensorType], op: Any) -> Dim:
@@ -134,10 +136,9 @@ def _scatter(builder: KernelBuilder, positions: list[int], types: list[TensorTyp
     return updates
 
 
-def _index_put(
-    builder: KernelBuilder, positions: list[int], types: list[TensorType], axes: tuple[int, ...], combine: Combine
-) -> Dim:
+def _index_put(builder: KernelBuilder, positions: list[int], types: list[TensorType], op: Any, combine: Combine) -> Dim:
     """The box of the index tensors outside, the untouched axes inside, in the order of the indexed shape."""
+    axes = op.axes
     x, values, *picks = (item.shape for item in types)
     box = broadcast_shapes(*picks)
     kept = [axis for axis in range(len(x)) if axis not in axes]
@@ -152,7 +153,7 @@ def _index_put(
         chosen = {}
         for axis, position, pick in zip(axes, positions[2:], picks, strict=True):
             own = [0 if dim == 1 else i for dim, i in zip(pick, boxed[len(box) - len(pick) :], strict=True)]
-            chosen[axis] = s.index(builder.inputs[position][flat_offset(own, pick)], x[axis])
+            chosen[axis] = s.index(builder.inputs[position][flat_offset(own, pick)], x[axis], op.wraps)
         target = [chosen[axis] if axis in chosen else next(free) for axis in range(len(x))]
         own = [0 if dim == 1 else i for dim, i in zip(values, index[len(shape) - len(values) :], strict=True)]
         at = held(flat_offset(target, x))

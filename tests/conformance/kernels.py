@@ -61,7 +61,7 @@ class KernelLibrary:
         self._library = ctypes.CDLL(str(library))
 
     def run(self, name: str, *inputs: Array, sizes: Mapping[str, int] | None = None) -> tuple[Array, ...]:
-        """Outputs of one call; raises IndexError if the kernel reported an index out of bounds.
+        """Outputs of one call; raises what the kernel reported (see `raise_status`).
 
         `sizes` are the values of the kernel's symbols.
         Output and workspace memory starts as NaN bits, and 64 bytes behind each output must stay untouched.
@@ -85,9 +85,15 @@ class KernelLibrary:
         assert function(*(ctypes.c_void_p(pointer) for pointer in pointers), *values) == 0
         for memory in (*guarded, workspace):
             assert (memory[-64:] == 0xFF).all(), f"{name} wrote past the end of a buffer"
-        if status[0]:
-            raise IndexError(name)
+        raise_status(int(status[0]), name)
         return tuple(array.copy() for array in outputs)
+
+
+def raise_status(status: int, kernel: str) -> None:
+    """What a kernel reported, as the exception that a package raises."""
+    if status:
+        kinds: dict[int, type[Exception]] = {1: IndexError, 2: RuntimeError, 3: ZeroDivisionError}
+        raise kinds[status](f"{kernel}: data that do not fit")
 
 
 def array_type(array: Array) -> TensorType:

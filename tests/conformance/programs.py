@@ -42,6 +42,6 @@ class Programs:
         self._library = kernel_library(list(pool.kernels.values()), target)
 
     def run(self, id_: str, *inputs: Array) -> list[Array]:
-        """The outputs; raises IndexError if a kernel reported an index out of bounds."""
+        """The outputs; raises what a kernel reported (see `raise_status`)."""
         plan, symbols, prepared = self._plans[id_]
         return run_plan(plan, symbols, self._library, prepared, inputs)

@@ -174,6 +174,13 @@ class NumpyScalar:
     def minimum(self, a: Lazy, b: Lazy) -> Lazy:
         return a._binary(b, np.minimum)
 
+    def divisor(self, value: Lazy) -> Lazy:
+        def checked() -> Any:
+            assert value.value() != 0
+            return value.value()
+
+        return Lazy(value.dtype, checked)
+
     def index(self, value: Lazy, size: int, wraps: bool = True) -> Lazy:
         assert value.dtype == "int64"
 

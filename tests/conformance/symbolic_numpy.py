@@ -108,6 +108,10 @@ class NumpyScalar:
     def minimum(self, a: Any, b: Any) -> Any:
         return np.minimum(a, b)
 
+    def divisor(self, value: Any) -> Any:
+        assert (value != 0).all()
+        return value
+
     def index(self, value: Any, size: Any, wraps: bool = True) -> Any:
         count = evaluate(size, {})
         value = np.where(value < 0, value + count, value) if wraps else value

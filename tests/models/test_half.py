@@ -1,10 +1,6 @@
-"""Models in half floats end to end: their packages' own tests pass, and fresh inputs agree with float64 PyTorch.
-
-`TRANSPILE_TEST_ISA` chooses the instruction set.
-"""
+"""Models in half floats end to end: their packages' own tests pass, and fresh inputs agree with float64 PyTorch."""
 
 import copy
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,16 +74,17 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy().copy()
 
 
+@pytest.mark.parametrize("isa", ["", *(pytest.param(isa, marks=pytest.mark.slow) for isa in ("avx2", "baseline"))])
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_half(name: str, dtype: str, tmp_path: Path) -> None:
+def test_half(name: str, dtype: str, isa: str, tmp_path: Path) -> None:
+    """`isa`: an instruction set, or the best of this machine."""
     module, args, kwargs = MODELS[name]()
     module = redraw(module, 1).to(DTYPES[dtype])
     args, kwargs = in_dtype(args, DTYPES[dtype]), in_dtype(kwargs, DTYPES[dtype])
-    isa = os.environ.get("TRANSPILE_TEST_ISA")
     package = transpile(
         module, args=args, kwargs=kwargs, target="cpu", name=f"{name}_half", out=tmp_path, quiet=True,
-        isa=isa.split(",") if isa else (),
+        isa=isa or (),
     )  # fmt: skip
     report = package.test()
     assert report.failed == 0, report.output

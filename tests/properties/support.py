@@ -38,9 +38,9 @@ def leaves(value: Any) -> list[torch.Tensor]:
 
 
 @contextmanager
-def built(module: nn.Module, inputs: Tensors, *, fold: bool = True) -> Iterator[Any]:
+def built(module: nn.Module, inputs: Tensors, *, fold: bool = True, dynamic_shapes: Any = None) -> Iterator[Any]:
     """The loaded package module of `module`; without `fold` every node is a kernel of its own."""
-    captured = capture.capture_module(module.eval(), tuple(item.clone() for item in inputs), None, None)
+    captured = capture.capture_module(module.eval(), tuple(item.clone() for item in inputs), None, dynamic_shapes)
     imported = import_program(captured)
     program = with_taps(imported.program, imported.taps)
     target = load_target("cpu", None)

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.properties.calls import Call, Graph, Made, Ref, Weight
 from tests.properties.support import assert_equals_pytorch, built
+from tests.properties.verdicts import judge
 from transpiler.errors import TranspileErrors
 
 NAN, INF = float("nan"), float("inf")
@@ -105,3 +107,61 @@ def test_more_elements_than_an_offset_counts_are_refused() -> None:
     module = Function(lambda _, x: (x[:, None] + x[None, :]).cumsum(1).sum(1))
     with pytest.raises(TranspileErrors, match="2\\^31 elements"), built(module, [torch.zeros(50_000)]):
         pass
+
+
+# --- graphs that `python -m tests.properties` found -----------------------------------------------------------------
+
+BATCH_OF_MATRICES = Made((7, 16, 4, 4), varies=True)
+FOUND: dict[str, Graph] = {
+    # The arena of a plan whose sizes vary had no room for a workspace that has one size for all of them.
+    "workspace_of_one_size": Graph(
+        (BATCH_OF_MATRICES,), (Call("torch.matmul", (Ref(0), Weight(0))),), (1,), (Made((4,)),)
+    ),
+    "workspace_of_one_size_attention": Graph(
+        (Made((7, 3, 1), varies=True),),
+        (Call("F.scaled_dot_product_attention", (Ref(0), Ref(0), Ref(0)), {"is_causal": True}),),
+        (1,),
+    ),
+    # PyTorch's composite attention keeps a row of NaN, its fused kernel (rank 4) does not.
+    "attention_of_nan": Graph(
+        (Made((3, 4), torch.float64), Made((2, 3, 5, 4))),
+        (
+            Call("F.scaled_dot_product_attention", (Ref(0), Ref(0), Ref(0)), {"is_causal": True}),
+            Call("F.scaled_dot_product_attention", (Ref(1), Ref(1), Ref(1))),
+        ),
+        (2, 3),
+    ),
+    "bools_accumulated": Graph(
+        (Made((1, 2, 3), torch.bool),),
+        (Call("aten.index_put.default", (Ref(0), [Weight(0)], Ref(0), True)),),
+        (1,),
+        (Made((2, 2), torch.int64, "index"),),
+    ),
+    "bounds_of_bools": Graph(
+        (Made((3, 4), torch.bool), Made((4,), torch.bool)),
+        (
+            Call("aten.clamp_max.Tensor", (Ref(0), Ref(1))),
+            Call("aten.fmin.default", (Ref(0), Ref(1))),
+            Call("aten.fmax.default", (Ref(0), Ref(1))),
+        ),
+        (2, 3, 4),
+    ),
+    # TVM takes a product with 0 for 0.
+    "slope_of_zero": Graph(
+        (Made((3, 4)), Made((5,), torch.float16)),
+        (Call("aten.leaky_relu.default", (Ref(0), 0)), Call("aten.leaky_relu.default", (Ref(1), 0))),
+        (2, 3),
+    ),
+    # `dynamic_shapes` has one entry for all that `forward(*inputs)` takes.
+    "several_vectors_that_vary": Graph(
+        (Made((7,), varies=True), Made((7,), varies=True)), (Call("aten.ne.Tensor", (Ref(0), Ref(1))),), (2,)
+    ),
+}
+
+
+@pytest.mark.parametrize("varies", [False, True])
+def test_graphs_that_were_found(varies: bool) -> None:
+    named = {name: graph for name, graph in FOUND.items() if graph.varies == varies}
+    verdicts = dict(zip(named, judge(list(named.values())), strict=True))
+    bad = {name: verdict.text() for name, verdict in verdicts.items() if verdict.outcome != "equal"}
+    assert not bad, "\n\n".join(f"{name}\n{text}" for name, text in bad.items())

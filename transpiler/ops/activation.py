@@ -90,11 +90,14 @@ class LeakyRelu(Activation, name="leaky_relu"):
         return np.where(x[0] > 0, x[0], x[0] * x[0].dtype.type(self.slope))
 
     def formula(self, s: Scalar, *x: Expr) -> Expr:
-        return s.select(x[0] > _zero(s, x[0]), x[0], x[0] * s.const(self.slope, s.dtype(x[0])))
+        dtype = s.dtype(x[0])
+        # A product with 0 would be folded to 0, of NaN and infinities too.
+        scaled = x[0] * s.const(self.slope, dtype) if self.slope else s.divide(x[0], s.const(math.inf, dtype))
+        return s.select(x[0] > _zero(s, x[0]), x[0], scaled)
 
     @classmethod
     def variants(cls) -> Iterator[Activation]:
-        yield from (cls(), cls(0.2), cls(-1.5))
+        yield from (cls(), cls(0.2), cls(-1.5), cls(0.0))
 
 
 class PRelu(Activation, name="prelu"):

@@ -55,6 +55,12 @@ class Attention(Opaque, name="attention"):
             if heads != q.shape[-3] and (heads == 0 or mod(q.shape[-3], heads) != 0):
                 raise OpError(f"attention: {heads} heads do not divide {q.shape[-3]} query heads")
 
+    @staticmethod
+    def masks_nan(rank: int) -> bool:
+        """Whether a row of nothing but NaN scores counts as masked: PyTorch's fused kernel, which takes tensors of rank
+        4, gives zeros there, and its composite, which takes the others, NaN."""
+        return rank == 4
+
     def reference(self, *inputs: Array) -> Array:
         q, k, v = map(widen, inputs[:3])
         if self.enable_gqa:
@@ -66,12 +72,15 @@ class Attention(Opaque, name="attention"):
             scores = np.where(mask, scores, -math.inf) if mask.dtype == bool else scores + widen(mask)
         if self.causal:
             scores = np.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, -math.inf)
-        # PyTorch's maximum leaves NaN out, so a row of nothing but NaN counts as masked.
+        # PyTorch's maximum leaves NaN out.
         largest = np.fmax.reduce(scores, -1, keepdims=True, initial=-math.inf)
         with np.errstate(invalid="ignore", divide="ignore"):
             exponentials = np.exp(scores - largest)
             weights = exponentials / exponentials.sum(-1, keepdims=True)
-        weights = np.where(largest == -math.inf, 0, weights).astype(q.dtype)
+        masked = largest == -math.inf
+        if not self.masks_nan(q.ndim):
+            masked &= ~np.isnan(scores).any(-1, keepdims=True)
+        weights = np.where(masked, 0, weights).astype(q.dtype)
         return narrow(np.asarray(np.matmul(weights, v)), inputs[0])
 
     @classmethod

@@ -91,6 +91,9 @@ class Scalar(Protocol):
     def truncdiv(self, a: Expr, b: Expr) -> Expr:
         """Rounds towards zero."""
 
+    def divisor(self, value: Expr) -> Expr:
+        """The integer `value`; 0 reports a ZeroDivisionError at run time and gives 1."""
+
     def maximum(self, a: Expr, b: Expr) -> Expr:
         """NaN if either is NaN."""
 
@@ -113,7 +116,7 @@ class Op:
     """
 
     name: ClassVar[str] = ""
-    # Indices come from data (`Scalar.index`): the kernel needs a status word to report one that is out of bounds.
+    # Data may not fit (`Scalar.index`, `Scalar.divisor`): the kernel needs a status word to report it.
     checks_index: ClassVar[bool] = False
     # Arithmetic operations per output element, roughly: what recomputing it inside another loop costs.
     cost: ClassVar[int] = 1

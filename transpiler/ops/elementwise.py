@@ -119,11 +119,37 @@ def _safe_divisor(s: Scalar, b: Expr) -> Expr:
     return nonzero if dtype == "uint8" else s.select(s.eq(b, s.const(-1, dtype)), one, nonzero)
 
 
+class Divisor(Elementwise, name="divisor"):
+    """Integers to divide by: they themselves, but a zero fails the call with a ZeroDivisionError."""
+
+    checks_index = True
+
+    def result_dtype(self, *dtypes: str) -> str:
+        dtype = super().result_dtype(*dtypes)
+        if category(dtype) != 1:
+            raise OpError(f"divisor does not take {dtype}")
+        return dtype
+
+    def reference(self, x: Array) -> Array:
+        if not np.all(x):
+            raise ZeroDivisionError("an integer division by zero")
+        return x
+
+    def scalar(self, s: Scalar, x: Expr) -> Expr:
+        return s.divisor(x)
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        for dtype in ("int64", "int32", "int8", "uint8"):
+            x = draw(f"divisor {dtype}", dtype, 3, 17)
+            yield Sample(dtype, cls(), (np.where(x == 0, x.dtype.type(3), x),), exact=True)
+
+
 class DivRound(Binary, name="div_round"):
     """a / b rounded by `mode`: "floor" or "trunc".
 
-    Integers: x / 0 is 0 (PyTorch raises on the CPU). Floats: the exact quotient's floor as in Python, from
-    `div_floor_floating` of c10/util/generic_math.h; x / 0 is x / 0.
+    Integers: x / 0 is 0 (importers put a `Divisor` before, which fails the call). Floats: the exact quotient's floor as
+    in Python, from `div_floor_floating` of c10/util/generic_math.h; x / 0 is x / 0.
     """
 
     mode: str
@@ -245,8 +271,6 @@ class Atan2(Binary, name="atan2"):
         return s.call("atan2", a, b)
 
 
-aten_binary(Fmod, "fmod.Tensor", "fmod.Scalar")
-aten_binary(Remainder, "remainder.Tensor", "remainder.Scalar", "remainder.Scalar_Tensor")
 aten_binary(Atan2, "atan2.default", "arctan2.default")
 
 
@@ -294,17 +318,37 @@ def _div(context: ImportContext, a: Any, b: Any) -> Any:
     return in_dtype(context, Div(), out_type(context).dtype, a, b)
 
 
+def _by_divisor(context: ImportContext, op: Op, a: Any, b: Any) -> Any:
+    """`op(a, b)`; of integers with a divisor that may be 0 it is checked."""
+    dtype = out_type(context).dtype
+    if category(dtype) == 1 and (isinstance(b, Value) or b == 0):
+        b = context.emit(Divisor(), operand(context, b, dtype))
+    return in_dtype(context, op, dtype, a, b)
+
+
+@aten("fmod.Tensor", "fmod.Scalar")
+def _fmod(context: ImportContext, a: Any, b: Any) -> Any:
+    return _by_divisor(context, Fmod(), a, b)
+
+
+@aten("remainder.Tensor", "remainder.Scalar", "remainder.Scalar_Tensor")
+def _remainder(context: ImportContext, a: Any, b: Any) -> Any:
+    return _by_divisor(context, Remainder(), a, b)
+
+
 @aten("div.Tensor_mode", "div.Scalar_mode")
 def _div_mode(context: ImportContext, a: Any, b: Any, rounding_mode: str | None = None) -> Any:
     dtype = out_type(context).dtype
     if dtype in HALF and rounding_mode == "trunc":  # PyTorch rounds the quotient before
         return context.emit(Trunc(), rounded(context, Div(), dtype, a, b))
-    return in_dtype(context, Div() if rounding_mode is None else DivRound(rounding_mode), dtype, a, b)
+    if rounding_mode is None:
+        return in_dtype(context, Div(), dtype, a, b)
+    return _by_divisor(context, DivRound(rounding_mode), a, b)
 
 
 @aten("floor_divide.default", "floor_divide.Scalar")
 def _floor_divide(context: ImportContext, a: Any, b: Any) -> Any:
-    return in_dtype(context, DivRound("floor"), out_type(context).dtype, a, b)
+    return _by_divisor(context, DivRound("floor"), a, b)
 
 
 @aten("maximum.default", "max.other")
@@ -322,8 +366,9 @@ def _minimum(context: ImportContext, a: Value, b: Value) -> Any:
 @aten("clamp.Tensor", "clamp_min.Tensor")
 def _clamp_tensor(context: ImportContext, x: Value, min: Value | None = None, max: Value | None = None) -> Any:
     dtype = out_type(context).dtype
-    low = x if min is None else in_dtype(context, Maximum(), dtype, x, min)
-    return low if max is None else in_dtype(context, Minimum(), dtype, low, max)
+    larger, smaller = (LogicalOr(), LogicalAnd()) if dtype == "bool" else (Maximum(), Minimum())
+    low = context.cast(x, dtype) if min is None else in_dtype(context, larger, dtype, x, min)
+    return low if max is None else in_dtype(context, smaller, dtype, low, max)
 
 
 @aten("clamp_max.Tensor")

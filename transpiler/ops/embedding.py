@@ -72,7 +72,7 @@ def _embedding_bag(
     bag = compose.sub(context, compose.reduce_sum(context, begun, (1,)), context.scalar(1, "int64"))
     picks = compose.broadcast_to(context, compose.reshape(context, bag, (count, 1)), (count, width))
 
-    rows = compose.take(context, weight, indices, 0)
+    rows = compose.take(context, weight, indices, 0, wraps=False)
     if per_sample_weights is not None:
         rows = compose.mul(context, rows, compose.reshape(context, per_sample_weights, (count, 1)))
     start = float("-inf") if mode == 2 else 0.0

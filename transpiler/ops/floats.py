@@ -13,7 +13,7 @@ from transpiler.ops.compare import Eq, IsFinite, IsNan, Lt, Where
 from transpiler.ops.dtypes import HALF, category, out_type
 from transpiler.ops.elementwise import Add, Binary, Div, Maximum, Minimum, Mul, Sub
 from transpiler.ops.elementwise_unary import Exp2, Unary
-from transpiler.ops.logic import LogicalAnd, LogicalNot
+from transpiler.ops.logic import LogicalAnd, LogicalNot, LogicalOr
 from transpiler.ops.promotion import Number, aten_binary, operand, operands
 from transpiler.ops.rounding import Floor, Round
 
@@ -113,6 +113,8 @@ def _ignoring_nan(op: type[Maximum] | type[Minimum], overload: str) -> None:
     def convert(context: ImportContext, a: Value, b: Value) -> Any:
         dtype = out_type(context).dtype
         a, b = operands(context, (a, b), dtype)
+        if dtype == "bool":
+            return context.emit(LogicalOr() if op is Maximum else LogicalAnd(), a, b)
         if category(dtype) != 2:
             return context.emit(op(), a, b)
         # Of zeros of different sign C's function gives the first, the operator and bfloat16's the second.

@@ -40,8 +40,8 @@ def _position(s: Scalar, value: Expr, size: Dim, wraps: bool = True) -> Expr:
     return s.index(s.cast(value, "int64"), size, wraps)
 
 
-def _refuse_negative(indices: Array) -> None:
-    if (indices < 0).any():
+def _refuse_negative(*indices: Array) -> None:
+    if any((item < 0).any() for item in indices):
         raise IndexError("a negative index")
 
 
@@ -172,12 +172,13 @@ class IndexPut(Opaque, name="index_put"):
     """`x` with x[:, i, j, :] = values, indexed as `index` does; inputs x, values, *indices.
 
     `values` broadcasts to the indexed shape. Where indices repeat, the last one in row-major order wins; with
-    `accumulate` all are added to `x`, in that order.
+    `accumulate` all are added to `x`, in that order. An index may be negative if it `wraps`.
     """
 
     checks_index = True
     axes: tuple[int, ...]
     accumulate: bool = False
+    wraps: bool = True
 
     def infer(self, x: TensorType, values: TensorType, *indices: TensorType) -> TensorType:
         target = Index(self.axes).infer(x, *indices)
@@ -186,6 +187,8 @@ class IndexPut(Opaque, name="index_put"):
         return x
 
     def reference(self, x: Array, values: Array, *indices: Array) -> Array:
+        if not self.wraps:
+            _refuse_negative(*indices)
         result = x.copy()
         key = Index(self.axes).key(x.ndim, indices)
         if self.accumulate:
@@ -263,6 +266,9 @@ def _index_put(
         mask = reshape(context, first, (*first.shape, *([1] * len(tail))))
         return context.emit(Where(), mask, context.emit(Add(), x, values) if accumulate else values, x)
     axes, picks = _indexed(context, indices)
+    if axes and accumulate and x.dtype == "bool":  # the sum of bools: whether there is any
+        total = context.emit(IndexPut(axes, True), *(context.cast(item, "int32") for item in (x, values)), *picks)
+        return context.cast(total, "bool")
     if axes:
         return context.emit(IndexPut(axes, accumulate), x, values, *picks)
     return context.emit(Add(), x, values) if accumulate else broadcast(context, values, x.shape)
@@ -275,7 +281,9 @@ def _index_copy(context: ImportContext, x: Value, dim: int, index: Value, source
     axis = normalize_axis(dim, len(x.shape))
     if not source.shape:
         source = reshape(context, source, (1,))
-    return context.emit(IndexPut((axis,)), x, source, reshape(context, index, source.shape[axis : axis + 1]))
+    return context.emit(
+        IndexPut((axis,), wraps=False), x, source, reshape(context, index, source.shape[axis : axis + 1])
+    )
 
 
 @aten("index_fill.int_Scalar", "index_fill.int_Tensor")

@@ -57,8 +57,8 @@ def _fold_constants(program: Program, graph: Graph) -> Program:
         try:
             with np.errstate(all="ignore"):
                 results = node.op.reference(*(known[value.name] for value in node.inputs))
-        except IndexError:
-            # An index that is out of bounds reports itself at run time.
+        except (IndexError, ZeroDivisionError):
+            # An index out of bounds, or a division by zero, reports itself at run time.
             kept.append(node)
             continue
         results = results if isinstance(results, tuple) else (results,)

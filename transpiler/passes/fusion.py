@@ -167,7 +167,8 @@ class _Partition:
             if value.shape != node.output.shape:
                 # A smaller operand would be recomputed for every element that it is broadcast to.
                 return anchor is None and cost <= CHEAP
-            return anchor is None or (anchor.op.name in self.target.epilogue and self._is_result(members, anchor))
+            in_epilogue = anchor is not None and anchor.op.name in self.target.epilogue and not node.op.checks_index
+            return anchor is None or (in_epilogue and self._is_result(members, anchor))
         if anchor is not None or cost > CHEAP or any(item.op.checks_index for item in members):
             return False
         if isinstance(node.op, Injective):

@@ -32,6 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Live PyTorch is compared with only where a source of the model is given."""
+    return True if collection_path.name == "test_live_torch.py" and not config.getoption("--live") else None
+
+
 @pytest.fixture(scope="session")
 def weights(request: pytest.FixtureRequest) -> str | None:
     value = request.config.getoption("--weights")

@@ -12,12 +12,22 @@ if TYPE_CHECKING:
     from example import Model
 
 ARGUMENTS = [(function, index) for function in FUNCTIONS for index in range(len(function.arguments))]
-LABELS = [
-    function.arguments[index].name if len(FUNCTIONS) == 1 else f"{function}-{function.arguments[index].name}"
-    for function, index in ARGUMENTS
+
+
+def _each(arguments: list[tuple[Function, int]]) -> pytest.MarkDecorator:
+    names = [(function, function.arguments[index].name) for function, index in arguments]
+    labels = [name if len(FUNCTIONS) == 1 else f"{function}-{name}" for function, name in names]
+    return pytest.mark.parametrize(("function", "index"), arguments, ids=labels)
+
+
+each_argument = _each(ARGUMENTS)
+# The arguments that have a size that is fixed.
+SIZED = [
+    item for item in ARGUMENTS if any(isinstance(size, int) for size in item[0].arguments[item[1]].shape)
 ]
-each_argument = pytest.mark.parametrize(("function", "index"), ARGUMENTS, ids=LABELS)
+TAKING = [function for function in FUNCTIONS if function.arguments]
 each_function = pytest.mark.parametrize("function", FUNCTIONS, ids=str)
+each_taking = pytest.mark.parametrize("function", TAKING, ids=str)
 
 
 def _given(function: Function, index: int) -> tuple[Argument, Array]:
@@ -39,12 +49,10 @@ def test_a_wrong_rank_is_refused(model: Model, function: Function, index: int) -
     assert argument.shape_text in str(caught.value), "the message must say what was expected"
 
 
-@each_argument
+@_each(SIZED)
 def test_a_wrong_size_is_refused(model: Model, function: Function, index: int) -> None:
     argument, value = _given(function, index)
     fixed = [axis for axis, size in enumerate(argument.shape) if isinstance(size, int)]
-    if not fixed:
-        pytest.skip(f"{argument.name} has no size that is fixed")
     grown = np.take(value, [*range(value.shape[fixed[-1]]), 0, 0], axis=fixed[-1])
     with pytest.raises(ValueError, match=argument.name):
         function.call(model, _with(function, index, grown))
@@ -66,10 +74,8 @@ def test_what_is_no_array_is_refused(model: Model, function: Function, index: in
         function.call(model, _with(function, index, "not an array"))
 
 
-@each_function
+@each_taking
 def test_a_missing_argument_is_refused(model: Any, function: Function) -> None:
-    if not function.arguments:
-        pytest.skip("the function takes no tensors")
     with pytest.raises(TypeError):
         function.of(model)()
 
@@ -89,10 +95,8 @@ def test_an_unknown_keyword_is_refused(model: Any, function: Function) -> None:
         function.of(model)(*args, **kwargs, no_such_argument=np.zeros((1,), np.float32))
 
 
-@each_function
+@each_taking
 def test_the_model_still_works_after_refusing(model: Model, function: Function) -> None:
-    if not function.arguments:
-        pytest.skip("the function takes no tensors")
     case = function.all[0]
     before = [array.copy() for array in case.run(model)]
     with pytest.raises(TypeError):

@@ -47,13 +47,14 @@ def test_command_line(command: str) -> None:
     assert done.stdout.strip()
 
 
-@pytest.mark.parametrize("pattern", ["kernels/**/*.so", "weights.*.safetensors"])
+PATTERNS = [pattern for pattern in ("kernels/**/*.so", "weights.*.safetensors") if any(ROOT.glob(pattern))]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_damaged_file_is_noticed(tmp_path: Path, pattern: str) -> None:
     copy = tmp_path / ROOT.name
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns("__pycache__"))
     files = sorted(copy.glob(pattern))
-    if not files:
-        pytest.skip(f"the package has no {pattern}")
     for path in files:
         path.write_bytes(path.read_bytes()[:-1])
     done = _python("-c", "import example; example.Model()", root=copy)

@@ -138,7 +138,8 @@ static tp_layout *make_layout(const tp_function *function, const int64_t *symbol
       fail("%s would have 2^31 elements or more", large);
       return NULL;
     }
-    layout->arena_bytes = place_blocks(function, sizes, layout->offsets, order);
+    /* Without blocks what the calls need has one size for all symbols. */
+    if (blocks) layout->arena_bytes = place_blocks(function, sizes, layout->offsets, order);
     for (uint32_t i = 0; i < PROGRAM->kernel_count; ++i) {
       const tp_kernel *kernel = &PROGRAM->kernels[i];
       layout->small[i] = kernel->measure && kernel->measure(layout->symbols, scratch) < TP_PARALLEL_WORK;
@@ -235,6 +236,10 @@ static int invoke(tp_model *model, const tp_call *call, void **pointers, char *a
   if (status == TP_STATUS_SINGULAR) {
     return fail("a matrix is singular, not positive definite or not finite in kernel %s (%s)", kernel->name,
                 call->source);
+  }
+  if (status == TP_STATUS_DIVISION) {
+    fail("integer division by zero in kernel %s (%s)", kernel->name, call->source);
+    return TP_DIVISION_BY_ZERO;
   }
   if (status) {
     fail("index out of bounds in kernel %s (%s)", kernel->name, call->source);

@@ -7,10 +7,10 @@
 #define TP_ABI_VERSION 3
 #define TP_ALIGNMENT 64 /* of arenas, of the weights and of every buffer that a kernel sees */
 
-/* Results of run, run_timed and call; the last is added if the call had changed the state before it failed. */
-enum { TP_OK = 0, TP_FAILED = 1, TP_INDEX_OUT_OF_BOUNDS = 2, TP_STATE_CHANGED = 4 };
+/* Results of run, run_timed and call; TP_STATE_CHANGED is added if the call had changed the state before it failed. */
+enum { TP_OK = 0, TP_FAILED = 1, TP_INDEX_OUT_OF_BOUNDS = 2, TP_STATE_CHANGED = 4, TP_DIVISION_BY_ZERO = 8 };
 /* What kernels report in their status word. */
-enum { TP_STATUS_INDEX = 1, TP_STATUS_SINGULAR = 2 };
+enum { TP_STATUS_INDEX = 1, TP_STATUS_SINGULAR = 2, TP_STATUS_DIVISION = 3 };
 
 /* --- the program: one static const table, defined in plan.c ---------------------------------------------------- */
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.conformance.kernels import STUB
+from tests.conformance.kernels import STUB, raise_status
 from transpiler.compile import compile_kernels
 from transpiler.group import Group, Lowered
 from transpiler.ir import Array, TensorType, Value, fixed_size
@@ -101,7 +101,7 @@ def run_plan(
     """The plan's outputs for flat inputs.
 
     Raises:
-        IndexError: a kernel reported an index out of bounds.
+        IndexError, ZeroDivisionError: a kernel reported data that do not fit.
         MemoryError: a kernel wrote behind a buffer.
         RuntimeError: a kernel failed.
     """
@@ -124,8 +124,7 @@ def run_plan(
         function = getattr(library, symbols[call.kernel])
         if function(*(ctypes.c_void_p(pointer) for pointer in pointers)) != 0:
             raise RuntimeError(f"{call.kernel} failed")
-        if status[0]:
-            raise IndexError(f"{call.kernel}: an index is out of bounds")
+        raise_status(int(status[0]), call.kernel)
     for what, memories in homes.items():
         for memory in memories:
             memory.check(f"an {what}")

@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 
 ABI_VERSION = 3
 INDEX_OUT_OF_BOUNDS = 2
+DIVISION_BY_ZERO = 8
 STATE_CHANGED = 4  # added to the code of a failure
 # What /proc/cpuinfo must list for an instruction set, best set first. It lists only what the OS enabled.
 ISA_FLAGS: dict[str, frozenset[str]] = {
@@ -115,6 +116,8 @@ class Library:
         text = self.last_error().decode("utf-8", "replace")
         if code & STATE_CHANGED and state is not None:
             state.lose(text)
+        if code & DIVISION_BY_ZERO:
+            raise ZeroDivisionError(text)
         raise IndexError(text) if code & INDEX_OUT_OF_BOUNDS else RuntimeError(text)
 
 
@@ -148,7 +151,7 @@ class Session:
     ) -> None:
         """A whole function: fills `outputs`, updates `state`; `symbols` are the values of sizes that vary.
 
-        Raises IndexError or RuntimeError.
+        Raises IndexError, ZeroDivisionError or RuntimeError.
         """
         code = self._run(
             self._handle, function, state.address, _pointers(inputs), _pointers(outputs), symbols
@@ -180,7 +183,7 @@ class Session:
         return seconds[:-1]
 
     def call(self, function: int, index: int, buffers: Sequence[Array], symbols: bytes | None = None) -> None:
-        """One call of a function on arrays of the caller's. Raises IndexError or RuntimeError."""
+        """One call of a function on arrays of the caller's. Raises as `run` does."""
         code = self.library.call(self._handle, function, index, _pointers(buffers), symbols)
         if code:
             self.library.raise_error(code)

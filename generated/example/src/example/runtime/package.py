@@ -103,6 +103,7 @@ class Package:
         Raises:
             TypeError, ValueError: an input that does not fit the signature.
             IndexError: an index (of an embedding, a gather) is out of bounds.
+            ZeroDivisionError: integers were divided by zero.
         """
         callee = self._function(function)
         call = self._take(callee, inputs)
