@@ -92,7 +92,7 @@ LAYERS: dict[str, tuple[Layer, ...]] = {
     ),
     "Embedding": (
         Layer("nn.Embedding", lambda: nn.Embedding(40, 8), _indices, ("take",), note="indices are checked at run time"),
-        Layer("nn.EmbeddingBag", lambda: nn.EmbeddingBag(40, 8), _indices, ("take", "", "scatter_add", "div"),
+        Layer("nn.EmbeddingBag", lambda: nn.EmbeddingBag(40, 8), _indices, ("take", "full", "scatter_add", "div"),
               ("full",), "bags are summed, the mean divides"),
     ),
     "Recurrence": (
@@ -102,7 +102,7 @@ LAYERS: dict[str, tuple[Layer, ...]] = {
         Layer("nn.RNN", lambda: nn.RNN(12, 20), _x(5, 2, 12), ("linear_bias", "rnn_scan"), ("add", "pack_matmul"),
               _ADDED),
         Layer("nn.LSTMCell", lambda: nn.LSTMCell(12, 20), _x(2, 12),
-              ("", "linear_bias", "linear_bias_add", "slice_sigmoid_mul_tanh_add", "slice_sigmoid_tanh_mul"),
+              ("full", "linear_bias", "linear_bias_add", "slice_sigmoid_mul_tanh_add", "slice_sigmoid_tanh_mul"),
               ("full", "pack_matmul"), "one step: two products, then the gates"),
     ),
     "Attention": (
@@ -141,7 +141,7 @@ def _row(layer: Layer) -> str:
         layouts.append(f"computed by {', '.join(f'`{name}`' for name in computed)}")
     if not layouts:
         layouts.append("as it is" if state else "")
-    kernels = ", ".join(f"`{name}`" for name in layer.kernels if name)
+    kernels = ", ".join(f"`{name}`" for name in layer.kernels)
     return f"| {layer.name} | {names} | {'; '.join(layouts)} | {kernels} | {layer.note} |"
 
 
