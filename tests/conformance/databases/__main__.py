@@ -33,7 +33,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=Path("results/databases.json"), help="results, read and written")
     parser.add_argument("--again", choices=("no", "bad", "refused", "all"), default="no",
                         help="which known results to find out again")  # fmt: skip
-    parser.add_argument("--write", type=Path, help="write the Markdown report")
+    parser.add_argument("--write", type=Path, help="write the Markdown report; what was not run now stays in it")
+    parser.add_argument("--commit", default="", help="what the results are of, for the report")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop then; the next run goes on")
     parser.add_argument("--quiet", action="store_true", help="no line per entry")
     return parser.parse_args()
@@ -67,7 +68,8 @@ def main() -> int:
     shown = [item for item in results.by_id.values() if item.entry in asked]
     print(text(shown))
     if options.write:
-        options.write.write_text(markdown(results.by_id.values()))
+        previous = options.write.read_text() if options.write.exists() else ""
+        options.write.write_text(markdown(results.by_id.values(), options.commit, previous))
     return int(any(item.outcome in BAD for item in shown))
 
 
