@@ -19,8 +19,8 @@ counted in thousands, and the compiled kernels measured in kilobytes (for AVX-51
 
 Every model with batch norms has statistics that fit what the norms are given, so that no output explodes or vanishes.
 
-"Refused" is a model that the transpiler says no to; "not exportable" one that torch.export cannot trace, because its
-Python looks at the values of tensors: the transpiler says so, with the line. No option of these models avoids it.
+"Refused" is a model that the transpiler says no to; "not exportable" one that torch.export cannot trace, for its
+Python looks at the values of tensors or does something else while it is traced: the transpiler shows the line.
 """
 _COLUMNS = ("architecture", "library", "outcome", "error", "of tolerance", "scale", "parameters", "kernels", "size")
 
