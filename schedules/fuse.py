@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.tirx import analysis
 from tvm.tirx.script.builder import ir as T
 
-from transpiler.dims import Dim
+from transpiler.dims import Dim, dim_min
 from transpiler.group import Group, Lowered
 from transpiler.ir import Node, TensorType, Value
 from transpiler.ops.base import Elementwise, Injective
@@ -269,8 +269,10 @@ def describe(
 ) -> Kernel:
     """The kernel record; `workspace` in bytes."""
     moved: Dim = 0
+    for value in group.inputs:
+        moved = moved + (_bytes(value.type) if group.anchor is not None else _read(group, value))
     # In place, what is read is written, and no more.
-    for value in (*group.inputs, *(group.inputs if in_place else group.outputs)):
+    for value in group.inputs if in_place else group.outputs:
         moved = moved + _bytes(value.type)
     return Kernel(
         name=name,
@@ -284,6 +286,15 @@ def describe(
         symbols=tuple(symbol_parameters()),
         in_place=in_place,
     )
+
+
+def _read(group: Group, value: Value) -> Dim:
+    """Bytes of `value` that a group without loops of its own reads: at most an element per use and output element, a
+    few rows of a large table."""
+    uses = sum(used.name == value.name for node in group.nodes for used in node.inputs)
+    written = sum(count(output.type.shape) for output in group.outputs)
+    read: Dim = dim_min(count(value.type.shape), written * uses) * numpy_dtype(value.dtype).itemsize
+    return read
 
 
 def _bytes(type_: TensorType) -> Dim:

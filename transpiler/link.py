@@ -20,14 +20,18 @@ from transpiler.ir import TensorType, Value
 from transpiler.naming import c_comment, c_string, checked_symbol, comment, source_line
 from transpiler.plan import Call, Kernel, KernelPlan, Storage, View
 from transpiler.resources import tree
+from transpiler.target import load_target
 
 # The part of the runtime that is the same in every library, and the part that carries the package's name.
 SHARED_FILES = ("runtime.c", "pool.c")
+# Compiled for the instruction set of the kernels.
+RATES_FILE = "rates.c"
 # Linked if a kernel calls one of their functions, which all have this prefix.
 SPECIAL_FILES = ("special_bessel.c", "special_error.c", "special_gamma.c", "special_polynomials.c")
 SPECIAL_PREFIX = b"tp_math_"
 RUNTIME_FILES = (
-    "runtime.h", "exports.c", *SHARED_FILES, "special.h", "special_cephes.h", "special_tables.h", *SPECIAL_FILES,
+    "runtime.h", "exports.c", *SHARED_FILES, RATES_FILE,
+    "special.h", "special_cephes.h", "special_tables.h", *SPECIAL_FILES,
 )  # fmt: skip
 # fmt: off
 COMPILE = (
@@ -385,6 +389,15 @@ def shared_objects(compiler: tuple[str, ...]) -> tuple[bytes, ...]:
 
 
 @cache
+def rates_object(compiler: tuple[str, ...], isa: str) -> tuple[bytes, ...]:
+    """rates.c for an instruction set, whose multiply-adds it measures. Raises TranspileError "link-failed"."""
+    chosen = load_target("cpu", isa).isa
+    # -std=c11 would compute a multiply-add in two steps.
+    options = (f"-march={chosen.mcpu}", f"-DTP_VECTOR_BYTES={chosen.vector_bits // 8}", "-ffp-contract=fast")
+    return _compiled((*compiler, *options), [RATES_FILE])
+
+
+@cache
 def special_objects(compiler: tuple[str, ...]) -> tuple[bytes, ...]:
     """The special functions, compiled once per process. Raises TranspileError "link-failed"."""
     return _compiled(compiler, SPECIAL_FILES)
@@ -414,7 +427,7 @@ def link_library(objects: Sequence[bytes], plans: Sequence[KernelPlan], name: st
         (work / "plan.c").write_text(source, encoding="utf-8")
         (work / "exports.map").write_text(f"{{ global: {prefix}*; local: *; }};\n", encoding="ascii")
         special = special_objects(compiler) if any(SPECIAL_PREFIX in item for item in objects) else ()
-        linked = [*shared_objects(compiler), *special, *objects]
+        linked = [*shared_objects(compiler), *rates_object(compiler, isa), *special, *objects]
         names = [f"object{index}.o" for index in range(len(linked))]
         for file, content in zip(names, linked, strict=True):
             (work / file).write_bytes(content)

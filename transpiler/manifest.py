@@ -9,7 +9,7 @@ from typing import Any
 from transpiler.dims import Dim, symbol_places
 from transpiler.interface import Argument
 from transpiler.ir import Program, Role, TensorType
-from transpiler.link import output_names, symbol_views
+from transpiler.link import output_names, storage_of, symbol_views, type_bytes
 from transpiler.plan import Call, KernelPlan, Tap, View
 from transpiler.prepared import prepared_keys
 from transpiler.structure import to_json
@@ -183,13 +183,18 @@ def _weights(program: Program, plan: KernelPlan) -> dict[str, Any]:
 
 def _kernels(plans: Sequence[KernelPlan]) -> dict[str, Any]:
     counts: dict[str, int] = {}
-    for call in (call for plan in plans for call in plan.calls()):
-        counts[call.kernel] = counts.get(call.kernel, 0) + 1
+    weights: dict[str, Dim] = {}
+    for plan in plans:
+        for call in plan.calls():
+            counts[call.kernel] = counts.get(call.kernel, 0) + 1
+            read = [value.type for value in call.inputs if storage_of(plan, value).kind == "weight"]
+            weights.setdefault(call.kernel, sum(map(type_bytes, read)))
     return {
         kernel.name: {
             "summary": kernel.summary,
             "flops": _size(kernel.flops),
             "bytes": _size(kernel.bytes),
+            "weight_bytes": _size(weights.get(kernel.name, 0)),
             "calls": counts.get(kernel.name, 0),
         }
         for kernel in plans[0].kernels

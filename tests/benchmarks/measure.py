@@ -21,7 +21,7 @@ from tests.benchmarks.environments import python_of
 from tests.benchmarks.prepare import ENVIRONMENT_OF, ROOT, environment, package_folder
 
 # Seconds that pools of idle engines get to stop spinning; longer than any default.
-SETTLE = 0.02
+SETTLE = 0.04
 ROUNDS = 9
 WARM = 2
 PROFILED_CALLS = 15

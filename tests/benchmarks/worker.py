@@ -54,8 +54,7 @@ def load_onnxruntime(folder: Path, inputs: Arrays, threads: int, package: Path) 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # Its threads spin between the kernels of a call, as by default, and stop when the call is done.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Its threads spin between calls, as by default: waking them up would cost more than a small model.
     session = ort.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
     feed = dict(zip((item.name for item in session.get_inputs()), inputs, strict=True))
     return lambda: session.run(None, feed), ort.__version__, None

@@ -78,6 +78,9 @@ class Model:
         hidden = np.maximum(self._fc(x), np.float32(0))
         return {"hidden": hidden, "total": hidden.sum(axis=AXIS)}
 
+    def timeline(self, *inputs: Any, function: str) -> list[Any]:
+        return []
+
     def tap(self, path: str) -> Callable[..., Any]:
         if path != "fc":
             raise KeyError(f"{path}; known: fc")
@@ -154,7 +157,7 @@ def write_package(folder: Path, *, scale: str = "x", axis: int = 1, state: dict[
     (root / "weights.cpu.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + body)
     files = {item.name: hashlib.sha256(item.read_bytes()).hexdigest() for item in sorted(root.iterdir())}
     (root / "manifest.json").write_text(
-        json.dumps({"files": files, "weights": {"keys": {key: {} for key in weights()}}})
+        json.dumps({"files": files, "kernels": {}, "weights": {"keys": {key: {} for key in weights()}}})
     )
     tests = emit_tests(
         [

@@ -240,6 +240,25 @@ def test_command_line(package: Path, command: str) -> None:
     }[command.split()[0]] in done.stdout
 
 
+def test_profile_writes_a_trace(package: Path, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "toy", "profile", "-n", "3", "--threads", "1", "--each", "--trace", path],
+        env={**os.environ, "PYTHONPATH": str(package / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "of roofline" in done.stdout
+    events = json.loads(path.read_text())["traceEvents"]
+    assert [event["name"] for event in events] == ["fc_relu", "take_rows"]
+    assert all(event["ph"] == "X" and event["dur"] >= 0 for event in events)
+    assert events[0]["ts"] == 0
+    assert events[1]["ts"] >= events[0]["dur"]
+    assert events[0]["args"]["computes"]
+
+
 def test_damage_is_noticed(package: Path, tmp_path: Path) -> None:
     files = {str(path.relative_to(package)): path.read_bytes() for path in package.rglob("*") if path.is_file()}
     for name, complaint in (

@@ -41,6 +41,14 @@ def test_two_threads_equal_one(model: Any) -> None:
         assert all(same_bits(got, want) for got in calls)
 
 
+@each_function
+def test_kernels_are_timed_in_order(model: Model, function: Function) -> None:
+    events = model.timeline(*function.all[0].inputs(), function=str(function))
+    times = [time for event in events for time in (event.start, event.end)]
+    assert times == sorted(times)
+    assert {event.kernel for event in events} <= model.manifest["kernels"].keys()
+
+
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_native_equals_kernel_by_kernel(model: Model, kernel_by_kernel: Model, case: Case) -> None:
     native = case.run(model)

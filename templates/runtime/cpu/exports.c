@@ -1,4 +1,4 @@
-/* The C ABI of a package, version 3: <package>_<isa>_<function> (TRANSPILE_PREFIX). Nothing else is exported.
+/* The C ABI of a package, version 4: <package>_<isa>_<function> (TRANSPILE_PREFIX). Nothing else is exported.
  *
  * Results are 0 (done), 1 (failed) or 2 (an index was out of bounds); last_error() then says why, per thread. 4 is
  * added if the call had changed the state before it failed: it is then neither the old nor the new one.
@@ -55,7 +55,7 @@ int ABI(run)(tp_model *model, int32_t function, void *state, const void *const *
   return tp_model_run(model, function, state, inputs, outputs, symbols, NULL);
 }
 
-/* As run; seconds[i] is the time of call i. */
+/* As run; call i lasts from seconds[2 * i] to seconds[2 * i + 1], counted from the first one's start. */
 int ABI(run_timed)(tp_model *model, int32_t function, void *state, const void *const *inputs, void *const *outputs,
                    const int64_t *symbols, double *seconds) {
   return tp_model_run(model, function, state, inputs, outputs, symbols, seconds);
@@ -65,6 +65,11 @@ int ABI(run_timed)(tp_model *model, int32_t function, void *state, const void *c
 int ABI(call)(tp_model *model, int32_t function, int32_t call, void *const *buffers, const int64_t *symbols) {
   return tp_model_call(model, function, call, buffers, symbols);
 }
+
+/* What this machine can do with so many threads, to compare kernels with; takes some tenths of a second. The results are
+ * operations per second of multiply-adds; bytes per second that are read from the three levels of cache and from memory;
+ * bytes that each of them holds, 0 for memory. 1 if there is no memory to measure with. */
+int ABI(rates)(int32_t threads, double *rates) { return tp_rates(tp_clamp_threads(threads), rates); }
 
 /* --- the functions: NULL or 0 for an index that does not exist -------------------------------------------------- */
 
@@ -89,6 +94,11 @@ const char *ABI(output_name)(int32_t function, int32_t index) {
 /* The name of the kernel that call `index` runs. */
 const char *ABI(call_name)(int32_t function, int32_t index) {
   return in_range(index, at(function)->call_count) ? PROGRAM->kernels[at(function)->calls[index].kernel].name : NULL;
+}
+
+/* The line of the user's source that call `index` comes from. */
+const char *ABI(call_source)(int32_t function, int32_t index) {
+  return in_range(index, at(function)->call_count) ? at(function)->calls[index].source : NULL;
 }
 
 int32_t ABI(symbol_count)(int32_t function) { return (int32_t)at(function)->symbol_count; }

@@ -22,12 +22,6 @@
 /* Longer than the gap between two kernels or two calls in a loop, short enough not to heat an idle core. */
 #define SPIN_NANOSECONDS 100000
 
-typedef struct {
-  void *sync_handle;
-  int32_t num_task;
-} tp_environment;
-typedef int (*tp_lambda)(int task, tp_environment *environment, void *data);
-
 /* `ticket` is odd while the slot is idle or claimed, even while it is open; on its own cache line. */
 typedef struct {
   _Alignas(64) _Atomic uint32_t ticket;
@@ -158,8 +152,8 @@ static int run_alone(tp_lambda lambda, void *data, int32_t tasks) {
   return code;
 }
 
-/* Run `lambda` for every task; `tasks` 0 means one per thread. Called from kernels through TVM's function pointer. */
-static int launch(tp_lambda lambda, void *data, int tasks) {
+/* Called from kernels through TVM's function pointer. */
+int tp_launch(tp_lambda lambda, void *data, int tasks) {
   int32_t threads = tp_threads;
   if (tasks && tasks < threads) threads = tasks;
   if (threads <= 1 || atomic_flag_test_and_set_explicit(&pool.busy, memory_order_acquire)) {
@@ -246,6 +240,6 @@ void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int
 }
 
 /* TVM's objects declare these weak: the definitions here win. */
-int (*__TVMBackendParallelLaunch)(tp_lambda, void *, int) = launch;
+int (*__TVMBackendParallelLaunch)(tp_lambda, void *, int) = tp_launch;
 void *(*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int) = allocate_workspace;
 int (*__TVMBackendFreeWorkspace)(int, int, void *) = free_workspace;

@@ -53,7 +53,7 @@ static uint64_t round_up(uint64_t bytes) { return (bytes + TP_ALIGNMENT - 1) / T
 
 static int is_aligned(const void *pointer) { return (uintptr_t)pointer % TP_ALIGNMENT == 0; }
 
-static int32_t clamp_threads(int32_t threads) {
+int32_t tp_clamp_threads(int32_t threads) {
   return threads < 1 ? 1 : threads > TP_MAX_THREADS ? TP_MAX_THREADS : threads;
 }
 
@@ -290,6 +290,12 @@ static void finish(const tp_function *function, const tp_places *places, void *c
   }
 }
 
+static double seconds_since(const struct timespec *start) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (double)(time.tv_sec - start->tv_sec) + 1e-9 * (double)(time.tv_nsec - start->tv_nsec);
+}
+
 int tp_model_run(tp_model *model, int32_t index, void *state, const void *const *inputs, void *const *outputs,
                  const int64_t *symbols, double *seconds) {
   const tp_function *function = function_at(index);
@@ -326,20 +332,18 @@ int tp_model_run(tp_model *model, int32_t index, void *state, const void *const 
   }
 
   const tp_places places = {model->weights, arena->memory, state, layout, in, out};
+  struct timespec start;
+  if (seconds) clock_gettime(CLOCK_MONOTONIC, &start);
   for (uint32_t number = 0; number < function->call_count && code == TP_OK; ++number) {
     const tp_call *call = &function->calls[number];
     const tp_kernel *kernel = &PROGRAM->kernels[call->kernel];
-    struct timespec start, end;
     for (uint32_t i = 0; i < kernel->input_count + kernel->output_count; ++i) {
       pointers[i] = resolve(&call->arguments[i], &places);
     }
-    if (seconds) clock_gettime(CLOCK_MONOTONIC, &start);
+    if (seconds) seconds[2 * number] = number ? seconds_since(&start) : 0.0;
     code = invoke(model, call, pointers, arena->memory, layout);
     if (kernel->in_place && code == TP_OK) changed = TP_STATE_CHANGED;
-    if (seconds) {
-      clock_gettime(CLOCK_MONOTONIC, &end);
-      seconds[number] = (double)(end.tv_sec - start.tv_sec) + 1e-9 * (double)(end.tv_nsec - start.tv_nsec);
-    }
+    if (seconds) seconds[2 * number + 1] = seconds_since(&start);
   }
 
   if (code == TP_OK) finish(function, &places, outputs);
@@ -361,7 +365,7 @@ int tp_model_create(const void *weights, uint64_t weight_bytes, int32_t threads,
   tp_model *model = calloc(1, sizeof *model);
   if (!model) return fail("out of memory");
   model->weights = weights;
-  atomic_store(&model->threads, clamp_threads(threads));
+  atomic_store(&model->threads, tp_clamp_threads(threads));
   tp_pool_init();
   *out = model;
   return TP_OK;
@@ -380,7 +384,7 @@ void tp_model_destroy(tp_model *model) {
 }
 
 void tp_model_set_threads(tp_model *model, int32_t threads) {
-  atomic_store(&model->threads, clamp_threads(threads));
+  atomic_store(&model->threads, tp_clamp_threads(threads));
 }
 
 /* One kernel of a function on the caller's buffers: its inputs, then its outputs. */

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define TP_ABI_VERSION 3
+#define TP_ABI_VERSION 4
 #define TP_ALIGNMENT 64 /* of arenas, of the weights and of every buffer that a kernel sees */
 
 /* Results of run, run_timed and call; TP_STATE_CHANGED is added if the call had changed the state before it failed. */
@@ -116,12 +116,30 @@ extern _Thread_local char tp_error[TP_ERROR_BYTES];
 /* How many threads the parallel regions that this thread starts may use (1 outside of a model's call). */
 extern _Thread_local int32_t tp_threads;
 
+/* What a parallel loop of TVM runs for each of its tasks; the types are TVM's. */
+typedef struct {
+  void *sync_handle;
+  int32_t num_task;
+} tp_environment;
+typedef int (*tp_lambda)(int task, tp_environment *environment, void *data);
+
+/* Runs `lambda` for every task; `tasks` 0 means one per thread. */
+int tp_launch(tp_lambda lambda, void *data, int tasks);
+
 /* Registers the fork handlers, once. */
 void tp_pool_init(void);
 
 /* Guards the arena lists of all models; held across fork(), so that the child never finds it taken. */
 void tp_lock(void);
 void tp_unlock(void);
+
+/* --- rates.c --------------------------------------------------------------------------------------------------- */
+
+#define TP_LEVELS 4 /* of memory: three caches and what is behind them */
+
+/* Of this machine with so many threads: multiply-adds as operations per second, bytes read per second from every level,
+ * then what every level holds in bytes (0: any amount). */
+int tp_rates(int32_t threads, double *rates);
 
 /* --- runtime.c: the functions behind the C ABI, described in exports.c ------------------------------------------ */
 
@@ -132,6 +150,7 @@ void tp_model_destroy(tp_model *model);
 void tp_model_set_threads(tp_model *model, int32_t threads);
 int tp_model_run(tp_model *model, int32_t function, void *state, const void *const *inputs, void *const *outputs,
                  const int64_t *symbols, double *seconds);
+int32_t tp_clamp_threads(int32_t threads);
 int tp_model_call(tp_model *model, int32_t function, int32_t call, void *const *buffers, const int64_t *symbols);
 int tp_sizes(int32_t function, const int64_t *symbols, uint64_t *inputs, uint64_t *outputs, uint64_t *arena);
 

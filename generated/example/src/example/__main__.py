@@ -16,8 +16,9 @@ import numpy.typing as npt
 from .model import Model
 from .runtime.errors import PackageError, WeightsError
 from .runtime.manifest import check_files, functions_of, read_manifest
+from .runtime.profile import by_kernel, kernel_times, table, time_text, trace
 from .runtime.safetensors import File, storage_dtype
-from .runtime.sizes import Shape, Sizes, parse_size
+from .runtime.sizes import Shape, Sizes
 
 Array = npt.NDArray[Any]
 
@@ -43,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         child.add_argument(
             "--function", metavar="NAME", default=None, help="of a model with several functions"
         )
+    child.add_argument("--each", action="store_true", help="every call in order, not their sums by kernel")
+    child.add_argument(
+        "--trace", type=Path, metavar="FILE", help="also write one call for Chrome or Perfetto"
+    )
     options = parser.parse_args(arguments)
     try:
         match options.command:
@@ -61,8 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = functions_of(read_manifest(Model.folder))
         if options.function is not None and options.function not in known:
             parser.error(f"--function: there is no {options.function!r}; known: {', '.join(known)}")
-        run = bench if options.command == "bench" else profile
-        return run(options.threads, options.runs, options.function, options.size)
+        chosen = (options.threads, options.runs, options.function, options.size)
+        if options.command == "bench":
+            return bench(*chosen)
+        return profile(*chosen, each=options.each, path=options.trace)
     except (PackageError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -201,35 +208,38 @@ def bench(threads: int | None, runs: int, function: str | None, given: Sequence[
         model.infer(*inputs, function=function)
         seconds.append(time.perf_counter() - start)
     median, least = statistics.median(seconds), min(seconds)
-    print(f"{model.isa}, {model.threads} threads: median {_time(median)}, least {_time(least)}, {runs} calls")
+    times = f"median {time_text(median)}, least {time_text(least)}"
+    print(f"{model.isa}, {model.threads} threads: {times}, {runs} calls")
     return 0
 
 
-def profile(threads: int | None, runs: int, function: str | None, given: Sequence[str]) -> int:
+def profile(
+    threads: int | None,
+    runs: int,
+    function: str | None,
+    given: Sequence[str],
+    *,
+    each: bool = False,
+    path: Path | None = None,
+) -> int:
     model = Model(threads=threads)
     described = functions_of(model.manifest)[function or model.manifest["function"]]
     sizes = chosen_sizes(described, given)
     inputs = drawn_inputs(described, sizes)
     for _ in range(max(3, runs // 10)):
-        model.profile(*inputs, function=function)
-    rows = [model.profile(*inputs, function=function) for _ in range(runs)]
-    kernels = model.manifest["kernels"]
-    calls = [
-        (name, statistics.median(row[index][1] for row in rows)) for index, (name, _) in enumerate(rows[0])
-    ]
-    total = sum(seconds for _, seconds in calls) or 1.0
-    width = max([len(name) for name, _ in calls] + [6])
-    print(f"{'kernel':{width}}  {'time':>10}  {'share':>6}  {'GFLOP/s':>8}  {'GB/s':>7}")
-    for name, seconds in calls:
-        rate = 1e-9 / seconds if seconds else 0.0
-        work, moved = (parse_size(str(kernels[name][key]))(sizes) * rate for key in ("flops", "bytes"))
-        print(f"{name:{width}}  {_time(seconds):>10}  {seconds / total:6.1%}  {work:8.1f}  {moved:7.1f}")
-    print(f"{'total':{width}}  {_time(total):>10}  {model.isa}, {model.threads} threads, median of {runs}")
+        model.timeline(*inputs, function=function)
+    runs_of_calls = [model.timeline(*inputs, function=function) for _ in range(runs)]
+    rates = model.measure_rates()
+    times = kernel_times(runs_of_calls, model.manifest, sizes, rates)
+    for line in table(times if each else by_kernel(times)):
+        print(line)
+    print(f"{model.isa}, {model.threads} threads, medians of {runs} calls of the model")
+    print(f"this machine: {rates}")
+    if path is not None:
+        middle = sorted(runs_of_calls, key=lambda events: events[-1].end if events else 0.0)[runs // 2]
+        path.write_text(trace(middle, model.manifest, sizes))
+        print(f"{path}: the median call; open it in ui.perfetto.dev or chrome://tracing")
     return 0
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:.3f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from .function import Arguments, Function
 from .host import unblock
 from .manifest import check_files, functions_of, read_manifest
 from .native import KernelLibrary, Library, Session, choose_isa, default_threads
+from .profile import Event, Rates
 from .random import Random
 from .safetensors import File, FormatError
 from .sizes import Shape
@@ -189,13 +190,25 @@ class Package:
 
         The state stays as it is.
         """
+        return [
+            (event.kernel, event.end - event.start) for event in self.timeline(*inputs, function=function)
+        ]
+
+    def measure_rates(self) -> Rates:
+        """What this machine can do with the threads of this model, to compare `profile` with."""
+        return self._library.measure_rates(self.threads)
+
+    def timeline(self, *inputs: Any, function: str | None = None) -> list[Event]:
+        """As `profile`: when every call starts and ends, and the source line that it comes from."""
         callee = self._function(function)
         session = self._running()
         state = self._owned().copy(session.weights)
         call = self._take(callee, inputs)
         outputs = [spec.allocate(call.sizes) for spec in callee.outputs]
         seconds = session.run_timed(callee.index, state, call.arrays, outputs, call.symbols)
-        return list(zip(self._library.calls[callee.index], seconds.tolist(), strict=True))
+        sources = self._library.sources(callee.index)
+        named = zip(self._library.calls[callee.index], seconds.tolist(), sources, strict=True)
+        return [Event(kernel, start, end, source) for kernel, (start, end), source in named]
 
     # --- state --------------------------------------------------------------------------------------------
 

@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import PackageError
+from .profile import Rates
 from .state import State
 
 Array = npt.NDArray[Any]
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 INDEX_OUT_OF_BOUNDS = 2
 DIVISION_BY_ZERO = 8
 STATE_CHANGED = 4  # added to the code of a failure
@@ -98,6 +99,8 @@ class Library:
                 "run_timed", int32, pointer, int32, pointer, pointer, pointer, pointer, pointer
             )
             self.call = bind("call", int32, pointer, int32, int32, pointer, pointer)
+            self.rates = bind("rates", int32, int32, pointer)
+            self.call_source = bind("call_source", ctypes.c_char_p, int32, int32)
             name, call_name = (
                 bind("function_name", ctypes.c_char_p, int32),
                 bind("call_name", ctypes.c_char_p, int32, int32),
@@ -119,6 +122,20 @@ class Library:
         if code & DIVISION_BY_ZERO:
             raise ZeroDivisionError(text)
         raise IndexError(text) if code & INDEX_OUT_OF_BOUNDS else RuntimeError(text)
+
+    def sources(self, function: int) -> list[str]:
+        """The user's source line of every call."""
+        count = len(self.calls[function])
+        return [self.call_source(function, index).decode("utf-8", "replace") for index in range(count)]
+
+    def measure_rates(self, threads: int) -> Rates:
+        """What this machine can do with so many threads; takes some tenths of a second."""
+        rates = np.zeros(9, np.float64)
+        code = self.rates(threads, rates.ctypes.data)
+        if code:
+            raise MemoryError("no memory to measure the machine with")
+        flops, *others = rates.tolist()
+        return Rates(flops, tuple(zip(others[4:], others[:4], strict=True)))
 
 
 class Session:
@@ -167,8 +184,8 @@ class Session:
         outputs: Sequence[Array],
         symbols: bytes | None = None,
     ) -> Array:
-        """As `run`; the seconds that every call took."""
-        seconds = np.zeros(len(self.library.calls[function]) + 1, np.float64)
+        """As `run`; float64[calls, 2]: start and end of every call in seconds since the first one's start."""
+        seconds = np.zeros((len(self.library.calls[function]) + 1, 2), np.float64)
         code = self.library.run_timed(
             self._handle,
             function,

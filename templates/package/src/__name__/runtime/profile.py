@@ -1,0 +1,153 @@
+"""Where the time of a call goes: every kernel against what this machine can do."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .sizes import Sizes, parse_size
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measured with the threads of a model: `flops` multiply-adds as operations per second; of every level of
+    memory, nearest first, the bytes it holds (0: any amount) and the bytes read from it per second."""
+
+    flops: float
+    levels: tuple[tuple[float, float], ...]
+
+    def bandwidth(self, size: float) -> float:
+        """Bytes per second of the first level that holds `size` bytes."""
+        return next(rate for capacity, rate in self.levels if capacity >= size or capacity == 0)
+
+    def __str__(self) -> str:
+        read = ", ".join(f"{rate * 1e-9:.0f}" for _, rate in self.levels)
+        return f"{self.flops * 1e-9:.0f} GFLOP/s; {read} GB/s read from L1, L2, L3, memory"
+
+
+@dataclass(frozen=True)
+class Event:
+    """A kernel call: seconds from the start of the model's call, and the user's source line."""
+
+    kernel: str
+    start: float
+    end: float
+    source: str
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """What `calls` calls of a kernel take together: seconds, operations, bytes moved at least, and the least
+    time that the machine's rates allow: of arithmetic, of memory."""
+
+    kernel: str
+    calls: int
+    seconds: float
+    flops: float
+    bytes: float
+    arithmetic: float
+    memory: float
+
+    @property
+    def least(self) -> float:
+        return max(self.arithmetic, self.memory)
+
+    def __add__(self, other: KernelTime) -> KernelTime:
+        """Both together, under the name of the first."""
+        return KernelTime(
+            self.kernel,
+            self.calls + other.calls,
+            self.seconds + other.seconds,
+            self.flops + other.flops,
+            self.bytes + other.bytes,
+            self.arithmetic + other.arithmetic,
+            self.memory + other.memory,
+        )
+
+
+def kernel_times(
+    runs: Sequence[Sequence[Event]], manifest: Mapping[str, Any], sizes: Sizes, rates: Rates
+) -> list[KernelTime]:
+    """Of every call of the plan, the median of the runs.
+
+    Weights are read from the level that holds all of the model's, other values from the one that holds those
+    of the kernel.
+    """
+    kernels, all_weights = manifest["kernels"], manifest["weights"]["bytes"]
+    times = []
+    for events in zip(*runs, strict=True):
+        name = events[0].kernel
+        work, moved, weights = (
+            parse_size(str(kernels[name][key]))(sizes) for key in ("flops", "bytes", "weight_bytes")
+        )
+        others = max(moved - weights, 0)
+        memory = weights / rates.bandwidth(all_weights) + others / rates.bandwidth(others)
+        seconds = statistics.median(event.end - event.start for event in events)
+        times.append(KernelTime(name, 1, seconds, work, moved, work / rates.flops, memory))
+    return times
+
+
+def by_kernel(times: Iterable[KernelTime]) -> list[KernelTime]:
+    """The calls of every kernel together, the longest first."""
+    together: dict[str, KernelTime] = {}
+    for time in times:
+        together[time.kernel] = together[time.kernel] + time if time.kernel in together else time
+    return sorted(together.values(), key=lambda time: -time.seconds)
+
+
+def table(times: Sequence[KernelTime]) -> Iterator[str]:
+    """Lines of text, the last one for all of them."""
+    total = KernelTime("total", 0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    least = 0.0
+    for time in times:
+        total, least = total + time, least + time.least
+    width = max([len(time.kernel) for time in times] + [6])
+    yield (
+        f"{'kernel':{width}}  {'calls':>5}  {'time':>10}  {'share':>6}  {'GFLOP/s':>8}  {'GB/s':>7}  "
+        f"{'of roofline':>11}  bound by"
+    )
+    for time in times:
+        bound = "arithmetic" if time.arithmetic >= time.memory else "memory"
+        yield _line(time, width, total.seconds, time.least) + f"  {bound}"
+    yield _line(total, width, total.seconds, least)
+
+
+def _line(time: KernelTime, width: int, total: float, least: float) -> str:
+    per_second = 1.0 / time.seconds if time.seconds else 0.0
+    return (
+        f"{time.kernel:{width}}  {time.calls:5}  {time_text(time.seconds):>10}  "
+        f"{time.seconds / (total or 1.0):6.1%}  {time.flops * per_second * 1e-9:8.1f}  "
+        f"{time.bytes * per_second * 1e-9:7.1f}  {least * per_second:11.1%}"
+    )
+
+
+def trace(events: Sequence[Event], manifest: Mapping[str, Any], sizes: Sizes) -> str:
+    """One run in the JSON format of Chrome's tracing, which Perfetto (ui.perfetto.dev) reads."""
+    kernels = manifest["kernels"]
+    items = [
+        {
+            "name": event.kernel,
+            "cat": "kernel",
+            "ph": "X",
+            "ts": event.start * 1e6,
+            "dur": (event.end - event.start) * 1e6,
+            "pid": 0,
+            "tid": 0,
+            "args": {
+                "call": index,
+                "source": event.source,
+                "computes": kernels[event.kernel]["summary"],
+                "flops": parse_size(str(kernels[event.kernel]["flops"]))(sizes),
+                "bytes": parse_size(str(kernels[event.kernel]["bytes"]))(sizes),
+            },
+        }
+        for index, event in enumerate(events)
+    ]
+    return json.dumps({"displayTimeUnit": "ns", "traceEvents": items}, indent=1) + "\n"
+
+
+def time_text(seconds: float) -> str:
+    return f"{seconds * 1e3:.3f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} us"
