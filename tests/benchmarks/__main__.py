@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.benchmarks.measure import measure
 from tests.benchmarks.models import MODELS
 from tests.benchmarks.prepare import PEERS, prepare
-from tests.benchmarks.report import Result, ratio, table, time_text
+from tests.benchmarks.report import Result, ratio, table, time_text, write
 
 DEFAULT_WORK = Path.home() / ".cache" / "transpiler-benchmarks"
 
@@ -30,6 +30,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--peers", default="*", help=f"only those that match: {', '.join(PEERS)}")
     parser.add_argument("--threads", type=int, action="append", help="[default: 1, and all processors]")
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing per model and number of threads")
+    parser.add_argument("--write", type=Path, metavar="FILE.md", help="of report: a page with a chart beside it")
     parser.add_argument("--together", action="store_true", help="load all models at once: one wait for each lock")
     parser.add_argument("--work", type=Path, default=DEFAULT_WORK, help="environments, exports, results")
     parser.add_argument("--while-loading", default="", metavar="COMMAND", help="holds a lock, such as 'flock FILE'")
@@ -70,7 +71,10 @@ def main() -> int:
             for result in results:
                 _keep(work, result.to_json())
     if options.command != "prepare":
-        print(table([item for item in read_results(work) if item["model"] in models and item["threads"] in threads]))
+        results = [item for item in read_results(work) if item["model"] in models and item["threads"] in threads]
+        print(table(results))
+        if options.write:
+            write(results, options.write, work / "environments")
     for text in failed:
         print(f"not prepared: {text}", file=sys.stderr)
     return 1 if failed else 0

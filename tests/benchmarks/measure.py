@@ -46,13 +46,15 @@ class Timing:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """`kernels` are (name, seconds) of the package's calls."""
+    """`kernels` are the package's and `rates` the machine's, as `worker.profiled` gives them."""
 
     model: str
     threads: int
     timings: Mapping[str, Timing]
     failures: Mapping[str, str] = field(default_factory=dict)
-    kernels: Sequence[tuple[str, float]] = ()
+    kernels: Sequence[Mapping[str, Any]] = ()
+    rates: Mapping[str, Any] = field(default_factory=dict)
+    commit: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -184,9 +186,18 @@ def _measure(case: Case, seconds: float) -> ModelResult:
     slices = _alternate(case.workers, seconds) if case.workers else {}
     time.sleep(SETTLE)
     ours = [worker for worker in case.workers if worker.peer == "ours"]
-    kernels = ours[0].ask(profile=PROFILED_CALLS)["kernels"] if ours else []
+    profile = ours[0].ask(profile=PROFILED_CALLS) if ours else {"kernels": [], "rates": {}}
     timings = {worker.peer: _timing(worker, slices[worker.peer]) for worker in case.workers}
-    return ModelResult(case.model, case.threads, timings, case.failures, [(name, value) for name, value in kernels])
+    return ModelResult(
+        case.model, case.threads, timings, case.failures, profile["kernels"], profile["rates"], _commit()
+    )
+
+
+def _commit() -> str:
+    """What was timed, where the sources are a checkout."""
+    command = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def _timing(worker: Worker, slices: list[list[float]]) -> Timing:

@@ -1,10 +1,16 @@
-"""Tables of what was measured."""
+"""What was measured as tables, as a page of the documentation, and as a chart."""
 
 from __future__ import annotations
 
+import json
+import os
+import platform
+import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.environments import python_of
 from tests.benchmarks.models import MODELS
 
 TITLES = {
@@ -63,3 +69,110 @@ def _row(result: Result, peers: Sequence[str]) -> str:
     cells.append("" if share is None else f"{share:.2f}{'' if share <= bar else ' (!)'}")
     cells.append(f"{bar:g}")
     return "| " + " | ".join(cells) + " |"
+
+
+# --- the page ---------------------------------------------------------------------------------------------------
+
+INTRODUCTION = """# Benchmarks
+
+Whole calls from Python, numpy in and numpy out, float32, batch 1 unless a model says otherwise. All engines run the
+same weights and inputs in one session: every engine has a process and a virtual environment of its own with the
+versions pinned in `tests/benchmarks/requirements`, and they are called in turn in short slices whose first calls do
+not count. Medians. The best other engine is in bold; *ours / best* compares with it, and (!) marks a share above the
+*bar* that the project has set itself. ONNX Runtime and OpenVINO read what `torch.onnx.export` writes; torch.compile
+and AOTInductor run with freezing and max-autotune; OpenVINO is kept to float32. Weights are random, drawn so that
+activations neither fade nor grow. An empty cell was not measured.
+
+`python -m tests.benchmarks` repeats it; `report --write docs/benchmarks.md` writes this page.
+"""
+
+
+def machine() -> str:
+    model = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return f"{model}, {os.cpu_count()} processors, Linux {platform.release().split('-')[0]}"
+
+
+def page(results: Sequence[Result], name: str) -> str:
+    """The text of docs/<name>.md."""
+    versions = {
+        TITLES[peer]: timing["version"]
+        for result in results
+        for peer, timing in result["timings"].items()
+        if peer != "ours"
+    }
+    parts = [
+        INTRODUCTION,
+        f"Machine: {machine()}. " + ", ".join(f"{peer} {version}" for peer, version in versions.items()) + ".\n",
+        f"![Time over that of the best other engine]({name}.png)\n",
+        table(results) + "\n",
+        *_kernels(results),
+    ]
+    return "\n".join(parts)
+
+
+def _kernels(results: Sequence[Result]) -> list[str]:
+    """The longest kernels of every model on one thread against the roofline."""
+    profiled = [result for result in ordered(results) if result.get("rates") and result["threads"] == 1]
+    if not profiled:
+        return []
+    parts = [
+        "## Kernels on one thread\n",
+        "The longest of each model; [performance](performance.md) explains the columns.\n",
+    ]
+    rates = profiled[0]["rates"]
+    read = ", ".join(f"{rate * 1e-9:.0f}" for _, rate in rates["levels"])
+    parts.append(
+        f"This machine: {rates['flops'] * 1e-9:.0f} GFLOP/s of multiply-adds; "
+        f"{read} GB/s read from L1, L2, L3 and memory.\n"
+    )
+    lines = ["| model | kernel | calls | time | share | GFLOP/s | of peak | GB/s | of roofline |"]
+    lines.append("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    for result in profiled:
+        total = sum(kernel["seconds"] for kernel in result["kernels"])
+        for index, kernel in enumerate(result["kernels"][:5]):
+            seconds, flops = kernel["seconds"], kernel["flops"] / kernel["seconds"]
+            cells = [
+                MODELS[result["model"]].title if index == 0 else "",
+                f"`{kernel['kernel']}`",
+                str(kernel["calls"]),
+                time_text(seconds),
+                f"{seconds / total:.0%}",
+                f"{flops * 1e-9:.1f}",
+                f"{flops / rates['flops']:.0%}",
+                f"{kernel['bytes'] / seconds * 1e-9:.1f}",
+                f"{kernel['least'] / seconds:.0%}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return [*parts, "\n".join(lines) + "\n"]
+
+
+def chart(results: Sequence[Result]) -> dict[str, Any]:
+    """What `chart.py` draws: per number of threads, every engine's time over the best peer's."""
+    engines = {peer: name for peer, name in TITLES.items() if any(peer in result["timings"] for result in results)}
+    panels = []
+    for threads in sorted({result["threads"] for result in results}):
+        rows = []
+        for result in ordered(results):
+            best = best_peer(result)
+            if result["threads"] != threads or best is None:
+                continue
+            least = result["timings"][best]["median"]
+            shares = {peer: timing["median"] / least for peer, timing in result["timings"].items()}
+            rows.append({"title": MODELS[result["model"]].title, "shares": shares})
+        panels.append({"title": f"{threads} thread{'s' * (threads > 1)}", "rows": rows})
+    return {"engines": engines, "panels": panels}
+
+
+def write(results: Sequence[Result], path: Path, environments: Path) -> None:
+    """The page `path`, and beside it the numbers as JSON and the chart as PNG and SVG."""
+    path.write_text(page(results, path.stem))
+    numbers = path.with_suffix(".json")
+    everything = {"machine": machine(), "chart": chart(results), "results": ordered(results)}
+    numbers.write_text(json.dumps(everything, indent=1) + "\n")
+    script = Path(__file__).parent / "chart.py"
+    command: list[str | Path] = [python_of("charts", environments), script, numbers, path.with_suffix("")]
+    subprocess.run(command, check=True)

@@ -10,11 +10,11 @@ requests it waits for a line and its threads sleep, so that the process that is 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import importlib
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -153,10 +153,16 @@ def timed(run: Run, warm: int, calls: int) -> list[float]:
     return seconds
 
 
-def profiled(model: Any, inputs: Arrays, calls: int) -> list[tuple[str, float]]:
-    """The kernels of a call in order, and the median of their seconds."""
-    rows = [model.profile(*inputs) for _ in range(calls + 2)][2:]
-    return [(name, statistics.median(row[index][1] for row in rows)) for index, (name, _) in enumerate(rows[0])]
+def profiled(package: str, model: Any, inputs: Arrays, calls: int) -> dict[str, Any]:
+    """Rates of the machine, and the kernels against them, the longest first; see the package's `runtime/profile.py`."""
+    profile = importlib.import_module(f"{package}.runtime.profile")
+    runs = [model.timeline(*inputs) for _ in range(calls + 2)][2:]
+    rates = model.measure_rates()
+    times = profile.by_kernel(profile.kernel_times(runs, model.manifest, {}, rates))
+    return {
+        "kernels": [{**dataclasses.asdict(time), "least": time.least} for time in times],
+        "rates": dataclasses.asdict(rates),
+    }
 
 
 def main() -> None:
@@ -185,7 +191,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "profile" in request:
-            answer({"kernels": profiled(model, inputs, request["profile"])})
+            answer(profiled(options.package.name, model, inputs, request["profile"]))
         else:
             answer({"seconds": timed(run, request["warm"], request["calls"])})
 
