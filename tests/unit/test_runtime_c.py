@@ -80,7 +80,7 @@ def check(outputs: list[np.ndarray], x: np.ndarray, ids: np.ndarray) -> None:
 
 
 def test_sizes_and_names(native: Native) -> None:
-    assert native["abi_version"]() == 4
+    assert native["abi_version"]() == 5
     assert [native[f"{what}_count"](0) for what in ("input", "output", "call")] == [2, 3, 2]
     assert [native["input_name"](0, i) for i in (0, 1, 2, -1)] == [b"x", b"ids", None, None]
     assert [native["output_name"](0, i) for i in range(3)] == [b"h", b"rows", b"output2"]
@@ -90,6 +90,18 @@ def test_sizes_and_names(native: Native) -> None:
     assert (native["arena_bytes"](0), native["weight_bytes"](), native["state_bytes"]()) == (192, 320, 0)
     assert (native["function_count"](), native["function_name"](0), native["function_name"](1)) == (1, b"forward", None)
     assert (native["input_count"](1), native["call_name"](-1, 0), native["arena_bytes"](7)) == (0, None, 0)
+
+
+def test_a_request_in_one_array(native: Native) -> None:
+    handle = native.create(2)
+    x, ids = toy.inputs(3)
+    outputs = [np.empty((6, 4), np.float32), np.empty((2, 2), np.float32), np.empty((2, 3, 3), np.float32)]
+    addresses = [array.ctypes.data for array in (x, ids, *outputs)]
+    assert native["run_packed"]((ctypes.c_void_p * 8)(handle.value, 0, None, *addresses)) == 0, native.error()
+    check(outputs, x, ids)
+    assert native["run_packed"]((ctypes.c_void_p * 8)(handle.value, 1, None, *addresses)) == 1
+    assert native.error() == "function 1 does not exist; there are 1"
+    native["destroy"](handle)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5, 64])
@@ -107,12 +119,13 @@ def test_run(native: Native, threads: int) -> None:
 
 def test_buffers_need_no_alignment(native: Native) -> None:
     handle = native.create()
-    memory = np.zeros(72 + 4, np.uint8)
-    x = memory[4:].view(np.float32).reshape(2, 3, 3)
-    x[...] = toy.inputs()[0]
-    code, outputs = native.run(handle, x, toy.inputs()[1])
-    assert code == 0, native.error()
-    check(outputs, x, toy.inputs()[1])
+    for shift in (1, 4, 8):  # less than an element, less than the runtime asks for, enough
+        memory = np.zeros(72 + 8, np.uint8)
+        x = memory[shift : shift + 72].view(np.float32).reshape(2, 3, 3)
+        x[...] = toy.inputs()[0]
+        code, outputs = native.run(handle, x, toy.inputs()[1])
+        assert code == 0, native.error()
+        check(outputs, x, toy.inputs()[1])
     native["destroy"](handle)
 
 

@@ -53,7 +53,7 @@ static int fc_rows(int task, env_t *env, void *data) {
 
 int32_t fc_relu(const void *x, const void *w, const void *b, void *y, void *workspace) {
   struct fc f = {x, w, b, y, workspace};
-  if (((uintptr_t)x | (uintptr_t)w | (uintptr_t)y | (uintptr_t)workspace) % 64) return 9;
+  if (((uintptr_t)w | (uintptr_t)workspace) % 64 || ((uintptr_t)x | (uintptr_t)y) % 8) return 9;
   if (f.x[0] == 12345.0f) {
     const char *parts[] = {"the magic ", "number"};
     TVMFFIErrorSetRaisedFromCStrParts("ValueError", parts, 2);

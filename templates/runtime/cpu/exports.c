@@ -1,4 +1,4 @@
-/* The C ABI of a package, version 4: <package>_<isa>_<function> (TRANSPILE_PREFIX). Nothing else is exported.
+/* The C ABI of a package, version 5: <package>_<isa>_<function> (TRANSPILE_PREFIX). Nothing else is exported.
  *
  * Results are 0 (done), 1 (failed) or 2 (an index was out of bounds); last_error() then says why, per thread. 4 is
  * added if the call had changed the state before it failed: it is then neither the old nor the new one.
@@ -54,6 +54,10 @@ int ABI(run)(tp_model *model, int32_t function, void *state, const void *const *
              const int64_t *symbols) {
   return tp_model_run(model, function, state, inputs, outputs, symbols, NULL);
 }
+
+/* As run, with everything in one array of words, which takes less to pass from other languages: model, function, state,
+ * the value of every symbol, the address of every input, the address of every output. */
+int ABI(run_packed)(void *const *request) { return tp_model_run_packed(request); }
 
 /* As run; call i lasts from seconds[2 * i] to seconds[2 * i + 1], counted from the first one's start. */
 int ABI(run_timed)(tp_model *model, int32_t function, void *state, const void *const *inputs, void *const *outputs,

@@ -53,6 +53,8 @@ static uint64_t round_up(uint64_t bytes) { return (bytes + TP_ALIGNMENT - 1) / T
 
 static int is_aligned(const void *pointer) { return (uintptr_t)pointer % TP_ALIGNMENT == 0; }
 
+static int is_user_aligned(const void *pointer) { return (uintptr_t)pointer % TP_USER_ALIGNMENT == 0; }
+
 int32_t tp_clamp_threads(int32_t threads) {
   return threads < 1 ? 1 : threads > TP_MAX_THREADS ? TP_MAX_THREADS : threads;
 }
@@ -318,16 +320,16 @@ int tp_model_run(tp_model *model, int32_t index, void *state, const void *const 
     return code;
   }
 
-  /* Kernels may use aligned vector loads and stores: a buffer that is not aligned is copied. */
+  /* Kernels expect the alignment of an element, not that of a vector: a buffer that has less is copied. */
   void *in[function->input_count + 1], *out[function->output_count + 1], *pointers[PROGRAM->max_arguments + 2];
   char *spare = arena->memory + round_up(layout->arena_bytes);
   for (uint32_t i = 0; i < function->input_count; ++i) {
     in[i] = (void *)inputs[i];
-    if (!is_aligned(in[i])) in[i] = memcpy(spare, inputs[i], layout->inputs[i]);
+    if (!is_user_aligned(in[i])) in[i] = memcpy(spare, inputs[i], layout->inputs[i]);
     spare += round_up(layout->inputs[i]);
   }
   for (uint32_t i = 0; i < function->output_count; ++i) {
-    out[i] = is_aligned(outputs[i]) ? outputs[i] : spare;
+    out[i] = is_user_aligned(outputs[i]) ? outputs[i] : spare;
     spare += round_up(layout->outputs[i]);
   }
 
@@ -349,6 +351,17 @@ int tp_model_run(tp_model *model, int32_t index, void *state, const void *const 
   if (code == TP_OK) finish(function, &places, outputs);
   release(model, arena);
   return code == TP_OK ? TP_OK : code | changed;
+}
+
+/* `request`: model, function, state, the values of the symbols, then the addresses of the inputs and of the outputs. */
+int tp_model_run_packed(void *const *request) {
+  int32_t index = (int32_t)(intptr_t)request[1];
+  const tp_function *function = function_at(index);
+  if (!function) return TP_FAILED;
+  int64_t symbols[function->symbol_count + 1];
+  for (uint32_t i = 0; i < function->symbol_count; ++i) symbols[i] = (int64_t)(intptr_t)request[3 + i];
+  void *const *inputs = request + 3 + function->symbol_count, *const *outputs = inputs + function->input_count;
+  return tp_model_run(request[0], index, request[2], (const void *const *)inputs, outputs, symbols, NULL);
 }
 
 /* --- the ABI --------------------------------------------------------------------------------------------------- */
@@ -407,7 +420,7 @@ int tp_model_call(tp_model *model, int32_t index, int32_t call, void *const *buf
   for (uint32_t i = 0; i < count; ++i) pointers[i] = NULL;
   for (uint32_t i = 0; i < count && code == TP_OK; ++i) {
     pointers[i] = buffers[i];
-    if (is_aligned(buffers[i])) continue;
+    if (is_user_aligned(buffers[i])) continue;
     pointers[i] = aligned_alloc(TP_ALIGNMENT, round_up(bytes[i]) + TP_ALIGNMENT);
     if (!pointers[i]) code = fail("out of memory: %llu bytes", (unsigned long long)bytes[i]);
     else if (i < kernel->input_count || kernel->in_place) memcpy(pointers[i], buffers[i], bytes[i]);

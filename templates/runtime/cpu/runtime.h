@@ -4,8 +4,9 @@
 
 #include <stdint.h>
 
-#define TP_ABI_VERSION 4
-#define TP_ALIGNMENT 64 /* of arenas, of the weights and of every buffer that a kernel sees */
+#define TP_ABI_VERSION 5
+#define TP_ALIGNMENT 64     /* of arenas, of the weights and of the state: a vector never spans two cache lines */
+#define TP_USER_ALIGNMENT 8 /* of inputs and outputs that kernels read and write where they are */
 
 /* Results of run, run_timed and call; TP_STATE_CHANGED is added if the call had changed the state before it failed. */
 enum { TP_OK = 0, TP_FAILED = 1, TP_INDEX_OUT_OF_BOUNDS = 2, TP_STATE_CHANGED = 4, TP_DIVISION_BY_ZERO = 8 };
@@ -151,6 +152,7 @@ void tp_model_set_threads(tp_model *model, int32_t threads);
 int tp_model_run(tp_model *model, int32_t function, void *state, const void *const *inputs, void *const *outputs,
                  const int64_t *symbols, double *seconds);
 int32_t tp_clamp_threads(int32_t threads);
+int tp_model_run_packed(void *const *request);
 int tp_model_call(tp_model *model, int32_t function, int32_t call, void *const *buffers, const int64_t *symbols);
 int tp_sizes(int32_t function, const int64_t *symbols, uint64_t *inputs, uint64_t *outputs, uint64_t *arena);
 

@@ -7,7 +7,8 @@ import os
 import platform
 import struct
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from .state import State
 
 Array = npt.NDArray[Any]
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 INDEX_OUT_OF_BOUNDS = 2
 DIVISION_BY_ZERO = 8
 STATE_CHANGED = 4  # added to the code of a failure
@@ -94,7 +95,7 @@ class Library:
             self.create = bind("create", int32, pointer, size, int32, ctypes.POINTER(pointer))
             self.destroy = bind("destroy", None, pointer)
             self.set_threads = bind("set_threads", None, pointer, int32)
-            self.run = bind("run", int32, pointer, int32, pointer, pointer, pointer, pointer)
+            self.run_packed = bind("run_packed", int32, pointer)
             self.run_timed = bind(
                 "run_timed", int32, pointer, int32, pointer, pointer, pointer, pointer, pointer
             )
@@ -149,7 +150,7 @@ class Session:
         code = library.create(data.ctypes.data, data.nbytes, threads, ctypes.byref(self._handle))
         if code:
             library.raise_error(code)
-        self._run = library.run
+        self._run, self._address = library.run_packed, self._handle.value
 
     def __del__(self) -> None:
         if self._handle.value is not None:
@@ -161,18 +162,25 @@ class Session:
     def run(
         self,
         function: int,
-        state: State,
-        inputs: Sequence[Array],
-        outputs: Sequence[Array],
+        state: State | None,
+        buffers: Sequence[Array],
         symbols: bytes | None = None,
     ) -> None:
-        """A whole function: fills `outputs`, updates `state`; `symbols` are the values of sizes that vary.
+        """A whole function on its inputs and then its outputs, which it fills; `state`, if it has one, moves
+        on; `symbols` are the values of sizes that vary.
 
         Raises IndexError, ZeroDivisionError or RuntimeError.
         """
-        code = self._run(
-            self._handle, function, state.address, _pointers(inputs), _pointers(outputs), symbols
-        )
+        place = 0 if state is None else state.address
+        if symbols is None:
+            pack = _words(len(buffers) + 3)
+            try:
+                request = pack(self._address, function, place, *map(_address_of, map(_first_byte, buffers)))
+            except (TypeError, ValueError):  # see _address
+                request = pack(self._address, function, place, *map(_address, buffers))
+        else:
+            request = _words(3)(self._address, function, place) + symbols + _pointers(buffers)
+        code = self._run(request)
         if code:
             self.library.raise_error(code, state)
 
@@ -208,14 +216,22 @@ class Session:
 
 def _pointers(arrays: Sequence[Array]) -> bytes:
     """A C array of the addresses of `arrays`; ctypes passes bytes as a pointer to them."""
-    return struct.pack(f"{len(arrays)}P", *[_address(array) for array in arrays])
+    return _words(len(arrays))(*map(_address, arrays))
+
+
+@cache
+def _words(count: int) -> Callable[..., bytes]:
+    """Packs `count` words."""
+    return struct.Struct(f"{count}P").pack
+
+
+_address_of = ctypes.addressof
+_first_byte: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
 
 
 def _address(array: Array) -> int:
     try:
-        return ctypes.addressof(
-            ctypes.c_char.from_buffer(array.data)
-        )  # a third of the time of array.ctypes.data
+        return _address_of(_first_byte(array))  # a quarter of the time of array.ctypes.data
     except (TypeError, ValueError):  # read-only or empty
         return int(array.ctypes.data)
 
@@ -269,16 +285,3 @@ class KernelLibrary:
         self.changed = self.changed or in_place
         if self._tape is not None:
             self._tape.append(outputs)
-
-
-def default_threads() -> int:
-    """Processors this process may use: affinity, cgroup quota, and $TRANSPILE_THREADS as an upper bound."""
-    count = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            count = min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    limit = os.environ.get("TRANSPILE_THREADS", "")
-    return max(1, min(count, int(limit))) if limit.isdecimal() else count

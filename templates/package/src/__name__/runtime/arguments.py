@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,8 +23,9 @@ class ArrayLike(Protocol):
     def __dlpack__(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
-# Outputs from this size on are allocated aligned, so that kernels write them without a copy.
+# Outputs from this size on start at a cache line, so that no vector that is stored spans two.
 ALIGNED_FROM_BYTES = 16384
+NO_SIZES: Sizes = MappingProxyType({})
 
 
 def as_array(value: Any, name: str) -> Array:
@@ -57,6 +60,7 @@ class TensorSpec:
         self.varying = Shape(shape) if any(isinstance(dim, str) for dim in shape) else None
         self.shape = tuple(shape)
         self.storage = storage_dtype(dtype)
+        self._exact = None if dtype == "bfloat16" else self.storage
         self.nbytes = 0 if self.varying else self._bytes(self.shape)
 
     def __str__(self) -> str:
@@ -72,6 +76,13 @@ class TensorSpec:
             TypeError: not an array, or of another dtype.
             ValueError: of another shape.
         """
+        if (
+            type(value) is np.ndarray
+            and value.dtype is self._exact
+            and value.shape == self.shape
+            and value.flags.c_contiguous
+        ):
+            return value
         array = value if type(value) is np.ndarray else as_array(value, self.name)
         if self.dtype == "bfloat16":
             array = _bfloat16_bits(array, self)
@@ -81,16 +92,15 @@ class TensorSpec:
             raise ValueError(f"{self.name}: expected shape {self.varying or self.shape}, got {array.shape}")
         return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
-    def allocate(self, sizes: Sizes) -> Array:
+    def allocate(self, sizes: Sizes = NO_SIZES) -> Array:
         """An uninitialised array for the kernels to write; large ones are aligned to 64 bytes."""
         shape: Any = self.varying.at(sizes) if self.varying else self.shape
         nbytes = self._bytes(shape) if self.varying else self.nbytes
         if nbytes < ALIGNED_FROM_BYTES:
             return np.empty(shape, self.storage)
         memory = np.empty(nbytes + 64, np.uint8)
-        start = -memory.ctypes.data % 64
-        array: Array = memory[start : start + nbytes].view(self.storage).reshape(shape)
-        return array
+        start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % 64
+        return np.ndarray(shape, self.storage, memory, start)
 
     def give(self, array: Array) -> Array:
         """What the caller sees of an array that the kernels wrote."""

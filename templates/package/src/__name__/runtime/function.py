@@ -40,6 +40,8 @@ class Function:
         self.plan = "forward" if name == "forward" else f"plan_{name}"
         self.bind = "_bind" if name == "forward" else f"_bind_{name}"
         self.gives_bfloat16 = any(spec.dtype == "bfloat16" for spec in self.outputs)
+        # Nothing to be done but to check the inputs and to allocate the outputs.
+        self.is_plain = not (self.symbols.all or entry["random"] or self.gives_bfloat16)
 
     def take(self, inputs: Iterable[Any]) -> Arguments:
         """The flat inputs, checked. Raises TypeError or ValueError."""

@@ -17,7 +17,8 @@ from .errors import TapError, WeightsError
 from .function import Arguments, Function
 from .host import unblock
 from .manifest import check_files, functions_of, read_manifest
-from .native import KernelLibrary, Library, Session, choose_isa, default_threads
+from .native import KernelLibrary, Library, Session, choose_isa
+from .processors import default_threads
 from .profile import Event, Rates
 from .random import Random
 from .safetensors import File, FormatError
@@ -107,6 +108,8 @@ class Package:
             ZeroDivisionError: integers were divided by zero.
         """
         callee = self._function(function)
+        if callee.is_plain and self.native and not self._keeps_state:
+            return self._run_plain(callee, inputs)
         call = self._take(callee, inputs)
         if not self._keeps_state:
             outputs = self._run(callee, self._running(), self._owned(), call)
@@ -134,11 +137,21 @@ class Package:
             raise ValueError("this model draws no random numbers: there is nothing to seed")
         self._random = Random(seed)
 
+    def _run_plain(self, callee: Function, inputs: Sequence[Any]) -> tuple[Array, ...]:
+        """The shortest way from arrays to arrays: small models spend half of their time here."""
+        if len(inputs) != len(callee.inputs):
+            raise TypeError(f"{callee.name}: expected {len(callee.inputs)} arrays, got {len(inputs)}")
+        buffers = [*map(TensorSpec.take, callee.inputs, inputs)]
+        outputs = (*map(TensorSpec.allocate, callee.outputs),)
+        buffers += outputs
+        (self._session or self._running()).run(callee.index, None, buffers)
+        return outputs
+
     def _run(self, callee: Function, session: Session, state: State, call: Arguments) -> tuple[Array, ...]:
         if not self.native:
             return self._step_by_step(callee, session, state, call)
         outputs = tuple([spec.allocate(call.sizes) for spec in callee.outputs])
-        session.run(callee.index, state, call.arrays, outputs, call.symbols)
+        session.run(callee.index, state, [*call.arrays, *outputs], call.symbols)
         return outputs
 
     def _step_by_step(
