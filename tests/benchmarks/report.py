@@ -22,6 +22,8 @@ TITLES = {
     "eager": "PyTorch eager",
 }
 Result = Mapping[str, Any]
+# What the numbers of the page do not say themselves; to be rewritten with it.
+NOTES = Path(__file__).parent / "notes.md"
 
 
 def time_text(seconds: float) -> str:
@@ -109,6 +111,7 @@ def page(results: Sequence[Result], name: str) -> str:
         f"Machine: {machine()}. " + ", ".join(f"{peer} {version}" for peer, version in versions.items()) + ".\n",
         f"![Time over that of the best other engine]({name}.png)\n",
         table(results) + "\n",
+        NOTES.read_text(),
         *_kernels(results),
     ]
     return "\n".join(parts)
