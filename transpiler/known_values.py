@@ -72,7 +72,12 @@ _OPERATORS_IN_PLACE = frozenset(
         "xor",
     )
 )
-_UNDEFINED = frozenset({"empty_like", "new_empty", "resize_", "set_"})
+# What may give memory that nothing has written, or memory of something else.
+_UNDEFINED = frozenset(
+    {"empty_like", "new", "new_empty", "new_empty_strided", "resize", "resize_as_", "resize_", "set_"}
+)
+# What writes more than its first argument, of which the tensors' versions tell nothing.
+_WRITES_STATISTICS = frozenset({"batch_norm", "instance_norm", "native_batch_norm"})
 
 
 class KnownValues(TorchFunctionMode):
@@ -131,7 +136,7 @@ class KnownValues(TorchFunctionMode):
         if name in _UNDEFINED or any(map(_varies, leaves)):
             return None
         values = {id(item): self._value(item) for item in leaves if isinstance(item, torch.Tensor)}
-        if name in _MAKERS_LIKE and args and _is_small(args[0]):
+        if name in _MAKERS_LIKE and args and _is_small(args[0]) and sum(item is args[0] for item in leaves) == 1:
             values[id(args[0])] = _zeros(args[0])
         elif name not in _MAKERS and not values:
             return None
@@ -159,7 +164,10 @@ class KnownValues(TorchFunctionMode):
     def _forget_written(self, name: str, args: Sequence[Any], kwargs: Any) -> None:
         """What is written with values that are not known, and every view of it, is known no longer."""
         flagged = "inplace" in kwargs or any(item is True for item in args)
-        for tensor in (*(args[:1] if _writes(name) or flagged else ()), *_tensors(kwargs.get("out"))):
+        written: Any = args[:1] if _writes(name) or flagged else ()
+        if name in _WRITES_STATISTICS:
+            written = (args, kwargs)
+        for tensor in _tensors((written, kwargs.get("out"))):
             known = self._known.get(id(tensor))
             if known is not None:
                 memory = known[1].untyped_storage().data_ptr()
@@ -222,17 +230,23 @@ def _shaped_by_values(name: str, args: Sequence[Any], kwargs: Any) -> bool:
 
 
 def _writes(name: str) -> bool:
-    """Whether a function writes its first argument: `add_`, `__iadd__`, `__setitem__`."""
-    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name in _OPERATORS_IN_PLACE
+    """Whether a function writes its first argument, or the tensors in it: `add_`, `__iadd__`, `__setitem__`; the
+    `__set__` of an attribute, such as `data`."""
+    return (
+        name in ("__setitem__", "__set__")
+        or (name.endswith("_") and not name.endswith("__"))
+        or name in _OPERATORS_IN_PLACE
+    )
 
 
 def _varies(item: Any) -> bool:
-    """Whether an argument holds a size that varies, or a tensor where it is not looked for."""
+    """Whether an argument holds a size that varies, a tensor where it is not looked for, or is a source of random
+    numbers."""
     if isinstance(item, slice):
         return any(isinstance(part, torch.Tensor) or _varies(part) for part in (item.start, item.stop, item.step))
     if isinstance(item, tuple | list):
         return any(map(_varies, item))
-    return isinstance(item, _NUMBERS)
+    return isinstance(item, (*_NUMBERS, torch.Generator))
 
 
 def _is_small(tensor: Any) -> bool:

@@ -119,7 +119,50 @@ def uninitialised(x: torch.Tensor) -> torch.Tensor:
     return decide(x, torch.empty_like(torch.zeros(3)))
 
 
-UNKNOWN = (input_itself, written_item, written_view, written_base, written_out, made_of_value, drawn, uninitialised)
+def drawn_by_generator(x: torch.Tensor) -> torch.Tensor:
+    return decide(x, torch.zeros(3).normal_(generator=torch.Generator()))
+
+
+def filled_with_itself(x: torch.Tensor) -> torch.Tensor:
+    value = x[0, 0]
+    return decide(x, torch.full_like(value, value))
+
+
+def copied(x: torch.Tensor) -> torch.Tensor:
+    return decide(x, x.new_tensor(x))
+
+
+def reallocated(x: torch.Tensor) -> torch.Tensor:
+    return decide(x, torch.zeros(2).new_empty_strided((2,), (1,)))
+
+
+def grown(x: torch.Tensor) -> torch.Tensor:
+    return decide(x, torch.zeros(2).resize_as_(torch.zeros(400)))
+
+
+def written_in_a_list(x: torch.Tensor) -> torch.Tensor:
+    value = torch.zeros(4, 3)
+    torch._foreach_add_([value], [x])
+    return decide(x, value)
+
+
+def written_statistics(x: torch.Tensor) -> torch.Tensor:
+    mean, variance = torch.zeros(3), torch.ones(3)
+    nn.functional.batch_norm(x, mean, variance, training=True)
+    return decide(x, mean)
+
+
+def replaced_data(x: torch.Tensor) -> torch.Tensor:
+    value = torch.zeros(4, 3)
+    value.data = x
+    return decide(x, value)
+
+
+UNKNOWN = (
+    input_itself, written_item, written_view, written_base, written_out, made_of_value, drawn, uninitialised,
+    drawn_by_generator, filled_with_itself, copied, reallocated, grown, written_in_a_list, written_statistics,
+    replaced_data,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("function", UNKNOWN, ids=lambda function: function.__name__)
