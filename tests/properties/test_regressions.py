@@ -152,6 +152,16 @@ FOUND: dict[str, Graph] = {
         (Call("aten.leaky_relu.default", (Ref(0), 0)), Call("aten.leaky_relu.default", (Ref(1), 0))),
         (2, 3),
     ),
+    # Of no axis: element by element, where a sum takes an empty list for all axes.
+    "truth_of_no_axis": Graph(
+        (Made((3, 4)),),
+        (
+            Call("aten.any.dims", (Ref(0), [])),
+            Call("aten.all.dims", (Ref(0), [], True)),
+            Call("aten.sum.dim_IntList", (Ref(0), [])),
+        ),
+        (1, 2, 3),
+    ),
     # `dynamic_shapes` has one entry for all that `forward(*inputs)` takes.
     "several_vectors_that_vary": Graph(
         (Made((7,), varies=True), Made((7,), varies=True)), (Call("aten.ne.Tensor", (Ref(0), Ref(1))),), (2,)

@@ -83,7 +83,9 @@ def _prod_dim(context: ImportContext, x: Value, dim: int, keepdim: bool = False,
 
 def _truth(op: type[AxisReduce], name: str) -> None:
     def convert(context: ImportContext, x: Value, dim: Any = None, keepdim: bool = False) -> Any:
-        result = context.emit(op(axes_of(x, dim), keepdim), context.cast(x, "bool"))
+        result = context.cast(x, "bool")
+        if dim != []:  # an empty list means no axis here, where sums take it for all
+            result = context.emit(op(axes_of(x, dim), keepdim), result)
         return context.cast(result, out_type(context).dtype)
 
     aten(f"{name}.default", f"{name}.dim", f"{name}.dims")(convert)
