@@ -52,6 +52,11 @@ class Buffer:
     def store_vector(self, offset: Expr, value: Expr, lanes: int = LANES) -> None:
         T.buffer_store(self.handle, value, [T.ramp(self.base + offset, 1, lanes)])
 
+    def prefetch(self, offset: Expr) -> None:
+        """Ask for the cache line at `offset`, which may lie behind the end."""
+        place = tirx.address_of(self.handle[self.base + offset])
+        T.evaluate(tirx.call_intrin("void", "tirx.prefetch", place, 0, 3, 1))
+
 
 def storage_dtype(dtype: str) -> str:
     """What memory holds for an IR dtype."""

@@ -56,6 +56,7 @@ def transpile(
     rng: bool = False,
     tune: Literal["none", "fast", "full"] = "none",
     tuning_record: str | Path | None = None,
+    exact: bool = False,
     test: bool = False,
     quiet: bool = True,
     progress: Progress | None = None,
@@ -79,6 +80,7 @@ def transpile(
         rng: draw random numbers with a seeded generator of the package's own (docs/random.md); refused otherwise.
         tune: "fast" or "full" times variants of large kernels on this machine (docs/tuning.md).
         tuning_record: the tuning.json of another build, whose choices are taken.
+        exact: compute every convolution as a direct sum, none by Winograd's algorithm (docs/performance.md).
         test: run the generated tests before the package is put in place.
         quiet: no progress lines.
 
@@ -111,6 +113,7 @@ def transpile(
             rng=rng,
             tune=tune,
             tuning_record=None if tuning_record is None else Path(tuning_record),
+            exact=exact,
             test=test,
         ),
         progress,

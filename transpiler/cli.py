@@ -72,6 +72,7 @@ MAX_FAILURES = 20
 )  # fmt: skip
 @click.option("--isa", "isas", multiple=True, metavar="NAME", help="Instruction set.  [default: this machine's]")
 @click.option("--rng", is_flag=True, help="Draw random numbers with a seeded generator (see docs/random.md).")
+@click.option("--exact", is_flag=True, help="No Winograd convolutions (see docs/performance.md).")
 @click.option("--test/--no-test", default=True, help="Run the generated tests.  [default: test]")
 @click.option("--check", "check_only", is_flag=True, help="Only list what is unsupported; nothing is compiled.")
 @click.option("--traceback", "trace", is_flag=True, help="Show where in the transpiler an error arose.")
@@ -96,6 +97,7 @@ def main(
     tuning_record: Path | None,
     isas: Sequence[str],
     rng: bool,
+    exact: bool,
     test: bool,
     check_only: bool,
     trace: bool,
@@ -131,6 +133,7 @@ def main(
             tuning_record,
             isas,
             rng,
+            exact,
             test,
         )
         lines = _run(request, started, check_only=check_only, quiet=quiet, verbose=verbose)
@@ -174,6 +177,7 @@ def _request(
     tuning_record: Path | None,
     isas: Sequence[str],
     rng: bool,
+    exact: bool,
     test: bool,
 ) -> Request:
     from transpiler.specs import parse_dynamic, parse_inits, parse_input
@@ -199,6 +203,7 @@ def _request(
         tuning_record=tuning_record,
         isas=tuple(dict.fromkeys(isas)),
         rng=rng,
+        exact=exact,
         test=test,
     )
 

@@ -111,6 +111,7 @@ def make_view(
     bounds: Mapping[str, Mapping[str, tuple[int, int]]] | None = None,
     machine: str | None = None,
     examples: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
+    exact: bool = False,
 ) -> PackageView:
     """The package of a program's plans, one per function in its order.
 
@@ -124,6 +125,7 @@ def make_view(
         graph_json: the imported program (`transpiler.serialize`).
         bounds: inclusive bounds of integer inputs, by function and flat name.
         examples: shapes of each function's example inputs.
+        exact: whether faster algorithms with other rounding were left out.
         machine: the processor family, as `platform.machine()` calls it; this machine's by default.
 
     Raises:
@@ -161,6 +163,7 @@ def make_view(
         bounds=bounds or {},
         machine=machine or platform.machine(),
         examples=examples or {},
+        exact=exact,
     )
     exports = tuple(sorted(["Model", *(record.name for record in records)]))
     everything = sorted([*exports, "PackageError", "TapError", "WeightsError", "__version__"], key=_sort_key)

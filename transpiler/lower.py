@@ -13,7 +13,8 @@ from transpiler.ir import Graph, Program, Tap, Value
 from transpiler.memory import Arena, aligned, plan_arena, roots, size_of
 from transpiler.ops.base import Op
 from transpiler.ops.custom import KernelError
-from transpiler.ops.packed import ConvBlocked, ConvDepthwise, ConvStem, LinearPacked
+from transpiler.ops.packed import BlockedConv, ConvBlocked, ConvDepthwise, ConvStem, LinearPacked
+from transpiler.ops.winograd import ConvWinograd
 from transpiler.passes.fusion import FusedStep, GroupStep, ViewStep, partition
 from transpiler.passes.weights import prepared_values, split_program
 from transpiler.plan import Call, Kernel, KernelPlan, StateSlot, Step, Storage, View
@@ -171,7 +172,7 @@ def kernel_name(group: Group) -> str:
     # Sizes that vary are no part of the name.
     shape = [dim for dim in group.outputs[0].shape if isinstance(dim, int) and dim != 1] or [1]
     anchor = group.anchor_node
-    if anchor is not None and isinstance(anchor.op, ConvBlocked | ConvStem | ConvDepthwise):
+    if anchor is not None and isinstance(anchor.op, BlockedConv):
         shape = [anchor.op.channels, *(dim for dim in group.outputs[0].shape[2:4] if isinstance(dim, int))]
     suffix = "x".join(str(dim) for dim in shape)
     parts = parts or [group.nodes[-1].op.name]  # of constants only
@@ -188,6 +189,8 @@ def _label(op: Op, arity: int) -> str:
     match op:
         case ConvBlocked(kernel=kernel) | ConvStem(kernel=kernel):
             return f"conv{kernel[0]}x{kernel[1]}" + ("_bias" if arity == 3 else "")
+        case ConvWinograd(tile=tile):
+            return f"winograd{tile}x{tile}" + ("_bias" if arity == 3 else "")
         case ConvDepthwise(kernel=kernel):
             return f"depthwise{kernel[0]}x{kernel[1]}" + ("_bias" if arity == 3 else "")
         case LinearPacked():

@@ -36,13 +36,14 @@ def build_manifest(
     bounds: Mapping[str, Mapping[str, tuple[int, int]]],
     machine: str,
     examples: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
+    exact: bool = False,
 ) -> dict[str, Any]:
     """The manifest without its hashes.
 
     The main function's signature stands at the top, those of others under "functions". Sizes that vary are texts over
     the names in "symbols", which says where each is read off: dimension `dim` of input `input` is
     `scale * value + offset`; `index` is its number in the native library. `examples` are the shapes of each function's
-    example inputs.
+    example inputs. `exact` says that convolutions are direct sums, none by Winograd's algorithm.
     """
     main = program.main.name
     numbers = {symbol: view.index for symbol, view in symbol_views(plans).items()}
@@ -68,6 +69,7 @@ def build_manifest(
         **functions.pop(main),
         "functions": functions,
         "state": _state(plans[0]),
+        "exact": exact,
         "rng": RANDOM if any(_draws(plan) for plan in plans) else None,
         "weights": _weights(program, plans[0]),
         "kernels": _kernels(plans),

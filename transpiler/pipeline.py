@@ -58,6 +58,7 @@ class Request:
     rng: bool = False
     tune: Literal["none", "fast", "full"] = "none"
     tuning_record: Path | None = None
+    exact: bool = False
     test: bool = True
 
 
@@ -208,7 +209,7 @@ def _package_name(request: Request, model: Model) -> str:
 
 def _rewrite(program: Program, request: Request) -> Program:
     from transpiler.lower import matching_taps
-    from transpiler.passes import PIPELINE, UNFOLDED_PIPELINE, run_passes
+    from transpiler.passes import EXACT_PIPELINE, PIPELINE, UNFOLDED_PIPELINE, run_passes
 
     if request.taps == "all":
         return run_passes(program, UNFOLDED_PIPELINE)
@@ -216,7 +217,7 @@ def _rewrite(program: Program, request: Request) -> Program:
     pinned = matching_taps(paths, request.taps) if request.taps else frozenset()
     for graph in program.functions.values():
         program = program.with_function(replace(graph, pinned=pinned & graph.taps.keys()))
-    return run_passes(program, PIPELINE)
+    return run_passes(program, EXACT_PIPELINE if request.exact else PIPELINE)
 
 
 def _lower(program: Program, tuner: Tuner, request: Request, progress: Progress) -> LoweredProgram:
@@ -364,6 +365,7 @@ def _view(
         graph_json=model.graph_json,
         bounds={name: function.bounds for name, function in model.functions.items()},
         examples={name: [array.shape for array in function.examples] for name, function in model.functions.items()},
+        exact=request.exact,
     )
 
 

@@ -72,19 +72,20 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     inner, h, w = map(fixed_size, fixed)  # the layout pass sees to it
     lanes = LANES if blocked else 1
     oh, ow = map(fixed_size, node.output.type.shape[2:4])
-    (ph, pw), pointwise = op.padding, op.kernel == (1, 1) and op.stride == (1, 1) and op.padding == (0, 0)
-    padded = (h + 2 * ph, w + 2 * pw)
+    pads = any(op.padding)
+    pointwise = op.kernel == (1, 1) and op.stride == (1, 1) and not pads
+    padded = (h + op.padded[0], w + op.padded[1])
     geometry = Geometry(
         extent(n), inner, lanes, op.in_channels, *padded, blocks(op.channels), oh, ow,
         (op.kernel[0], op.kernel[1]), (op.stride[0], op.stride[1]), (op.dilation[0], op.dilation[1]),
     )  # fmt: skip
-    size = n * inner * padded[0] * padded[1] * lanes if ph or pw else 0
+    size = n * inner * padded[0] * padded[1] * lanes if pads else 0
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type], workspace=size)
     with builder:
         source = builder.inputs[group.input_index(x)]
         if size != 0:
             target_map = builder.scratch(size)
-            pad_map(source, target_map, extent(n) * inner, (h, w), (ph, pw), lanes)
+            pad_map(source, target_map, extent(n) * inner, (h, w), op.padding, lanes)
             source = target_map
         _convolve(
             target, geometry, source,

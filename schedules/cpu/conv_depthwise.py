@@ -41,10 +41,10 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     n, *fixed = x.type.shape[:4]
     cb, h, w = map(fixed_size, fixed)  # the layout pass sees to it
     oh, ow = map(fixed_size, node.output.type.shape[2:4])
-    (kh, kw), (sh, sw), (dh, dw), (ph, pw) = op.kernel, op.stride, op.dilation, op.padding
-    height, width = h + 2 * ph, w + 2 * pw
+    (kh, kw), (sh, sw), (dh, dw) = op.kernel, op.stride, op.dilation
+    height, width = h + op.padded[0], w + op.padded[1]
     plane = height * width * LANES
-    size = n * cb * plane if ph or pw else 0
+    size = n * cb * plane if any(op.padding) else 0
     run = min(ow, MAX_ROWS, max(2, register_budget(target.isa) - 3))
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type], workspace=size)
     with builder:
@@ -57,7 +57,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         with loop(tasks, parallel=is_large(n * cb * oh * ow * kh * kw * LANES)) as task:
             block = task % cb if is_several(n) else task
             if size != 0:
-                pad_map_plane(given, source, task, (h, w), (ph, pw), LANES)
+                pad_map_plane(given, source, task, (h, w), op.padding, LANES)
 
             def pixels(row: Expr, column: Expr, count: int) -> None:
                 accumulators = local(count * LANES)

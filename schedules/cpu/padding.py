@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
@@ -14,43 +15,44 @@ Expr = Any
 
 
 def pad_map(
-    source: Buffer, target: Buffer, planes: Extent, size: tuple[int, int], padding: tuple[int, int], lanes: int
+    source: Buffer, target: Buffer, planes: Extent, size: tuple[int, int], padding: Sequence[int], lanes: int
 ) -> None:
-    """Copy [planes, H, W, lanes] into [planes, H + 2ph, W + 2pw, lanes], zeros around; lanes is 16 or 1.
+    """Copy [planes, H, W, lanes] into [planes, top + H + bottom, left + W + right, lanes], zeros around; lanes is
+    16 or 1, `padding` (top, left, bottom, right).
 
     One parallel loop over the target's rows.
     """
-    height, width = size[0] + 2 * padding[0], size[1] + 2 * padding[1]
+    height, width = size[0] + padding[0] + padding[2], size[1] + padding[1] + padding[3]
     rows = planes * height
     with loop(rows, parallel=is_large(rows * width * lanes)) as row:
         _pad_row(source, target, tirx.floordiv(row, height), tirx.floormod(row, height), size, padding, lanes)
 
 
 def pad_map_plane(
-    source: Buffer, target: Buffer, plane: Expr, size: tuple[int, int], padding: tuple[int, int], lanes: int
+    source: Buffer, target: Buffer, plane: Expr, size: tuple[int, int], padding: Sequence[int], lanes: int
 ) -> None:
     """The same for one plane, serially."""
-    with T.serial(0, size[0] + 2 * padding[0]) as y:
+    with T.serial(0, size[0] + padding[0] + padding[2]) as y:
         _pad_row(source, target, plane, y, size, padding, lanes)
 
 
 def _pad_row(
-    source: Buffer, target: Buffer, plane: Expr, y: Expr, size: tuple[int, int], padding: tuple[int, int], lanes: int
+    source: Buffer, target: Buffer, plane: Expr, y: Expr, size: tuple[int, int], padding: Sequence[int], lanes: int
 ) -> None:
     """A row of the target is zeros, or zeros, the source row, zeros."""
-    (h, w), (ph, pw) = size, padding
-    height, width = h + 2 * ph, w + 2 * pw
+    (h, w), (top, left, bottom, right) = size, padding
+    height, width = h + top + bottom, w + left + right
     base = (plane * height + y) * (width * lanes)
 
     def fill(start: Expr, count: int) -> None:
         _run(count, lambda offset, n: _zero(target, start + offset, n))
 
-    with T.If(tirx.And(y >= ph, y < h + ph)):
+    with T.If(tirx.And(y >= top, y < h + top)):
         with T.Then():
-            fill(base, pw * lanes)
-            start = (plane * h + y - ph) * (w * lanes)
-            _run(w * lanes, lambda offset, n: _copy(source, start + offset, target, base + pw * lanes + offset, n))
-            fill(base + (pw + w) * lanes, pw * lanes)
+            fill(base, left * lanes)
+            start = (plane * h + y - top) * (w * lanes)
+            _run(w * lanes, lambda offset, n: _copy(source, start + offset, target, base + left * lanes + offset, n))
+            fill(base + (left + w) * lanes, right * lanes)
         with T.Else():
             fill(base, width * lanes)
 

@@ -137,3 +137,34 @@ def test_linear_weights_are_packed_once_for_two_users() -> None:
     verify(after.main)
     assert [node.op.name for node in after.main.nodes] == ["pack_matmul", "linear_packed", "linear_packed"]
     assert_same_meaning(before, after)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_zeros_around_a_map_become_padding(value: float) -> None:
+    before = Program(
+        {
+            "forward": graph(
+                f"""
+                func forward(
+                  %x: float32[1, 20, 6, 7] user "x",
+                  %w: float32[16, 20, 3, 3] parameter "w",
+                  %d: float32[16, 1, 3, 3] parameter "d",
+                ) {{
+                  %p: float32[1, 20, 7, 10] = pad(%x)
+                    {{low = (0, 0, 0, 1), high = (0, 0, 1, 2), mode = "constant", value = {value}}}
+                  %c: float32[1, 16, 4, 5] = conv(%p, %w)
+                    {{stride = (2, 2), padding = (1, 1), dilation = (1, 1), groups = 1}}
+                  %q: float32[1, 16, 6, 7] = pad(%c)
+                    {{low = (0, 0, 1, 0), high = (0, 0, 1, 2), mode = "constant", value = {value}}}
+                  %y: float32[1, 16, 4, 5] = conv(%q, %d)
+                    {{stride = (1, 1), padding = (0, 0), dilation = (1, 1), groups = 16}}
+                  return %y
+                }}
+                """
+            )
+        }
+    )
+    after = before.with_main(simplify.dead_code(layout.blocked_channels(before.main)))
+    verify(after.main)
+    assert ("pad" in [node.op.name for node in after.main.nodes]) is (value != 0)
+    assert_same_meaning(before, after)

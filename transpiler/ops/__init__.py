@@ -49,6 +49,7 @@ from transpiler.ops import spectral as spectral
 from transpiler.ops import statistics as statistics
 from transpiler.ops import strided as strided
 from transpiler.ops import views as views
+from transpiler.ops import winograd as winograd
 from transpiler.ops.base import ATEN, REGISTRY, Op, OpError
 
 __all__ = ["ATEN", "REGISTRY", "Op", "OpError"]

@@ -251,8 +251,9 @@ class LinearPacked(Opaque, name="linear_packed"):
             yield Sample(f"{label}_bias", cls(n), (x, weight, g.standard_normal(n, np.float32)))
 
 
-class _BlockedConv(Opaque):
-    """Shared attributes and shape rule of convolutions that give a blocked map; `kernel` is (KH, KW)."""
+class BlockedConv(Opaque):
+    """Shared attributes and shape rule of convolutions that give a blocked map; `kernel` is (KH, KW), `padding` zeros
+    at (top, left, bottom, right)."""
 
     channels: int  # logical output channels
     in_channels: int  # logical input channels: padding lanes of the input take no part, whatever they hold
@@ -261,10 +262,16 @@ class _BlockedConv(Opaque):
     padding: Ints
     dilation: Ints
 
+    @property
+    def padded(self) -> tuple[int, int]:
+        """Rows and columns of padding."""
+        top, left, bottom, right = self.padding
+        return top + bottom, left + right
+
     def output_map(self, h: Dim, w: Dim) -> tuple[Dim, Dim]:
         sizes = [
-            (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip((h, w), self.kernel, self.stride, self.padding, self.dilation, strict=True)
+            (size + p - d * (k - 1) - 1) // s + 1
+            for size, k, s, p, d in zip((h, w), self.kernel, self.stride, self.padded, self.dilation, strict=True)
         ]
         return sizes[0], sizes[1]
 
@@ -283,11 +290,21 @@ class _BlockedConv(Opaque):
         """NCHW16c result from an NCHW input and an OIHW weight."""
         from transpiler.ops.conv import Conv
 
-        plain = Conv(self.stride, self.padding, self.dilation, groups).reference(x, weight, *bias)
+        top, left, bottom, right = self.padding
+        x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
+        plain = Conv(self.stride, (0, 0), self.dilation, groups).reference(x, weight, *bias)
         return PackChannels().reference(plain)
 
 
-class ConvBlocked(_BlockedConv, name="conv_blocked"):
+def _sides(padding: int | Ints) -> Ints:
+    return (padding,) * 4 if isinstance(padding, int) else padding
+
+
+def _label(padding: int | Ints) -> str:
+    return str(padding) if isinstance(padding, int) else "".join(map(str, padding))
+
+
+class ConvBlocked(BlockedConv, name="conv_blocked"):
     """(x[N, ceil(I/16), H, W, 16], weight[ceil(O/16), ceil(I/16), KH, KW, 16, 16][, bias[16*ceil(O/16)]])
     -> [N, ceil(O/16), H', W', 16]."""
 
@@ -305,16 +322,17 @@ class ConvBlocked(_BlockedConv, name="conv_blocked"):
     @classmethod
     def samples(cls) -> Iterator[Sample]:
         # (channels in, channels out, H, W, kernel, stride, padding, dilation)
-        cases: list[tuple[int, int, int, int, int, int, int, int]] = [
+        cases: list[tuple[int, int, int, int, int, int, int | Ints, int]] = [
             (16, 16, 5, 7, 3, 1, 1, 1), (32, 48, 14, 14, 3, 1, 1, 1), (64, 32, 7, 7, 1, 1, 0, 1),
             (16, 64, 9, 15, 3, 2, 1, 1), (32, 32, 8, 8, 1, 2, 0, 1), (16, 33, 6, 29, 3, 1, 2, 2),
             (32, 16, 7, 7, 3, 1, 1, 1), (16, 16, 1, 1, 1, 1, 0, 1),
             (48, 80, 15, 17, 5, 2, 2, 1), (17, 16, 6, 6, 3, 1, 1, 1), (40, 10, 7, 9, 1, 1, 0, 1),
+            (16, 16, 9, 8, 3, 2, (0, 0, 1, 1), 1),
         ]  # fmt: skip
         for c, o, h, w, k, s, p, d in cases:
-            label = f"{c}to{o}_{h}x{w}_k{k}s{s}p{p}d{d}"
+            label = f"{c}to{o}_{h}x{w}_k{k}s{s}p{_label(p)}d{d}"
             g = rng(label)
-            op = cls(o, c, (k, k), (s, s), (p, p), (d, d))
+            op = cls(o, c, (k, k), (s, s), _sides(p), (d, d))
             x = PackChannels().reference(g.standard_normal((2, c, h, w), np.float32))
             x[:, -1, :, :, c % BLOCK or BLOCK :] = np.nan
             scale = np.float32((c * k * k) ** -0.5)
@@ -325,7 +343,7 @@ class ConvBlocked(_BlockedConv, name="conv_blocked"):
             yield Sample(f"{label}_bias", op, (x, weight, bias))
 
 
-class ConvStem(_BlockedConv, name="conv_stem"):
+class ConvStem(BlockedConv, name="conv_stem"):
     """(x[N, I, H, W], weight[ceil(O/16), I, KH, KW, 16][, bias[16*ceil(O/16)]]) -> [N, ceil(O/16), H', W', 16]."""
 
     def infer(self, *types: TensorType) -> TensorType:
@@ -340,14 +358,15 @@ class ConvStem(_BlockedConv, name="conv_stem"):
 
     @classmethod
     def samples(cls) -> Iterator[Sample]:
-        cases = [
+        cases: list[tuple[int, int, int, int, int, int, int | Ints, int]] = [
             (3, 16, 12, 13, 7, 2, 3, 1),
             (1, 32, 9, 9, 3, 1, 1, 1),
             (3, 40, 16, 16, 8, 8, 0, 1),
             (4, 16, 5, 21, 3, 1, 0, 2),
+            (3, 16, 12, 13, 3, 2, (0, 0, 1, 1), 1),
         ]
         for c, o, h, w, k, s, p, d in cases:
-            label = f"stem{c}to{o}_{h}x{w}_k{k}s{s}p{p}d{d}"
+            label = f"stem{c}to{o}_{h}x{w}_k{k}s{s}p{_label(p)}d{d}"
             g = rng(label)
             x = g.standard_normal((2, c, h, w), np.float32)
             weight = PackConvStem().reference(
@@ -355,10 +374,11 @@ class ConvStem(_BlockedConv, name="conv_stem"):
             )
             bias = np.zeros(blocks(o) * BLOCK, np.float32)
             bias[:o] = g.standard_normal(o, np.float32)
-            yield Sample(label, cls(o, c, (k, k), (s, s), (p, p), (d, d)), (x, weight, bias))
+            padding = _sides(p)
+            yield Sample(label, cls(o, c, (k, k), (s, s), padding, (d, d)), (x, weight, bias))
 
 
-class ConvDepthwise(_BlockedConv, name="conv_depthwise"):
+class ConvDepthwise(BlockedConv, name="conv_depthwise"):
     """(x[N, ceil(C/16), H, W, 16], weight[ceil(C/16), KH, KW, 16][, bias[16*ceil(C/16)]])
     -> [N, ceil(C/16), H', W', 16]: every channel has its own filter."""
 
@@ -374,18 +394,20 @@ class ConvDepthwise(_BlockedConv, name="conv_depthwise"):
 
     @classmethod
     def samples(cls) -> Iterator[Sample]:
-        cases = [
+        cases: list[tuple[int, int, int, int, int, int | Ints, int]] = [
             (16, 5, 7, 3, 1, 1, 1),
             (33, 14, 15, 3, 2, 1, 1),
             (32, 9, 30, 5, 1, 2, 1),
             (16, 12, 12, 3, 1, 2, 2),
             (48, 7, 7, 7, 1, 3, 1),
+            (32, 8, 9, 3, 2, (0, 1, 1, 0), 1),
         ]
         for c, h, w, k, s, p, d in cases:
-            label = f"depthwise{c}_{h}x{w}_k{k}s{s}p{p}d{d}"
+            label = f"depthwise{c}_{h}x{w}_k{k}s{s}p{_label(p)}d{d}"
             g = rng(label)
             x = PackChannels().reference(g.standard_normal((2, c, h, w), np.float32))
             weight = PackDepthwise().reference(g.standard_normal((c, 1, k, k), np.float32) / np.float32(k))
             bias = np.zeros(blocks(c) * BLOCK, np.float32)
             bias[:c] = g.standard_normal(c, np.float32)
-            yield Sample(label, cls(c, c, (k, k), (s, s), (p, p), (d, d)), (x, weight, bias))
+            padding = _sides(p)
+            yield Sample(label, cls(c, c, (k, k), (s, s), padding, (d, d)), (x, weight, bias))

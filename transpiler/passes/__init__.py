@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from transpiler.ir import Graph, IRError, Program, verify
-from transpiler.passes import decompose, fold, half, layout, simplify
+from transpiler.passes import decompose, fold, half, layout, simplify, winograd
 
 Pass = Callable[[Program], Program]
 
@@ -29,15 +29,21 @@ CLEAN_UP: tuple[Pass, ...] = (
     on_each(simplify.dead_code),
 )
 
+FAST_CONVOLUTIONS = on_each(winograd.fast_convolutions)
+
 PIPELINE: tuple[Pass, ...] = (
     *CLEAN_UP,
     on_each(half.half_floats),
     on_each(fold.batch_norm),
     on_each(decompose.conv1d),
     on_each(layout.blocked_channels),
+    FAST_CONVOLUTIONS,
     on_each(layout.packed_linear),
     *CLEAN_UP,
 )
+
+# Sums in no other order than a direct one.
+EXACT_PIPELINE: tuple[Pass, ...] = tuple(step for step in PIPELINE if step is not FAST_CONVOLUTIONS)
 
 # Every module's output keeps a value of its own: nothing is folded into its neighbour.
 UNFOLDED_PIPELINE: tuple[Pass, ...] = (

@@ -58,6 +58,8 @@ class _Layout:
         self.plain: dict[str, Value] = {item.value.name: item.value for item in graph.inputs}
         self.blocked: dict[str, Value] = {}
         self.channels: dict[str, int] = {}
+        # Maps with zeros around them: convolutions read what is inside.
+        self.padded = {node.output.name: node for node in graph.nodes if _pads_map(node)}
 
     def run(self) -> Graph:
         for node in self.graph.nodes:
@@ -144,7 +146,10 @@ class _Layout:
         if op.groups != 1 and not depthwise:
             return False
         plain_weight = self._plain(weight)
-        attributes = (out_channels, in_channels, tuple(kernel), op.stride, op.padding, op.dilation)
+        padding = (*op.padding, *op.padding)
+        if x.name in self.padded:
+            x, padding = self._unpadded(x, padding)
+        attributes = (out_channels, in_channels, tuple(kernel), op.stride, padding, op.dilation)
         form: ConvBlocked | ConvStem | ConvDepthwise
         pack: PackConv | PackConvStem | PackDepthwise
         if depthwise:
@@ -157,6 +162,15 @@ class _Layout:
         padded = [self._padded_bias(self._plain(value), out_channels) for value in bias]
         result = self.rewriter.emit(form, source, packed, *padded, like=node.output)
         return self._give(node.output, result, out_channels)
+
+    def _unpadded(self, x: Value, padding: tuple[int, ...]) -> tuple[Value, tuple[int, ...]]:
+        """What lies inside of the padded map `x`, and the padding with that of `x` added."""
+        node = self.padded[x.name]
+        assert isinstance(node.op, Pad)
+        around = (*node.op.low[2:], *node.op.high[2:])
+        inner = node.inputs[0]
+        sides = [own + more for own, more in zip(padding, around, strict=True) if isinstance(more, int)]
+        return inner, tuple(sides)
 
     def _padded_bias(self, bias: Value, channels: int) -> Value:
         extra = blocks(channels) * BLOCK - channels
@@ -202,6 +216,14 @@ class _Layout:
         parts = [self.blocked[value.name] for value in node.inputs]
         channels = sum(self.channels[value.name] for value in node.inputs)
         return self._give(node.output, self.rewriter.emit(Concat(1), *parts, like=node.output), channels)
+
+
+def _pads_map(node: Node) -> bool:
+    """Whether a node puts zeros around a map."""
+    match node.op:
+        case Pad(low=(0, 0, *low), high=(0, 0, *high), mode="constant", value=value) if value == 0:
+            return len(low) == 2 and all(isinstance(size, int) for size in (*low, *high))
+    return False
 
 
 def _fixed_map(value: Value) -> bool:

@@ -1,0 +1,94 @@
+"""Winograd's transforms of one tile, as vectors of 16 channels (see transpiler/ops/winograd.py for the points).
+
+Both are two passes of a one-dimensional transform, over columns and then over rows. A pass keeps the even and the odd
+part of each pair of points, so that the values at +p and -p share their multiplications.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transpiler.ops.winograd import POINTS
+
+from ..tir import LANES, Buffer, local, splat
+
+Expr = Any
+
+
+def _scaled(value: Expr, factor: float) -> Expr:
+    return value if factor == 1.0 else value * splat(factor)
+
+
+def _polynomial(roots: Sequence[float]) -> list[float]:
+    """Coefficients of prod(t - root), lowest first."""
+    result = [1.0]
+    for root in roots:
+        result = [low - root * high for low, high in zip([0.0, *result], [*result, 0.0], strict=True)]
+    return result
+
+
+def _sum(terms: Sequence[tuple[float, Expr]]) -> Expr:
+    """The terms with factors other than 0; those of factor 1 first, so that the others are multiply-adds onto them."""
+    ordered = sorted((term for term in terms if term[0] != 0.0), key=lambda term: term[0] != 1.0)
+    (factor, value), *rest = ordered
+    total = _scaled(value, factor)
+    for factor, value in rest:
+        total = total + _scaled(value, factor)
+    return total
+
+
+def input_line(tile: int, line: Sequence[Expr]) -> list[Expr]:
+    """B^T d: `tile` + 2 values of a line of the map at the points 0, +p, -p, ..., infinity.
+
+    Each is the line times a polynomial's coefficients: all points' roots but its own.
+    """
+    squares = [p * p for p in POINTS[tile]]
+    whole = _polynomial(squares)  # in t = x^2
+    result = [_sum([(factor, line[2 * power]) for power, factor in enumerate(whole)])]
+    for p in POINTS[tile]:
+        others = _polynomial([square for square in squares if square != p * p])
+        even = [(factor, line[2 * power + 2]) for power, factor in enumerate(others)]
+        odd = [(p * factor, line[2 * power + 1]) for power, factor in enumerate(others)]
+        result += [_sum(even) + _sum(odd), _sum(even) - _sum(odd)]
+    result.append(_sum([(factor, line[2 * power + 1]) for power, factor in enumerate(whole)]))
+    return result
+
+
+def output_line(tile: int, line: Sequence[Expr]) -> list[Expr]:
+    """A^T m: the `tile` outputs of a line of products at the points."""
+    zero, *pairs, infinity = line
+    sums = [pairs[2 * i] + pairs[2 * i + 1] for i in range(len(POINTS[tile]))]
+    differences = [pairs[2 * i] - pairs[2 * i + 1] for i in range(len(POINTS[tile]))]
+    result = []
+    for power in range(tile):
+        parts = differences if power % 2 else sums
+        terms = [(p**power, part) for p, part in zip(POINTS[tile], parts, strict=True)]
+        if power == 0:
+            terms.insert(0, (1.0, zero))
+        if power == tile - 1:
+            terms.insert(0, (1.0, infinity))
+        result.append(_sum(terms))
+    return result
+
+
+class Lines:
+    """A square of vectors between the two passes: one buffer per line."""
+
+    def __init__(self, lines: int, width: int) -> None:
+        self._lines = [local(width * LANES) for _ in range(lines)]
+
+    def store_column(self, column: int, values: Sequence[Expr]) -> None:
+        for line, value in zip(self._lines, values, strict=True):
+            line.store_vector(column * LANES, value)
+
+    def line(self, number: int, width: int) -> list[Expr]:
+        return [self._lines[number].vector(column * LANES) for column in range(width)]
+
+
+def stored(values: Sequence[Expr]) -> Buffer:
+    """The vectors side by side in one buffer."""
+    buffer = local(len(values) * LANES)
+    for position, value in enumerate(values):
+        buffer.store_vector(position * LANES, value)
+    return buffer
