@@ -31,8 +31,9 @@ from transpiler.ops.winograd import ConvWinograd, filter_from_rows
 from transpiler.target import Target
 
 from ..fuse import lowered
+from ..scalar import Tir
 from ..sizes import extent, is_fixed, is_large, is_several
-from ..tir import LANES, Buffer, KernelBuilder, Tir, local, loop, splat, when
+from ..tir import LANES, Buffer, KernelBuilder, local, loop, splat, when
 from .epilogue import Epilogue, elementwise_epilogue
 from .gemm import Accumulators, Tile, steps
 from .winograd import Lines, input_line, output_line, stored

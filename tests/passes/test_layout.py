@@ -168,3 +168,46 @@ def test_zeros_around_a_map_become_padding(value: float) -> None:
     verify(after.main)
     assert ("pad" in [node.op.name for node in after.main.nodes]) is (value != 0)
     assert_same_meaning(before, after)
+
+
+# (channels in and out, H, W, kernel, stride, padding, output padding)
+TRANSPOSED = [
+    (20, 40, 5, 4, (2, 2), (2, 2), (0, 0), (0, 0)),
+    (16, 5, 4, 5, (4, 4), (2, 2), (1, 1), (0, 0)),
+    (3, 17, 5, 5, (3, 3), (2, 2), (1, 1), (1, 1)),
+    (16, 16, 4, 3, (3, 5), (1, 3), (1, 0), (0, 2)),
+    (4, 4, 3, 3, (1, 2), (3, 2), (0, 0), (2, 1)),
+    (8, 8, 4, 4, (2, 2), (2, 2), (1, 1), (0, 0)),
+]
+
+
+@pytest.mark.parametrize("case", TRANSPOSED, ids=str)
+def test_transposed_convolutions_are_blocked(case: tuple[int, int, int, int, *tuple[tuple[int, int], ...]]) -> None:
+    channels, result, height, width, kernel, stride, padding, extra = case
+    sizes = [
+        (size - 1) * s - 2 * p + k + e
+        for size, k, s, p, e in zip((height, width), kernel, stride, padding, extra, strict=True)
+    ]
+    shape = f"float32[1, {result}, {sizes[0]}, {sizes[1]}]"
+    before = Program(
+        {
+            "forward": graph(
+                f"""
+                func forward(
+                  %x: float32[1, {channels}, {height}, {width}] user "x",
+                  %w: float32[{channels}, {result}, {kernel[0]}, {kernel[1]}] parameter "w",
+                  %b: float32[{result}] parameter "b",
+                ) {{
+                  %c: {shape} = conv_transpose(%x, %w, %b) {{stride = {stride}, padding = {padding},
+                    output_padding = {extra}, dilation = (1, 1), groups = 1}}
+                  %y: {shape} = relu(%c)
+                  return %y
+                }}
+                """
+            )
+        }
+    )
+    after = before.with_main(layout.blocked_channels(before.main))
+    verify(after.main)
+    assert "conv_blocked" in [node.op.name for node in after.main.nodes]
+    assert_same_meaning(before, after)

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from tests.conformance.kernels import KernelLibrary, schedule_op
+from tests.conformance.kernels import KernelLibrary, op_group
 from tests.passes.support import assert_same_meaning, graph
 from transpiler.ir import Array, Program, verify
 from transpiler.ops.packed import ConvBlocked, PackChannels, PackConv, UnpackChannels
 from transpiler.ops.winograd import ConvWinograd, PackWinograd
 from transpiler.passes import EXACT_PIPELINE, FAST_CONVOLUTIONS, PIPELINE, run_passes
 from transpiler.passes.winograd import best_tile
+from transpiler.schedule import schedule
 from transpiler.target import load_target
 
 
@@ -89,8 +90,8 @@ def test_error_is_near_that_of_a_direct_sum(tile: int, positive: bool) -> None:
     }
     target = load_target("cpu")
     kernels = [
-        schedule_op(direct, inputs["direct"], target, "direct"),
-        schedule_op(fast, inputs["fast"], target, "fast"),
+        schedule(op_group(direct, inputs["direct"]), target, "direct"),
+        schedule(op_group(fast, inputs["fast"]), target, "fast"),
     ]
     library = KernelLibrary(kernels, target)
     wide = (blocked.astype(np.float64), PackConv().reference(w.astype(np.float64)))

@@ -13,7 +13,7 @@ from dataclasses import replace
 from transpiler.ir import Graph, Layout, Node, TensorType, Value, fixed_size
 from transpiler.ops.adaptive_pool import AdaptiveAvgPool
 from transpiler.ops.base import Elementwise
-from transpiler.ops.conv import Conv
+from transpiler.ops.conv import Conv, ConvTranspose
 from transpiler.ops.linalg import Linear
 from transpiler.ops.packed import (
     BLOCK,
@@ -34,6 +34,7 @@ from transpiler.ops.reduce import ReduceMax, ReduceMean, ReduceSum
 from transpiler.ops.shape import Concat, Reshape
 from transpiler.ops.shape_edges import Pad
 from transpiler.passes.rewrite import Rewriter, rewrite
+from transpiler.passes.transposed import emit_transposed, phases
 from transpiler.passes.weights import weight_values
 
 # Inputs of at most this many channels are read unblocked: blocking would multiply the work by 16 / channels.
@@ -100,6 +101,8 @@ class _Layout:
         output = node.output
         if isinstance(node.op, Conv):
             return self._convolution(node, node.op)
+        if isinstance(node.op, ConvTranspose):
+            return self._transposed(node, node.op)
         if output.type.rank == 4 and isinstance(node.op, Elementwise):
             return self._elementwise(node)
         if not node.inputs or node.inputs[0].name not in self.blocked:
@@ -134,11 +137,27 @@ class _Layout:
         self.plain[output.name] = self.rewriter.emit(Reshape(output.shape), unpacked, like=output)
         return True
 
+    def _transposed(self, node: Node, op: ConvTranspose) -> bool:
+        x, weight, *bias = node.inputs
+        how = phases(op, x, weight, node.output) if self._takes(node) else None
+        if how is None:
+            return False
+        channels = fixed_size(node.output.shape[1])
+        padded = self._padded_bias(self._plain(bias[0]), channels) if bias else None
+        source, plain = self._packed(x), self._plain(weight)
+        result = emit_transposed(self.rewriter, op, how, x, source, plain, padded, node.output)
+        return self._give(node.output, result, channels)
+
+    def _takes(self, node: Node) -> bool:
+        """Whether a convolution has a fixed map of float32 and constant weights."""
+        x, *weights = node.inputs
+        if x.type.rank != 4 or x.dtype != "float32" or not _fixed_map(x):
+            return False
+        return all(value.name in self.weights for value in weights)
+
     def _convolution(self, node: Node, op: Conv) -> bool:
         x, weight, *bias = node.inputs
-        if x.type.rank != 4 or x.dtype != "float32" or weight.name not in self.weights:
-            return False
-        if any(value.name not in self.weights for value in bias) or not _fixed_map(x):
+        if not self._takes(node):
             return False
         out_channels, group_channels, *kernel = weight.type.static_shape()
         in_channels = fixed_size(x.shape[1])

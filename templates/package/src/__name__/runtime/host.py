@@ -77,6 +77,23 @@ def pack_winograd(w: Array, tile: int) -> Array:
     return np.ascontiguousarray(split.transpose(0, 4, 2, 3, 1))
 
 
+def phase_filters(w: Array, stride: tuple[int, int], padding: tuple[int, int]) -> Array:
+    """[I, O, *k] of a transposed convolution -> [phases * 16 * ceil(O/16), I, *window]: a filter per phase of
+    the output, all at unit stride."""
+    places: list[list[tuple[int, int]]] = []  # per dim and tap: its phase, and which input it meets
+    for size, s, p in zip(w.shape[2:], stride, padding, strict=True):
+        found = [((k - p) % s, ((k - p) % s + p - k) // s) for k in range(size)]
+        first = min(offset for _, offset in found)
+        places.append([(phase, offset - first) for phase, offset in found])
+    wide = pad_to(w, 1, 16)
+    window = [1 + max(offset for _, offset in place) for place in places]
+    result = np.zeros((*stride, wide.shape[1], wide.shape[0], *window), w.dtype)
+    for y, (row, v) in enumerate(places[0]):
+        for x, (column, u) in enumerate(places[1]):
+            result[row, column, :, :, v, u] = wide[:, :, y, x].T
+    return result.reshape(-1, wide.shape[0], *window)
+
+
 def pack_channels(x: Array) -> Array:
     """[N, C, H, W] -> [N, ceil(C/16), H, W, 16]: an operand of a map with blocked channels."""
     x = pad_to(x, 1, 16)
