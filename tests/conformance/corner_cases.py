@@ -141,6 +141,7 @@ def integer_limits() -> Iterator[tuple[Any, ...]]:
     yield "bool_scatter_add", lambda x, i: torch.zeros(5, dtype=torch.bool).scatter_add(0, i, x), some, into
     yield "bool_index_add", lambda x, i: x.index_add(0, i[:3], x[3:]), some, into
     yield "bool_index_put", lambda x, i: x.index_put((i,), x, accumulate=True), some, into
+    yield "bool_put", lambda x, i: x.put(i, x, accumulate=True), some, into
     yield "uint8_of_a_negative_number", lambda x: x + torch.scalar_tensor(-5, dtype=torch.uint8), tensor([7, 3]).byte()
 
 

@@ -266,9 +266,6 @@ def _index_put(
         mask = reshape(context, first, (*first.shape, *([1] * len(tail))))
         return context.emit(Where(), mask, context.emit(Add(), x, values) if accumulate else values, x)
     axes, picks = _indexed(context, indices)
-    if axes and accumulate and x.dtype == "bool":  # the sum of bools: whether there is any
-        total = context.emit(IndexPut(axes, True), *(context.cast(item, "int32") for item in (x, values)), *picks)
-        return context.cast(total, "bool")
     if axes:
         return context.emit(IndexPut(axes, accumulate), x, values, *picks)
     return context.emit(Add(), x, values) if accumulate else broadcast(context, values, x.shape)

@@ -154,6 +154,9 @@ def _take(context: ImportContext, x: Value, index: Value) -> Any:
 @aten("put.default")
 def _put(context: ImportContext, x: Value, index: Value, source: Value, accumulate: bool = False) -> Any:
     """Flat positions; those that repeat are written in order."""
+    if accumulate and x.dtype == "bool":  # their sum is an or
+        wide, added = context.cast(x, "int32"), context.cast(source, "int32")
+        return context.cast(_put(context, wide, index, added, True), "bool")
     flat = reshape(context, x, (product(x.shape),))
     places = reshape(context, index, (product(index.shape),))
     values = reshape(context, source, (product(source.shape),))

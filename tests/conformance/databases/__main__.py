@@ -84,14 +84,11 @@ def _tasks(options: argparse.Namespace, results: Results) -> list[Task]:
     ]
     if not asked:
         sys.exit(f"no entry matches {options.ops!r}")
-    names = {entry.id for entry in asked}
     again = {"no": (), "bad": BAD, "refused": (*BAD, REFUSED), "all": OUTCOMES}[options.again]
-    for result in list(results.by_id.values()):
-        if result.outcome in again and result.entry in names:
-            del results.by_id[result.id]
     known: dict[str, set[str]] = {}
     for result in results.by_id.values():
-        known.setdefault(result.entry, set()).add(result.id)
+        if result.outcome not in again:  # what is to be found out again keeps its outcome until then
+            known.setdefault(result.entry, set()).add(result.id)
     chunks = [tuple(asked[start : start + ENTRIES]) for start in range(0, len(asked), ENTRIES)]
     return [Task(chunk, wanted, frozenset().union(*(known.get(entry.id, ()) for entry in chunk))) for chunk in chunks]
 
