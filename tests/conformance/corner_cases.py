@@ -37,7 +37,7 @@ def everything() -> Iterator[Case]:
     """The table."""
     for part in (
         promotion, integer_division, integer_limits, casts, zeros_and_signs, nan_and_infinity, powers, order_and_ties,
-        reductions, shapes, slices, empty, half_rounding, shifts,
+        reductions, shapes, slices, empty, half_rounding, shifts, sums_of_bools,
     ):  # fmt: skip
         for item in part():
             function, *inputs = item[1:]
@@ -136,6 +136,9 @@ def integer_limits() -> Iterator[tuple[Any, ...]]:
         yield f"{name}_matmul_wraps", lambda x: x.reshape(5, 9) @ x.reshape(9, 5), a
         yield f"{name}_not", lambda x: ~x, a
         yield f"{name}_scatter_add_wraps", lambda x: torch.zeros_like(x[:3]).scatter_add(0, x.long() % 3, x), a
+
+
+def sums_of_bools() -> Iterator[tuple[Any, ...]]:
     some = tensor([True, True, False, True, False, False])
     into = tensor([0, 0, 1, 2, 2, 3])
     yield "bool_scatter_add", lambda x, i: torch.zeros(5, dtype=torch.bool).scatter_add(0, i, x), some, into
