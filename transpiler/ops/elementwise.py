@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -318,22 +318,22 @@ def _div(context: ImportContext, a: Any, b: Any) -> Any:
     return in_dtype(context, Div(), out_type(context).dtype, a, b)
 
 
-def _by_divisor(context: ImportContext, op: Op, a: Any, b: Any) -> Any:
-    """`op(a, b)`; of integers with a divisor that may be 0 it is checked."""
+def _by_divisor(context: ImportContext, op: Op, a: Any, b: Any, apply: Callable[..., Value] = in_dtype) -> Any:
+    """`op(a, b)` in the result's dtype; of integers with a divisor that may be 0 it is checked."""
     dtype = out_type(context).dtype
     if category(dtype) == 1 and (isinstance(b, Value) or b == 0):
         b = context.emit(Divisor(), operand(context, b, dtype))
-    return in_dtype(context, op, dtype, a, b)
+    return apply(context, op, dtype, a, b)
 
 
 @aten("fmod.Tensor", "fmod.Scalar")
 def _fmod(context: ImportContext, a: Any, b: Any) -> Any:
-    return _by_divisor(context, Fmod(), a, b)
+    return _by_divisor(context, Fmod(), a, b, rounded)
 
 
 @aten("remainder.Tensor", "remainder.Scalar", "remainder.Scalar_Tensor")
 def _remainder(context: ImportContext, a: Any, b: Any) -> Any:
-    return _by_divisor(context, Remainder(), a, b)
+    return _by_divisor(context, Remainder(), a, b, rounded)
 
 
 @aten("div.Tensor_mode", "div.Scalar_mode")
