@@ -49,6 +49,12 @@ class Buffer:
         """`lanes` consecutive elements."""
         return self.handle[T.ramp(self.base + offset, 1, lanes)]
 
+    def fetch(self, offset: Expr) -> None:
+        """Bring the cache line of an element into L2, for later."""
+        read, level_2, data = 0, 2, 1
+        address = tirx.address_of(self.handle[self.base + offset])
+        T.evaluate(tirx.call_intrin("void", "tirx.prefetch", address, read, level_2, data))
+
     def store_vector(self, offset: Expr, value: Expr, lanes: int = LANES) -> None:
         T.buffer_store(self.handle, value, [T.ramp(self.base + offset, 1, lanes)])
 

@@ -41,6 +41,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
                 epilogue=Epilogue(group, builder),
                 place=lambda row, column: [*unflatten(row, leading), column],
                 bias=offset,
+                fetch_b=lambda panel, step: b.fetch((panel * k + step) * LANES),
             )  # fmt: skip
             emit_product(target.isa, product)
     return lowered(group, builder, flops=2 * m * n * depth)

@@ -1,7 +1,9 @@
 """Loops of a matrix product over packed panels, used by `linear` and `matmul`.
 
 The parallel loop runs over (panel groups x chunks of rows); inside a task the panel group stays in L2 while the row
-tiles stream through L1. Row and panel remainders are tiles of their own, unrolled at their exact size. Where the number
+tiles stream through L1. Meanwhile the next panel group is fetched into L2, some lines per step of k: weights that come
+from DRAM would otherwise stall the first row tile of every group, which for 64 rows is one in eight. Row and panel
+remainders are tiles of their own, unrolled at their exact size. Where the number
 of rows is a symbol, there is one tile per possible remainder; where the number of columns is, panels come in whole
 groups (packing pads them with zeros) and only existing columns are written.
 """
@@ -49,6 +51,8 @@ class Product:
     epilogue: Epilogue
     place: Callable[[Expr, Expr], Sequence[Expr]]
     bias: Buffer | None = None
+    # Asks for the vector (panel, k) of B to be brought into L2.
+    fetch_b: Callable[[Expr, Expr], None] | None = None
 
 
 def emit_product(isa: Isa, product: Product, *, parallel: bool = True) -> None:
@@ -88,10 +92,14 @@ def _panel_groups(product: Product, tile: Tile, first_panel: int, groups: Extent
         group = tirx.floordiv(task, chunks) if chunks > 1 else task
         first = (tirx.floormod(task, chunks) if chunks > 1 else 0) * per_chunk
         panel = first_panel + group * tile.panels if groups > 1 else first_panel
+        following = None
+        if product.fetch_b is not None and groups > 1 and tiles > 1:
+            following = first_panel + tirx.min(group + 1, groups - 1) * tile.panels
         if full:
             exact = chunks * per_chunk == full
             with T.serial(0, per_chunk) as step, when(None if exact else first + step < full):
-                _tile(product, tile, (first + step) * tile.rows, panel)
+                fetched = None if following is None else partial(_fetch, product, tile, following, step, per_chunk)
+                _tile(product, tile, (first + step) * tile.rows, panel, fetch=fetched)
         if rest:
             with when(None if chunks == 1 else first + per_chunk >= tiles):
                 _tile(product, Tile(rest, tile.panels), full * tile.rows, panel)
@@ -133,11 +141,29 @@ def _symbolic_panel_groups(product: Product, tile: Tile, first_panel: int, group
             rows //= 2
 
 
-def _tile(product: Product, tile: Tile, first_row: Expr, first_panel: Expr, *, compact: bool = False) -> None:
-    """One register tile; `compact` keeps the code of its epilogue small."""
+def _fetch(product: Product, tile: Tile, panel: Expr, number: Expr, tiles: int, step: Expr) -> None:
+    """What row tile `number` of `tiles` fetches at step `step` of k: all together, the panel group at `panel`."""
+    assert product.fetch_b is not None
+    share = -(-tile.panels // tiles)
+    for part in range(share):
+        product.fetch_b(panel + tirx.min(number * share + part, tile.panels - 1), step)
+
+
+def _tile(
+    product: Product,
+    tile: Tile,
+    first_row: Expr,
+    first_panel: Expr,
+    *,
+    compact: bool = False,
+    fetch: Callable[[Expr], None] | None = None,
+) -> None:
+    """One register tile; `compact` keeps the code of its epilogue small; `fetch` is called at every step of k."""
     accumulators = Accumulators(tile)
     accumulators.zero()
     with T.serial(0, product.k) as step:
+        if fetch is not None:
+            fetch(step)
         accumulators.multiply_add(
             [partial(product.load_a, first_row + row, step) for row in range(tile.rows)],
             [product.load_b(first_panel + panel, step) for panel in range(tile.panels)],
