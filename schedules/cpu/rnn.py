@@ -6,7 +6,7 @@ GEMM without packing of h), and the gate functions are computed on the spot, so 
 to memory. With few rows, even and odd k go to different accumulators, which hides the latency of the
 multiply-add.
 
-Weights are packed to [gates][H/16][H][16] once per call (or arrive so: `packed`), read once per step, and
+Weights come as [gates][H/16][H][16] (`packed`; otherwise they are packed once per call), are read once per step, and
 should stay in L2 between the steps: 4 * gates * H^2 bytes. L2 (or L3) bandwidth limits batch 1; multiply-adds
 limit larger batches. h is kept twice, because all panels read the old one while the new one is written.
 Panels are split over the threads only if a step has at least STEP_FLOPS operations, since every step starts
@@ -37,7 +37,7 @@ Expr = Any
 EPILOGUE = False
 PROLOGUE = False
 GATES = {"lstm_scan": 4, "gru_scan": 3, "rnn_scan": 1}
-STEP_FLOPS = 1 << 19
+STEP_FLOPS = 1 << 17
 # Multiply-adds in flight that hide the latency of one.
 IN_FLIGHT = 8
 

@@ -3,6 +3,9 @@
 The projection of the inputs is one `linear` over the whole sequence and comes in as `gates`; a scan adds the
 recurrent projection step by step. `reverse` runs from the last step to the first; outputs stay at their step.
 T steps, N rows of the batch, H units.
+
+With `packed`, weight_hh comes as panels of 16 columns, [gates * ceil(H/16), H, 16]: that of every gate padded with
+zeros and packed as `pack_matmul` does.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ import numpy as np
 from transpiler.ir import Array, TensorType
 from transpiler.ops.base import Opaque, OpError, Sample, rng
 from transpiler.ops.linalg import same_dtype
+from transpiler.ops.packed import BLOCK, PackMatmul, blocks
 from transpiler.ops.wide import narrow, widen
 
 _SIZES = [(1, 1, 1), (3, 2, 5), (7, 1, 17), (5, 3, 16), (9, 2, 64), (1, 17, 8)]
+_PACKED_SIZES = [(7, 1, 17), (5, 3, 16)]
 
 
 class LstmScan(Opaque, name="lstm_scan"):
@@ -28,6 +33,7 @@ class LstmScan(Opaque, name="lstm_scan"):
     """
 
     reverse: bool = False
+    packed: bool = False
 
     def infer(self, *types: TensorType) -> tuple[TensorType, ...]:
         y, h = _infer(self, types, gates=4, states=2)
@@ -35,6 +41,7 @@ class LstmScan(Opaque, name="lstm_scan"):
 
     def reference(self, *inputs: Array) -> tuple[Array, ...]:
         gates, h, c, weight = map(widen, inputs)
+        weight = _unpacked(self, weight, 4)
 
         def step(x: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
             h, c = state
@@ -48,6 +55,9 @@ class LstmScan(Opaque, name="lstm_scan"):
     def samples(cls) -> Iterator[Sample]:
         for label, reverse, (t, n, h) in _variants():
             yield Sample(label, cls(reverse), _draw(label, (t, n, 4 * h), (n, h), (n, h), (4 * h, h)))
+        for t, n, h in _PACKED_SIZES:
+            *inputs, weight = _draw("packed", (t, n, 4 * h), (n, h), (n, h), (4 * h, h))
+            yield Sample(f"packed_{t}x{n}x{h}", cls(packed=True), (*inputs, _packed(weight, 4)))
 
 
 class GruScan(Opaque, name="gru_scan"):
@@ -58,14 +68,16 @@ class GruScan(Opaque, name="gru_scan"):
     """
 
     reverse: bool = False
+    packed: bool = False
 
     def infer(self, *types: TensorType) -> tuple[TensorType, ...]:
-        if len(types) != 4 or types[3].shape != types[2].shape[:1]:
+        if len(types) != 4 or types[3].shape != types[0].shape[2:]:
             raise OpError("gru_scan: gates, h0, weight_hh and bias_hh expected")
         return _infer(self, types[:3], gates=3, states=1)
 
     def reference(self, *inputs: Array) -> tuple[Array, ...]:
         gates, h, weight, bias = map(widen, inputs)
+        weight = _unpacked(self, weight, 3)
 
         def step(x: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
             (h,) = state
@@ -80,6 +92,9 @@ class GruScan(Opaque, name="gru_scan"):
     def samples(cls) -> Iterator[Sample]:
         for label, reverse, (t, n, h) in _variants():
             yield Sample(label, cls(reverse), _draw(label, (t, n, 3 * h), (n, h), (3 * h, h), (3 * h,)))
+        for t, n, h in _PACKED_SIZES:
+            *inputs, weight, bias = _draw("packed", (t, n, 3 * h), (n, h), (3 * h, h), (3 * h,))
+            yield Sample(f"packed_{t}x{n}x{h}", cls(packed=True), (*inputs, _packed(weight, 3), bias))
 
 
 class RnnScan(Opaque, name="rnn_scan"):
@@ -90,6 +105,7 @@ class RnnScan(Opaque, name="rnn_scan"):
 
     reverse: bool = False
     nonlinearity: str = "tanh"
+    packed: bool = False
 
     def infer(self, *types: TensorType) -> tuple[TensorType, ...]:
         if self.nonlinearity not in ("tanh", "relu"):
@@ -98,6 +114,7 @@ class RnnScan(Opaque, name="rnn_scan"):
 
     def reference(self, *inputs: Array) -> tuple[Array, ...]:
         gates, h, weight = map(widen, inputs)
+        weight = _unpacked(self, weight, 1)
 
         def step(x: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
             total = x + state[0] @ weight.T
@@ -111,6 +128,9 @@ class RnnScan(Opaque, name="rnn_scan"):
             for label, reverse, (t, n, h) in _variants():
                 inputs = _draw(label, (t, n, h), (n, h), (h, h))
                 yield Sample(f"{label}_{nonlinearity}", cls(reverse, nonlinearity), inputs)
+        for t, n, h in _PACKED_SIZES:
+            x, state, weight = _draw("packed", (t, n, h), (n, h), (h, h))
+            yield Sample(f"packed_{t}x{n}x{h}", cls(packed=True), (x, state, _packed(weight, 1)))
 
 
 def _infer(op: Opaque, types: tuple[TensorType, ...], gates: int, states: int) -> tuple[TensorType, TensorType]:
@@ -118,6 +138,8 @@ def _infer(op: Opaque, types: tuple[TensorType, ...], gates: int, states: int) -
     if len(types) != states + 2:
         raise OpError(f"{op.name}: {states + 2} inputs expected, got {len(types)}")
     x, *initial, weight = types
+    if getattr(op, "packed", False):
+        weight = _unpacked_type(op, weight, gates)
     if x.rank != 3 or weight.rank != 2:
         raise OpError(f"{op.name}: gates[T, N, {gates}H] and weight_hh[{gates}H, H] expected, got {x} and {weight}")
     steps, rows, width = x.shape
@@ -126,6 +148,29 @@ def _infer(op: Opaque, types: tuple[TensorType, ...], gates: int, states: int) -
         raise OpError(f"{op.name}: sizes do not fit: {', '.join(map(str, types))}")
     dtype = same_dtype(op, types)
     return TensorType(dtype, (steps, rows, units)), TensorType(dtype, (rows, units))
+
+
+def _unpacked_type(op: Opaque, packed: TensorType, gates: int) -> TensorType:
+    """weight_hh[gates * H, H] of its packed form."""
+    if packed.rank == 3 and packed.dtype == "float32":
+        panels, units, lanes = packed.static_shape()
+        if lanes == BLOCK and panels == gates * blocks(units):
+            return packed.with_shape((gates * units, units))
+    raise OpError(f"{op.name}: packed float32 weight_hh[{gates} * ceil(H/{BLOCK}), H, {BLOCK}] expected, got {packed}")
+
+
+def _unpacked(op: Any, weight: Array, gates: int) -> Array:
+    """weight_hh[gates * H, H]."""
+    if not op.packed:
+        return weight
+    units = weight.shape[1]
+    columns = weight.reshape(gates, -1, units, BLOCK).transpose(0, 1, 3, 2).reshape(gates, -1, units)
+    return np.ascontiguousarray(columns[:, :units]).reshape(gates * units, units)
+
+
+def _packed(weight: Array, gates: int) -> Array:
+    """The packed form of weight_hh[gates * H, H]."""
+    return np.concatenate([PackMatmul().reference(part) for part in np.split(weight, gates)])
 
 
 def _scan(

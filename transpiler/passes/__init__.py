@@ -39,6 +39,7 @@ PIPELINE: tuple[Pass, ...] = (
     on_each(layout.blocked_channels),
     FAST_CONVOLUTIONS,
     on_each(layout.packed_linear),
+    on_each(layout.packed_recurrent),
     *CLEAN_UP,
 )
 
@@ -53,6 +54,7 @@ UNFOLDED_PIPELINE: tuple[Pass, ...] = (
     on_each(decompose.conv1d),
     on_each(layout.blocked_channels),
     on_each(layout.packed_linear),
+    on_each(layout.packed_recurrent),
     *CLEAN_UP,
 )
 

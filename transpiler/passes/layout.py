@@ -31,6 +31,7 @@ from transpiler.ops.packed import (
 )
 from transpiler.ops.pool import AvgPool, MaxPool
 from transpiler.ops.reduce import ReduceMax, ReduceMean, ReduceSum
+from transpiler.ops.rnn import GruScan, LstmScan, RnnScan
 from transpiler.ops.shape import Concat, Reshape
 from transpiler.ops.shape_edges import Pad
 from transpiler.passes.rewrite import Rewriter, rewrite
@@ -265,5 +266,36 @@ def packed_linear(graph: Graph) -> Graph:
         packed = rewriter.emit(PackMatmul(), weight, like=weight)
         op = LinearPacked(fixed_size(weight.shape[0]))
         return [rewriter.emit(op, x, packed, *bias, like=node.output)]
+
+    return rewrite(graph, visit)
+
+
+def packed_recurrent(graph: Graph) -> Graph:
+    """Pack the recurrent weights of LSTM, GRU and plain RNN layers; every gate is padded to whole panels.
+
+    before: %y, %h = gru_scan(%gates, %h0, %w, %b)
+    after:  %p = pack_matmul(%w); %y, %h = gru_scan(%gates, %h0, %p, %b) {packed = True}
+    """
+    weights = weight_values(graph)
+
+    def visit(rewriter: Rewriter, node: Node) -> list[Value] | None:
+        op = node.op
+        if not isinstance(op, LstmScan | GruScan | RnnScan) or op.packed:
+            return None
+        position = 3 if isinstance(op, LstmScan) else 2
+        weight = node.inputs[position]
+        if weight.dtype != "float32" or weight.name not in weights or not weight.type.is_static:
+            return None
+        rows, units = weight.type.static_shape()
+        extra = -units % BLOCK
+        padded = weight
+        if extra:
+            gates = rows // units
+            split = rewriter.emit(Reshape((gates, units, units)), weight, like=weight)
+            wide = rewriter.emit(Pad((0, 0, 0), (0, extra, 0)), split, like=weight)
+            padded = rewriter.emit(Reshape((gates * (units + extra), units)), wide, like=weight)
+        packed = rewriter.emit(PackMatmul(), padded, like=weight)
+        inputs = [*node.inputs[:position], packed, *node.inputs[position + 1 :]]
+        return list(rewriter.emit_all(replace(op, packed=True), *inputs, like=node.outputs))
 
     return rewrite(graph, visit)
