@@ -112,8 +112,12 @@ class _Scan:
             old = held(tirx.floormod(count, 2) * self._state_size)
             full = self.units // v.lanes
             if full:
+                # Halves, for two threads; each goes back and forth, so that a step begins with what L2 still holds.
+                half = full // 2 if full % 2 == 0 else full
                 with loop(full, parallel=full > 1 and self._is_split()) as panel:
-                    self._panel(step, old, panel, None)
+                    place = tirx.floormod(panel, half)
+                    turned = tirx.Select(tirx.EQ(old, 0), place, half - 1 - place)
+                    self._panel(step, old, held(panel - place + turned), None)
             if self.units % v.lanes:
                 self._panel(step, old, full, self.units % v.lanes)
         self._copy(self.h, self.steps % 2 * self._state_size, self.padded, builder.outputs[1], 0, self.units)
