@@ -202,6 +202,13 @@ class _Emitter:
             accumulators.multiply_add(scalars, vectors)
 
         def blocks_of(first: int, count: int, lanes: int) -> None:
+            if lanes == 1:
+                # One loop: LLVM would unroll a short inner one, and keep pixels that several steps share in registers
+                # that the accumulators need.
+                with T.serial(0, count * kh * kw) as number:
+                    y, x = tirx.floormod(tirx.floordiv(number, kw), kh), tirx.floormod(number, kw)
+                    step(first + tirx.floordiv(number, kh * kw), y, x, 0)
+                return
             block_loop, rows, columns = T.serial(0, count), T.serial(0, kh), T.serial(0, kw)
             with block_loop as block, rows as y, columns as x, T.serial(0, lanes) as lane:
                 step(first + block, y, x, lane)

@@ -1,16 +1,18 @@
 """Depthwise convolution on NCHW16c: one vector of 16 channels per pixel, KH x KW multiply-adds.
 
 A register tile is a run of output pixels of one row; each kernel position loads its weight vector once for the run.
-The padded plane of a channel block is copied into the workspace just before it is used, so that it is still in cache
-(padding at the level of the whole tensor costs half as much again). Limited by L1 loads: one input vector per
-multiply-add.
+Padding costs nothing: kernel rows outside of the map are left out by a condition per row, columns outside when the
+kernel is built: the runs that reach beyond an edge are the first and last of a row. (A padded copy of the map, even
+one channel block at a time, took as long as the convolution.) Limited by L1 loads: one input vector per multiply-add.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group, Lowered
@@ -20,10 +22,9 @@ from transpiler.target import Target
 
 from ..fuse import lowered
 from ..sizes import extent, is_fixed, is_large, is_several
-from ..tir import LANES, KernelBuilder, local, loop, splat
+from ..tir import LANES, Buffer, KernelBuilder, local, loop, splat, when
 from .epilogue import Epilogue, elementwise_epilogue
 from .gemm import MAX_ROWS, register_budget
-from .padding import pad_map_plane
 
 EPILOGUE = True
 
@@ -41,57 +42,87 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     n, *fixed = x.type.shape[:4]
     cb, h, w = map(fixed_size, fixed)  # the layout pass sees to it
     oh, ow = map(fixed_size, node.output.type.shape[2:4])
-    (kh, kw), (sh, sw), (dh, dw) = op.kernel, op.stride, op.dilation
-    height, width = h + op.padded[0], w + op.padded[1]
-    plane = height * width * LANES
-    size = n * cb * plane if any(op.padding) else 0
+    kh, kw = op.kernel
     run = min(ow, MAX_ROWS, max(2, register_budget(target.isa) - 3))
-    builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type], workspace=size)
+    builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
     with builder:
-        given = builder.inputs[group.input_index(x)]
-        weights = builder.inputs[group.input_index(weight)]
-        offsets = builder.inputs[group.input_index(bias[0])] if bias else None
-        source = builder.scratch(size) if size != 0 else given
-        epilogue = Epilogue(group, builder)
+        emitter = _Emitter(
+            op, h, w,
+            builder.inputs[group.input_index(x)],
+            builder.inputs[group.input_index(weight)],
+            builder.inputs[group.input_index(bias[0])] if bias else None,
+            Epilogue(group, builder),
+        )  # fmt: skip
         tasks = extent(n) * cb
         with loop(tasks, parallel=is_large(n * cb * oh * ow * kh * kw * LANES)) as task:
             block = task % cb if is_several(n) else task
-            if size != 0:
-                pad_map_plane(given, source, task, (h, w), op.padding, LANES)
-
-            def pixels(row: Expr, column: Expr, count: int) -> None:
-                accumulators = local(count * LANES)
-                for number in range(count):
-                    start = offsets.vector(block * LANES) if offsets is not None else splat(0.0)
-                    accumulators.store_vector(number * LANES, start)
-                with T.serial(0, kh) as y:
-                    for kx in range(kw):
-                        factor = T.bind(weights.vector(((block * kh + y) * kw + kx) * LANES))
-                        for number in range(count):
-                            pixel = (row * sh + y * dh) * width + (column + number) * sw + kx * dw
-                            value = source.vector(task * plane + pixel * LANES)
-                            accumulators.store_vector(
-                                number * LANES, accumulators.vector(number * LANES) + value * factor
-                            )
-                image = task // cb if is_several(n) else 0
-
-                def place(number: Expr, lane: Expr) -> list[Expr]:
-                    return [image, block, row, column + number, lane]
-
-                def element(number: int, lane: Expr) -> Expr:
-                    return accumulators[number * LANES + lane]
-
-                for number in range(count):
-                    epilogue.write(partial(place, number), partial(element, number), LANES)
-                if epilogue.in_place:
-                    with T.serial(0, count) as later:
-                        epilogue.finish(partial(place, later), LANES)
-
+            image = task // cb if is_several(n) else 0
             with T.serial(0, oh) as row:
-                if ow // run:
-                    with T.serial(0, ow // run) as step:
-                        pixels(row, step * run, run)
-                if ow % run:
-                    pixels(row, ow // run * run, ow % run)
+                emitter.row(task, image, block, row, ow, run)
     flops = 2 * n * op.channels * oh * ow * kh * kw
-    return lowered(group, builder, flops=flops, workspace=size * 4)
+    return lowered(group, builder, flops=flops)
+
+
+@dataclass(frozen=True)
+class _Emitter:
+    op: ConvDepthwise
+    height: int
+    width: int
+    source: Buffer
+    weight: Buffer
+    bias: Buffer | None
+    epilogue: Epilogue
+
+    def reads_inside(self, column: int) -> bool:
+        """Whether all columns that an output column reads are in the map."""
+        first = column * self.op.stride[1] - self.op.padding[1]
+        return first >= 0 and first + (self.op.kernel[1] - 1) * self.op.dilation[1] < self.width
+
+    def row(self, plane: Expr, image: Expr, block: Expr, row: Expr, width: int, run: int) -> None:
+        """A row of outputs: the runs within the map as a loop, those beside it one by one."""
+        starts = list(range(0, width, run))
+        inner = [
+            start // run
+            for start in starts
+            if start + run <= width and all(map(self.reads_inside, range(start, start + run)))
+        ]
+        for start in starts:
+            if start // run not in inner:
+                self.pixels(plane, image, block, row, start, min(run, width - start))
+            elif start // run == inner[0]:
+                with T.serial(0, len(inner)) as step:
+                    self.pixels(plane, image, block, row, (inner[0] + step) * run, run)
+
+    def pixels(self, plane: Expr, image: Expr, block: Expr, row: Expr, column: Expr, count: int) -> None:
+        """A run of `count` outputs; `column` is an int where the run may read beside the map."""
+        (kh, kw), (sh, sw), (dh, dw), (top, left, _, _) = (
+            self.op.kernel, self.op.stride, self.op.dilation, self.op.padding,
+        )  # fmt: skip
+        accumulators = local(count * LANES)
+        for number in range(count):
+            start = self.bias.vector(block * LANES) if self.bias is not None else splat(0.0)
+            accumulators.store_vector(number * LANES, start)
+        with T.serial(0, kh) as y:
+            line = row * sh + y * dh - top
+            with when(tirx.all(line >= 0, line < self.height) if any(self.op.padding[::2]) else None):
+                for x in range(kw):
+                    factor = T.bind(self.weight.vector(((block * kh + y) * kw + x) * LANES))
+                    for number in range(count):
+                        place = (column + number) * sw + x * dw - left
+                        if isinstance(place, int) and not 0 <= place < self.width:
+                            continue
+                        value = self.source.vector(((plane * self.height + line) * self.width + place) * LANES)
+                        total = accumulators.vector(number * LANES) + value * factor
+                        accumulators.store_vector(number * LANES, total)
+
+        def index(number: Expr, lane: Expr) -> list[Expr]:
+            return [image, block, row, column + number, lane]
+
+        def element(number: int, lane: Expr) -> Expr:
+            return accumulators[number * LANES + lane]
+
+        for number in range(count):
+            self.epilogue.write(partial(index, number), partial(element, number), LANES)
+        if self.epilogue.in_place:
+            with T.serial(0, count) as later:
+                self.epilogue.finish(partial(index, later), LANES)

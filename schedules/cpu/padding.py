@@ -28,14 +28,6 @@ def pad_map(
         _pad_row(source, target, tirx.floordiv(row, height), tirx.floormod(row, height), size, padding, lanes)
 
 
-def pad_map_plane(
-    source: Buffer, target: Buffer, plane: Expr, size: tuple[int, int], padding: Sequence[int], lanes: int
-) -> None:
-    """The same for one plane, serially."""
-    with T.serial(0, size[0] + padding[0] + padding[2]) as y:
-        _pad_row(source, target, plane, y, size, padding, lanes)
-
-
 def _pad_row(
     source: Buffer, target: Buffer, plane: Expr, y: Expr, size: tuple[int, int], padding: Sequence[int], lanes: int
 ) -> None:

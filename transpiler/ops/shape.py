@@ -243,6 +243,9 @@ class Concat(Injective, name="concat"):
         yield Sample("one", cls(0), parts("float32", (2, 5)), exact=True)
         yield Sample("with_empty", cls(1), parts("float32", (2, 3, 2), (2, 0, 2), (2, 1, 2)), exact=True)
         yield Sample("bool", cls(0), parts("bool", (3,), (5,)), exact=True)
+        yield Sample("pieces", cls(1), parts("float32", (2, 5000), (2, 4096), (2, 33)), exact=True)
+        yield Sample("blocked", cls(1), parts("int64", (3, 2, 5, 16), (3, 1, 5, 16)), exact=True)
+        yield Sample("long_bool", cls(0), parts("bool", (40,), (17,)), exact=True)
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
