@@ -267,11 +267,10 @@ def symbol_views(plans: Sequence[KernelPlan]) -> dict[str, SymbolView]:
 
 
 def _own_symbols(plan: KernelPlan, symbols: Mapping[str, SymbolView]) -> tuple[SymbolView, ...]:
-    """All symbols, with the plan's bounds for those that it has; none if its sizes are fixed."""
-    if not plan.symbols:
-        return ()
+    """The symbols up to the plan's last one, with its bounds for those that it has; none if its sizes are fixed."""
+    count = max((symbols[name].index + 1 for name in plan.symbols), default=0)
     own = []
-    for name, view in symbols.items():
+    for name, view in list(symbols.items())[:count]:
         bounds = plan.symbols.get(name, SymbolRange(0, 0))
         high = UNBOUNDED if bounds.high is None else min(bounds.high, UNBOUNDED)
         own.append(replace(view, low=bounds.low, high=high))

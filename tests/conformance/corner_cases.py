@@ -448,6 +448,7 @@ def out_of_bounds() -> Iterator[Case]:
         "zero_fmod": lambda x, y: torch.fmod(x, y),
         "zero_number": lambda x, y: 7 % y + x,
         "zero_fused": lambda x, y: ((x + 1) // (y * 2)).float().exp(),
+        "zero_in_epilogue": lambda x, y: (x.float()[:, None] @ torch.ones(1, 40)).relu() + x // y,
         "zero_reduced": lambda x, y: (x // y).sum(0),
         "zero_rank0": lambda x, y: x // y.amin(),
     }

@@ -231,7 +231,7 @@ def test_a_graph_file_keeps_its_sizes(tmp_path: Path) -> None:
 
 
 class Twice(nn.Module):
-    """Two functions over one matrix; the sizes of each vary, and one name means a size in both."""
+    """Functions over one matrix; the sizes of each vary, and one name means a size in two of them."""
 
     def __init__(self):
         super().__init__()
@@ -243,18 +243,27 @@ class Twice(nn.Module):
     def compare(self, a, b):
         return self.lin(a) @ b.transpose(0, 1)
 
+    def apply(self, x):
+        return self.lin(x)
+
 
 def test_functions_with_sizes_of_their_own(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Twice().eval()
-    functions = {"encode": (torch.randn(1, 4, 6),), "compare": (torch.randn(3, 6), torch.randn(5, 6))}
+    functions = {
+        "encode": (torch.randn(1, 4, 6),),
+        "compare": (torch.randn(3, 6), torch.randn(5, 6)),
+        "apply": (torch.randn(2, 6),),
+    }
     dynamic = ["encode.x.0=batch:1..8", "encode.x.1=seq:1..33", "compare.a.0=rows:1..9", "b.0=seq:1..50"]
+    dynamic.append("apply.x.0=alone:1..9")  # the first of the program's symbols, and the function's only one
     package = transpile(module, functions=functions, dynamic=dynamic, name="twice", out=tmp_path, test=True)
     model, stepwise = package.load(), package.load(native=False)
     for rows, seq in ((1, 1), (8, 33), (9, 50), (2, 7), (7, 2)):
         a, b = torch.randn(rows, 6), torch.randn(seq, 6)
         with torch.no_grad():
             np.testing.assert_allclose(model.compare(a, b), module.compare(a, b).numpy(), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(model.apply(a), module.apply(a).numpy(), rtol=1e-4, atol=1e-5)
         assert model.compare(a, b).tobytes() == stepwise.compare(a, b).tobytes()
         if rows <= 8 and seq <= 33:
             x = torch.randn(rows, seq, 6)
@@ -265,7 +274,10 @@ def test_functions_with_sizes_of_their_own(tmp_path: Path) -> None:
         model.encode(np.zeros((1, 34, 6), np.float32))
     text = (package.path / "src" / "twice" / "model.py").read_text()
     assert "return self.lin(a) @ b.transpose(0, 1)" in text, "lines of methods other than forward are shown"
-    for wrong, message in (("decode.x.0=n", "no such function; known: encode, compare"), ("y.0=n", "no such input")):
+    for wrong, message in (
+        ("decode.x.0=n", "no such function; known: encode, compare, apply"),
+        ("y.0=n", "no such input"),
+    ):
         with pytest.raises(UsageError, match=message):
             transpile(module, functions=functions, dynamic=[wrong], out=tmp_path)
 

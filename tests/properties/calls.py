@@ -110,10 +110,12 @@ def resolve(name: str) -> Callable[..., Any]:
     space, _, rest = name.partition(".")
     if space == "aten":
         packet, _, overload = rest.rpartition(".")
-        return getattr(getattr(torch.ops.aten, packet), overload)  # type: ignore[no-any-return]
+        function: Callable[..., Any] = getattr(getattr(torch.ops.aten, packet), overload)
+        return function
     if space == "properties":
         return HELPERS[rest]
-    return functools.reduce(getattr, rest.split("."), _SPACES[space])  # type: ignore[no-any-return]
+    found: Callable[..., Any] = functools.reduce(getattr, rest.split("."), _SPACES[space])
+    return found
 
 
 _SPACES: dict[str, Any] = {"F": F, "torch": torch, "Tensor": Tensor}

@@ -96,7 +96,9 @@ class Grower:
                 return self._forget(used)
         if len({len(item[0]) for item in taken}) != 1 or not all(map(_same_type, *(item[0] for item in taken))):
             return self._forget(used)
-        if not self.varies and any(a.shape != b.shape for item in taken for a, b in zip(item[0], taken[0][0])):  # noqa: B905
+        if not self.varies and any(
+            a.shape != b.shape for item in taken for a, b in zip(item[0], taken[0][0], strict=True)
+        ):
             return self._forget(used)
         for lane, (single, wide, noisy) in zip(self.lanes, taken, strict=True):
             lane.single += single

@@ -124,7 +124,8 @@ class _Partition:
                     continue
                 anchored = True
             elif anchored and isinstance(node.op, Elementwise) and not _is_plain(members):
-                # An index mapping in an epilogue would keep it from being a vector loop.
+                # An index mapping in an epilogue would keep it from being a vector loop; kernels with an epilogue have
+                # no status word to report a check to.
                 continue
             chosen.append(number)
             size += len(members)
@@ -181,4 +182,4 @@ class _Partition:
 
 
 def _is_plain(members: Sequence[Node]) -> bool:
-    return all(isinstance(item.op, Elementwise) for item in members)
+    return all(isinstance(item.op, Elementwise) and not item.op.checks_index for item in members)
