@@ -1,7 +1,8 @@
 /* The C ABI of a package, version 5: <package>_<isa>_<function> (TRANSPILE_PREFIX). Nothing else is exported.
  *
- * Results are 0 (done), 1 (failed) or 2 (an index was out of bounds); last_error() then says why, per thread. 4 is
- * added if the call had changed the state before it failed: it is then neither the old nor the new one.
+ * Results are 0 (done), 1 (failed), 2 (an index was out of bounds) or 8 (an integer was divided by zero); unless it is
+ * 0, last_error() says why, per thread. 4 is added if the call had changed the state before it failed: it is then
+ * neither the old nor the new one.
  *
  * A program has functions, which share weights and state. The state is memory of the caller's, state_bytes() long and
  * aligned to 64 bytes; NULL if that is 0. Two calls must not use one state at the same time.

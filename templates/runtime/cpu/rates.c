@@ -22,7 +22,7 @@ typedef uint32_t words __attribute__((vector_size(TP_VECTOR_BYTES)));
 #define SECONDS 1e-3     /* of one repeat */
 #define CHAINS 12        /* sums that do not wait for each other: more than the latency of a multiply-add asks for */
 #define READS 8          /* vectors read per step of the loop */
-#define MEMORY (1u << 27) /* bytes that no cache holds, at most */
+#define MEMORY (1ull << 30) /* bytes to read from memory, at most: no shared cache of a socket is half as large */
 
 /* One measurement: `work` steps on every thread. */
 typedef struct {
