@@ -14,7 +14,9 @@ from transpiler.schedule import schedule
 from transpiler.target import load_target
 
 
-def conv(channels: int, size: int, kernel: int = 3, stride: int = 1, dilation: int = 1) -> Program:
+def conv(
+    channels: int, size: int, kernel: int = 3, stride: int = 1, dilation: int = 1, after: str = "relu(%c)"
+) -> Program:
     out = (size + 2 - dilation * (kernel - 1) - 1) // stride + 1
     return Program(
         {
@@ -27,7 +29,7 @@ def conv(channels: int, size: int, kernel: int = 3, stride: int = 1, dilation: i
                 ) {{
                   %c: float32[1, {channels}, {out}, {out}] = conv(%x, %w, %b) {{stride = ({stride}, {stride}),
                     padding = (1, 1), dilation = ({dilation}, {dilation}), groups = 1}}
-                  %y: float32[1, {channels}, {out}, {out}] = relu(%c)
+                  %y: float32[1, {channels}, {out}, {out}] = {after}
                   return %y
                 }}
                 """
@@ -72,6 +74,46 @@ def test_filters_of_tiny_maps_are_not_blown_up() -> None:
     assert best_tile(op(64), (56, 56)) == 4
 
 
+@pytest.mark.parametrize(
+    ("after", "tile"),
+    [("relu(%c)", 4), ("add(%c, %x)", 4), ("clamp(%c) {min = 0.0}", 4),
+     ("sigmoid(%c)", 2), ("clamp(%c) {min = 0.0, max = 6.0}", 2)],
+)  # fmt: skip
+def test_results_that_are_cut_off_take_the_exact_tile(after: str, tile: int) -> None:
+    nodes = run_passes(conv(32, 20, after=after), PIPELINE).main.nodes
+    assert [node.op.tile for node in nodes if isinstance(node.op, ConvWinograd)] == [tile]
+
+
+def test_a_result_that_is_cut_off_behind_another_convolution_and_one_that_gates() -> None:
+    def tiles(last: str) -> list[int]:
+        program = Program(
+            {
+                "forward": graph(
+                    f"""
+                    func forward(
+                      %x: float32[1, 32, 20, 20] user "x",
+                      %w: float32[32, 32, 3, 3] parameter "w",
+                    ) {{
+                      %c: float32[1, 32, 20, 20] = conv(%x, %w) {{stride = (1, 1), padding = (1, 1),
+                        dilation = (1, 1), groups = 1}}
+                      %r: float32[1, 32, 20, 20] = relu(%c)
+                      %d: float32[1, 32, 20, 20] = conv(%r, %w) {{stride = (1, 1), padding = (1, 1),
+                        dilation = (1, 1), groups = 1}}
+                      %s: float32[1, 32, 20, 20] = sigmoid(%d)
+                      %y: float32[1, 32, 20, 20] = {last}
+                      return %y
+                    }}
+                    """
+                )
+            }
+        )
+        nodes = run_passes(program, PIPELINE).main.nodes
+        return [node.op.tile for node in nodes if isinstance(node.op, ConvWinograd)]
+
+    assert tiles("neg(%s)") == [2, 2]
+    assert tiles("mul(%s, %d)") == [4, 4]
+
+
 @pytest.mark.parametrize("positive", [False, True], ids=["normal", "after_relu"])
 @pytest.mark.parametrize("tile", [2, 4])
 def test_error_is_near_that_of_a_direct_sum(tile: int, positive: bool) -> None:
@@ -102,3 +144,33 @@ def test_error_is_near_that_of_a_direct_sum(tile: int, positive: bool) -> None:
         errors[name] = float(np.abs(got - exact).max() / np.abs(exact).max() / np.finfo(np.float32).eps)
     assert errors["fast"] <= (4 if tile == 4 else 1.5) * errors["direct"]
     assert errors["fast"] <= 64
+
+
+@pytest.mark.parametrize("value", [1e2, 1e3])
+def test_one_bright_pixel_stays_within_the_tolerance(value: float) -> None:
+    """Before a sigmoid the smaller tile, else the larger: the error against 128 roundings of the largest output."""
+    rng = np.random.default_rng(3)
+    channels, size = 64, 24
+    x = rng.standard_normal((1, channels, size, size), np.float32)
+    x[0, 3, 10, 10] = value
+    w = rng.standard_normal((channels, channels, 3, 3), np.float32) * np.float32((9 * channels) ** -0.5)
+    attributes = (channels, channels, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
+    blocked = PackChannels().reference(x)
+    wide = (blocked.astype(np.float64), PackConv().reference(w.astype(np.float64)))
+    exact = UnpackChannels(channels).reference(ConvBlocked(*attributes).reference(*wide))
+    target = load_target("cpu")
+    packed = {tile: PackWinograd(tile).reference(w) for tile in (2, 4)}
+    library = KernelLibrary(
+        [
+            schedule(op_group(ConvWinograd(*attributes, tile), (blocked, packed[tile])), target, f"f{tile}")
+            for tile in packed
+        ],
+        target,
+    )
+    got = {
+        tile: UnpackChannels(channels).reference(library.run(f"f{tile}", blocked, packed[tile])[0]) for tile in packed
+    }
+    eps = np.finfo(np.float32).eps
+    assert np.abs(got[4] - exact).max() <= 128 * eps * np.abs(exact).max()
+    bounded = [1 / (1 + np.exp(-values.astype(np.float64))) for values in (got[2], exact)]
+    assert np.abs(bounded[0] - bounded[1]).max() <= 128 * eps

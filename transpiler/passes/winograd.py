@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from transpiler.ir import Graph, Node, Value
-from transpiler.ops.packed import BLOCK, ConvBlocked, PackConv, blocks
+from transpiler.ops.activation import HardSigmoid, Sigmoid, Tanh
+from transpiler.ops.base import Elementwise, Injective
+from transpiler.ops.conv import Conv
+from transpiler.ops.elementwise_unary import Atan, Clamp, Cos, Erf, Sin
+from transpiler.ops.packed import BLOCK, BlockedConv, ConvBlocked, PackConv, blocks
+from transpiler.ops.pool import AvgPool, MaxPool
+from transpiler.ops.softmax import Softmax
 from transpiler.ops.winograd import POINTS, ConvWinograd, PackWinograd
 from transpiler.passes.rewrite import Rewriter, rewrite
 
@@ -22,14 +28,20 @@ def fast_convolutions(graph: Graph) -> Graph:
 
     before: %v = pack_conv(%w); %y = conv_blocked(%x, %v)
     after:  %v = pack_winograd(%w) {tile = 4}; %y = conv_winograd(%x, %v) {tile = 4}
+
+    The rounding error of a tile follows the largest input that any of its outputs reads. It is small against the
+    largest output, unless that is cut off later: where all that comes of a result is `saturated`, the smaller tile is
+    the most that is taken.
     """
     producers = graph.producers()
+    cut_off = saturated(graph)
 
     def visit(rewriter: Rewriter, node: Node) -> list[Value] | None:
         if not isinstance(node.op, ConvBlocked):
             return None
         producer = producers.get(node.inputs[1].name)
-        tile = best_tile(node.op, node.output.shape[2:4])
+        tiles = (2,) if node.output.name in cut_off else tuple(POINTS)
+        tile = best_tile(node.op, node.output.shape[2:4], tiles)
         if producer is None or not isinstance(producer.op, PackConv) or tile is None:
             return None
         x, weight, *bias = node.inputs
@@ -40,8 +52,34 @@ def fast_convolutions(graph: Graph) -> Graph:
     return rewrite(graph, visit)
 
 
-def best_tile(op: ConvBlocked, size: Sequence[object]) -> int | None:
-    """Outputs per tile and dim for an output map of `size`; None if direct convolution is as good."""
+def saturated(graph: Graph) -> frozenset[str]:
+    """Values whose every use ends in a bounded function of single positions, such as a sigmoid or relu6.
+
+    Ops that mix all positions, normalise or return a value end the search: the largest value keeps its share there.
+    """
+    consumers, kept = graph.consumers(), graph.kept_names()
+    result: set[str] = set()
+    for node in reversed(graph.nodes):
+        for value in node.outputs:
+            users = consumers[value.name]
+            if users and value.name not in kept and all(_cuts_off(user, result) for user in users):
+                result.add(value.name)
+    return frozenset(result)
+
+
+def _cuts_off(node: Node, known: set[str]) -> bool:
+    match node.op:
+        case Sigmoid() | HardSigmoid() | Tanh() | Erf() | Sin() | Cos() | Atan() | Softmax():
+            return True
+        case Clamp(min=low, max=high) if low is not None and high is not None:
+            return True
+        case Elementwise() | Injective() | Conv() | BlockedConv() | MaxPool() | AvgPool():
+            return all(value.name in known for value in node.outputs)
+    return False
+
+
+def best_tile(op: ConvBlocked, size: Sequence[object], tiles: Sequence[int] = tuple(POINTS)) -> int | None:
+    """Outputs per tile and dim for an output map of `size`, one of `tiles`; None if direct convolution is as good."""
     if (op.kernel, op.stride, op.dilation) != ((3, 3), (1, 1), (1, 1)):
         return None
     height, width = size
@@ -57,4 +95,4 @@ def best_tile(op: ConvBlocked, size: Sequence[object]) -> int | None:
         products = pairs * points * (2 * tiles + 4 * BYTE)
         return products + tiles * TRANSFORM[tile] * (inputs + outputs) / 2
 
-    return min((None, *POINTS), key=cost)
+    return min((None, *tiles), key=cost)

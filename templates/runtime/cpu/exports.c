@@ -8,8 +8,9 @@
  * aligned to 64 bytes; NULL if that is 0. Two calls must not use one state at the same time.
  *
  * Where sizes vary, `symbols` holds the value of every symbol, in the order of symbol_name(); else it may be NULL.
- * The weights must stay where they are until destroy; user buffers need no alignment. Every function may be called
- * from any thread; destroy only when no call on that model is running.
+ * The weights must stay where they are until destroy; user buffers need no alignment, and an output overlaps no other
+ * buffer: kernels write it while inputs are read. Every function may be called from any thread; destroy only when no call
+ * on that model is running.
  */
 #include "runtime.h"
 

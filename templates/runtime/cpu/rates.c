@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #ifndef TP_VECTOR_BYTES
 #error "TP_VECTOR_BYTES is the size of a vector register in bytes, such as 32"
@@ -22,7 +23,7 @@ typedef uint32_t words __attribute__((vector_size(TP_VECTOR_BYTES)));
 #define SECONDS 1e-3     /* of one repeat */
 #define CHAINS 12        /* sums that do not wait for each other: more than the latency of a multiply-add asks for */
 #define READS 8          /* vectors read per step of the loop */
-#define MEMORY (1ull << 30) /* bytes to read from memory, at most: no shared cache of a socket is half as large */
+#define MEMORY (1ull << 30) /* bytes to read from memory, at most */
 
 /* One measurement: `work` steps on every thread. */
 typedef struct {
@@ -118,10 +119,19 @@ static uint64_t cache_bytes(int index, uint64_t otherwise) {
   return kilobytes ? kilobytes << 10 : otherwise;
 }
 
+/* All last caches together: threads on several of them find that much in cache. */
+static uint64_t last_caches_bytes(uint64_t one) {
+  long all = 0;
+#ifdef _SC_LEVEL3_CACHE_SIZE
+  all = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#endif
+  return all > 0 && (uint64_t)all > one ? (uint64_t)all : one;
+}
+
 int tp_rates(int32_t threads, double *rates) {
   /* Index 1 is the cache of instructions. */
   const uint64_t l1 = cache_bytes(0, 1 << 15), l2 = cache_bytes(2, 1 << 18), l3 = cache_bytes(3, 1 << 23);
-  const uint64_t all = 2 * l3 < MEMORY ? 2 * l3 : MEMORY;
+  const uint64_t beyond = 2 * last_caches_bytes(l3), all = beyond < MEMORY ? beyond : MEMORY;
   const uint64_t step = READS * sizeof(words);
   /* What every thread reads; the last cache is shared. */
   const uint64_t sizes[] = {l1 / 2, l2 / 2, l3 / 4 / (uint64_t)threads, all / (uint64_t)threads};
