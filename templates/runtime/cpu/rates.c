@@ -119,19 +119,21 @@ static uint64_t cache_bytes(int index, uint64_t otherwise) {
   return kilobytes ? kilobytes << 10 : otherwise;
 }
 
-/* All last caches together: threads on several of them find that much in cache. */
-static uint64_t last_caches_bytes(uint64_t one) {
+/* The last caches that the threads may run on, all of them together. */
+static uint64_t last_caches_bytes(uint64_t one, int32_t threads) {
+  uint64_t most = one * (uint64_t)threads;
   long all = 0;
 #ifdef _SC_LEVEL3_CACHE_SIZE
   all = sysconf(_SC_LEVEL3_CACHE_SIZE);
 #endif
-  return all > 0 && (uint64_t)all > one ? (uint64_t)all : one;
+  if (all < 0 || (uint64_t)all < one) return one;
+  return (uint64_t)all < most ? (uint64_t)all : most;
 }
 
 int tp_rates(int32_t threads, double *rates) {
   /* Index 1 is the cache of instructions. */
   const uint64_t l1 = cache_bytes(0, 1 << 15), l2 = cache_bytes(2, 1 << 18), l3 = cache_bytes(3, 1 << 23);
-  const uint64_t beyond = 2 * last_caches_bytes(l3), all = beyond < MEMORY ? beyond : MEMORY;
+  const uint64_t beyond = 2 * last_caches_bytes(l3, threads), all = beyond < MEMORY ? beyond : MEMORY;
   const uint64_t step = READS * sizeof(words);
   /* What every thread reads; the last cache is shared. */
   const uint64_t sizes[] = {l1 / 2, l2 / 2, l3 / 4 / (uint64_t)threads, all / (uint64_t)threads};
