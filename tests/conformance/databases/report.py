@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from textwrap import shorten
 
 from tests.conformance.databases.outcome import BAD, EQUAL, NOT_EXPORTABLE, OUTCOMES, REFUSED, Result
 
@@ -86,8 +87,11 @@ def refusals(results: Iterable[Result]) -> list[tuple[str, int, int]]:
 
 
 def reason_of(result: Result) -> str:
-    what = ", ".join(result.operators) if "unsupported-use" not in result.codes else result.reason[:110]
-    return f"{', '.join(result.codes)}: {what or result.reason[:110]}"
+    """Codes and operators, or what the error says of one: without the operator's name and its hint."""
+    if "unsupported-use" not in result.codes and result.operators:
+        return f"{', '.join(result.codes)}: {', '.join(result.operators)}"
+    said = re.sub(r"^Unsupported use of '[^']*': ", "", result.reason).partition("; ")[0]
+    return f"{', '.join(result.codes)}: {shorten(said, 110, placeholder='...')}"
 
 
 def markdown(results: Iterable[Result], commit: str, previous: str = "") -> str:
@@ -142,26 +146,31 @@ def _kept_sections(page: str) -> dict[str, str]:
 def _sections(group: Sequence[Result], dtype: str) -> str:
     """Equal names are listed for float32 alone: in the other dtypes they are those that are not listed."""
     shown = (*BAD, REFUSED, NOT_EXPORTABLE, *([EQUAL] if dtype == "float32" else []))
-    return "\n".join(line for outcome in shown for line in _section(outcome, group))
+    return "\n".join(
+        line for outcome in shown for line in _section(outcome, group, fold=outcome == REFUSED and dtype != "float32")
+    )
 
 
-def _section(outcome: str, group: Sequence[Result]) -> list[str]:
+def _section(outcome: str, group: Sequence[Result], *, fold: bool) -> list[str]:
     """Names that are bad or refused with their reasons; the others by name alone, inside a fold."""
     chosen = {id: items for id, items in by_entry(group).items() if verdict(items) == outcome}
     if not chosen:
         return []
     if outcome in (EQUAL, NOT_EXPORTABLE):
         names = ", ".join(f"`{_name(id)}`" for id in chosen)
-        return [f"<details><summary>{outcome} ({len(chosen)})</summary>", "", names, "", "</details>", ""]
-    lines = [f"### {outcome} ({len(chosen)})", ""]
-    lines += _markdown_row(["name", "samples", "reason"]) + _markdown_row(["---"] * 3)
+        return _folded(f"{outcome} ({len(chosen)})", [names])
+    lines = [*_markdown_row(["name", "samples", "reason"]), *_markdown_row(["---"] * 3)]
     for id, items in chosen.items():
         concerned = [item for item in items if item.outcome == outcome]
         reasons = dict.fromkeys(reason_of(item) if outcome == REFUSED else item.reason[:160] for item in concerned)
         shown = "; ".join(list(reasons)[:3]).replace("|", "\\|")
         counted = len([item for item in items if item.outcome != NOT_EXPORTABLE])
         lines += _markdown_row([f"`{_name(id)}`", f"{len(concerned)} of {counted}", shown])
-    return [*lines, ""]
+    return _folded(f"{outcome} ({len(chosen)})", lines) if fold else [f"### {outcome} ({len(chosen)})", "", *lines, ""]
+
+
+def _folded(title: str, lines: Sequence[str]) -> list[str]:
+    return [f"<details><summary>{title}</summary>", "", *lines, "", "</details>", ""]
 
 
 def _name(entry: str) -> str:
