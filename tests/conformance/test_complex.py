@@ -23,8 +23,9 @@ Function = Callable[..., torch.Tensor]
 def evaluate(function: Function, target: Target, *inputs: torch.Tensor) -> Result:
     """The function as a model: the references and the kernels against PyTorch and float64."""
     leaves, spec = _pytree.tree_flatten((inputs, {}))
-    sample = Sample(0, Call(function, leaves, spec).eval(), inputs)
-    (result,) = Evaluator(Entry("op", "float32", "function"), target, lambda *_: None).run([sample])
+    entry = Entry("op", "float32", "function")
+    sample = Sample(entry, 0, Call(function, leaves, spec).eval(), inputs)
+    (result,) = Evaluator(target, lambda *_: None).run([sample])
     return result
 
 

@@ -132,4 +132,5 @@ def test_every_node_is_computed_once_and_in_order() -> None:
 def test_conv_batch_norm_relu_and_residual_are_one_kernel() -> None:
     plan = plan_of("basic_block", True)
     kernels = [step.kernel for step in plan.steps if isinstance(step, Call)]
-    assert any("conv3x3_bias_add_relu" in name for name in kernels), kernels
+    assert any("winograd4x4_bias_add_relu" in name for name in kernels), kernels
+    assert not any(name.startswith(("add", "relu")) for name in kernels), kernels

@@ -99,8 +99,9 @@ class TensorSpec:
         if nbytes < ALIGNED_FROM_BYTES:
             return np.empty(shape, self.storage)
         memory = np.empty(nbytes + 64, np.uint8)
-        start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % 64
-        return np.ndarray(shape, self.storage, memory, start)
+        start = -ctypes.addressof(ctypes.c_char.from_buffer(memory.data)) % 64
+        placed: Array = np.ndarray(shape, self.storage, memory, start)
+        return placed
 
     def give(self, array: Array) -> Array:
         """What the caller sees of an array that the kernels wrote."""
