@@ -14,6 +14,7 @@ from pathlib import Path
 from importer_survey import survey
 from layer_table import layer_section
 from operator_facts import (
+    ABSOLUTE,
     GLUE,
     ULPS,
     Way,
@@ -131,6 +132,7 @@ def page() -> str:
         hints.setdefault(hint, []).append(f"`{prefix.rstrip('.')}`")
     refused = "\n".join(f"| {', '.join(names)} | {hint} |" for hint, names in hints.items())
     bounds = ", ".join(f"{name} {ulps}" for name, ulps in ULPS.items())
+    absolute = ", ".join(f"{name} {bound:.1e}" for name, bound in ABSOLUTE.items())
     bases = len({name.rpartition(".")[0] for name in overloads()})
     return f"""# Operators and layers
 
@@ -158,11 +160,12 @@ One row is one ATen operator, one table one file of `transpiler/ops`. Overloads 
   so `exp` of integers works. Half floats are computed in float32 and rounded. *complex*: as pairs of real values,
   inside of a model.
 - **result**, of that op in float32: *exact*; *n ulp*: the largest error over the whole range, measured by
-  [test_vector_math](../tests/unit/test_vector_math.py) ({bounds}); *roundings* of single operations, each half an ulp
-  of what it gives; *libm*: as good as the C library's function; *special*: computed in float64 by the package's
-  runtime, checked by [test_special_functions](../tests/conformance/test_special_functions.py); *bounded*: sums and
-  iterations. All are held to one rule on every target: at most 4 times as far from float64 as numpy in float32, plus
-  128 roundings of the largest result. Integers and bools are exact. Empty: a composition is as good as its ops.
+  [test_vector_math](../tests/unit/test_vector_math.py) ({bounds}; absolute errors: {absolute}); *roundings* of single
+  operations, each half an ulp of what it gives; *libm*: as good as the C library's function; *special*: computed in
+  float64 by the package's runtime, checked by
+  [test_special_functions](../tests/conformance/test_special_functions.py); *bounded*: sums and iterations. All are
+  held to one rule on every target: at most 4 times as far from float64 as numpy in float32, plus 128 roundings of the
+  largest result. Integers and bools are exact. Empty: a composition is as good as its ops.
 - **conformance**: how many samples of its ops
   [every target runs](../tests/conformance/test_ops_on_targets.py) (`op.samples()` has their ids), and the files that
   compare the overload with PyTorch. PyTorch's own test databases are run besides:

@@ -24,6 +24,7 @@ from transpiler.schedule import import_schedule
 
 DTYPES = (*FLOATS, *INTS, "bool")
 ULPS: dict[str, int] = import_schedule("vector_math").ULPS
+ABSOLUTE: dict[str, float] = import_schedule("vector_math").ABSOLUTE
 CONFORMANCE = Path(__file__).parents[1] / "tests" / "conformance"
 # What a function of one element does to its argument: nothing is rounded, or once.
 EXACT = {"abs", "floor", "ceil", "trunc", "round", "isnan", "isinf", "copysign", "nextafter", "fmod", "logb"}
@@ -80,10 +81,17 @@ def result(op: type[Op]) -> str:
     done = trace(sample.op, len(sample.inputs))
     inexact = [name for name in done.functions if name not in EXACT and name not in ROUNDED]
     roundings = done.arithmetic + sum(ROUNDED.get(name, 0) for name in done.functions)
-    parts = [f"{name} {ULPS[name]} ulp" if name in ULPS else _source(name) for name in inexact]
+    parts = [_bound(name) or _source(name) for name in inexact]
     if roundings:
         parts.append(f"{roundings} rounding{'s' * (roundings > 1)}")
     return ", ".join(dict.fromkeys(parts)).removeprefix(f"{op.name} ") or "exact"
+
+
+def _bound(function: str) -> str:
+    """The measured bound of one of our own functions, "" for others."""
+    if function in ULPS:
+        return f"{function} {ULPS[function]} ulp"
+    return f"{function} {ABSOLUTE[function]:.1e}" if function in ABSOLUTE else ""
 
 
 def _selects(all_samples: Sequence[Sample]) -> bool:

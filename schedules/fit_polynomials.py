@@ -64,10 +64,16 @@ def main() -> None:
         """erf(x) / x in z = x^2"""
         return mp.erf(mp.sqrt(z)) / mp.sqrt(z)
 
+    def cdf_exponent(t: Any) -> Any:
+        """-log2(erfc(t / sqrt 2)) / t: the error of the power, which is at most 1, is weighted"""
+        return -mp.log(mp.erfc(t / mp.sqrt(2)), 2) / t
+
     tables: list[tuple[str, Callable[[Any], Any], Callable[[Any], Any], float, float, int]] = [
-        ("EXP", exp_tail, lambda r: r * r / mp.exp(r), -half_ln2, half_ln2, 5),
+        ("EXP", exp_tail, lambda r: r * r / mp.exp(r), -half_ln2, half_ln2, 4),
+        ("EXP2", lambda r: mp.mpf(2) ** r, lambda r: mp.mpf(2) ** -r, -0.5, 0.5, 6),
         ("TANH", tanh_tail, lambda z: z * mp.sqrt(z) / mp.tanh(mp.sqrt(z)), 1e-9, 0.625**2, 5),
         ("ERF_SMALL", erf_over_x, lambda z: mp.sqrt(z) / mp.erf(mp.sqrt(z)), 1e-12, 1.0, 7),
+        ("NORMAL_CDF", cdf_exponent, lambda t: t * mp.log(2) * mp.erfc(t / mp.sqrt(2)), 1e-9, 6.0, 7),
         ("ERF_LARGE", lambda x: -mp.log(mp.erfc(x)), lambda x: mp.erfc(x) / mp.erf(x), 1.0, 4.0, 8),
     ]
     for name, function, weight, low, high, degree in tables:

@@ -21,7 +21,7 @@ from transpiler.ops.base import Elementwise, Injective
 from transpiler.ops.dtypes import HALF, numpy_dtype
 from transpiler.plan import Kernel
 
-from .scalar import Tir, opaque_comparison, opaque_zero
+from .scalar import VECTOR_FUNCTIONS, Tir, opaque_comparison, opaque_zero
 from .sizes import ceil_div, count, extent, extents, is_empty, is_fixed, smaller, symbol_parameters
 from .tir import LANES, KernelBuilder, flat_offset, loop, unflatten, value_dtype, vector_loop
 
@@ -89,14 +89,12 @@ class Probe(Tir):
         self._note(4, True)
         return tirx.const(0, "int32")
 
-    VECTOR_CALLS = frozenset(
-        {"exp", "tanh", "sigmoid", "erf", "sqrt", "rsqrt", "floor", "ceil", "trunc", "round", "abs", "isnan", "isinf"}
-    )
+    VECTOR_CALLS = VECTOR_FUNCTIONS | {"sqrt", "rsqrt", "floor", "ceil", "trunc", "round", "abs", "isnan", "isinf"}
 
     def call(self, function: str, *args: Expr) -> Expr:
         dtype = self.dtype(args[0])
         vector = function in self.VECTOR_CALLS or (function == "pow" and isinstance(args[1], tirx.FloatImm))
-        if dtype == "float64" and function in ("exp", "tanh", "sigmoid", "erf"):
+        if dtype == "float64" and function in VECTOR_FUNCTIONS:
             vector = False
         self._note(10, not vector)
         return self._stand_in("called", super().call(function, *args))

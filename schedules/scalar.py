@@ -21,6 +21,9 @@ from . import vector_math
 from .sizes import extent
 from .tir import STATUS_DIVISION, STATUS_INDEX, Buffer, Expr, temporary
 
+# Functions of float32 that are polynomials in vector_math.
+VECTOR_FUNCTIONS = frozenset(vector_math.ULPS) | frozenset(vector_math.ABSOLUTE)
+
 # What templates/runtime/cpu/special.h declares: functions of float64. libm has the error function itself.
 SPECIAL = frozenset(FUNCTIONS) - {"erfc"}
 
@@ -238,6 +241,12 @@ class Tir:
             T.bitwise_and(self.reinterpret(x, "uint32"), tirx.const(0x7FFFFFFF, "uint32")), "float32"
         )
 
+    def negative_magnitude(self, x: Expr) -> Expr:
+        """-|x| of a float32."""
+        return self.reinterpret(
+            T.bitwise_or(self.reinterpret(x, "uint32"), tirx.const(0x80000000, "uint32")), "float32"
+        )
+
     def copy_sign(self, magnitude: Expr, sign: Expr) -> Expr:
         """float32 `magnitude` (>= 0) with the sign bit of `sign`."""
         bit = T.bitwise_and(self.reinterpret(sign, "uint32"), tirx.const(0x80000000, "uint32"))
@@ -246,9 +255,12 @@ class Tir:
     # --- functions
     def call(self, function: str, *args: Expr) -> Expr:
         dtype = self.dtype(args[0])
-        if dtype == "float32" and function in ("exp", "tanh", "sigmoid", "erf"):
+        if dtype == "float32" and function in VECTOR_FUNCTIONS:
             return getattr(vector_math, function)(self, self.bind(args[0]))
         match function:
+            case "normal_cdf":
+                half, one, root = (self.const(value, dtype) for value in (0.5, 1.0, math.sqrt(0.5)))
+                return half * (one + self.call("erf", args[0] * root))
             case "sigmoid":
                 one = self.const(1.0, dtype)
                 return one / (one + self.call("exp", self.const(0.0, dtype) - args[0]))

@@ -84,6 +84,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "erf": lambda x: type(x)(math.erf(x)),
+    "normal_cdf": lambda x: type(x)((1 + math.erf(x * math.sqrt(0.5))) / 2),
 }
 _BITS: dict[str, Callable[[Any, Any], Any]] = {
     "&": np.bitwise_and,

@@ -24,6 +24,7 @@ _FUNCTIONS = {
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "rsqrt": lambda x: 1 / np.sqrt(x),
     "erf": np.vectorize(math.erf, otypes=[np.float64]),
+    "normal_cdf": np.vectorize(lambda x: (1 + math.erf(x * math.sqrt(0.5))) / 2, otypes=[np.float64]),
     "round": np.rint,
     "pow": np.power,
     "asin": np.arcsin,

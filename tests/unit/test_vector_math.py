@@ -17,6 +17,7 @@ from transpiler.schedule import import_schedule
 from transpiler.target import load_target
 
 BOUNDS: dict[str, int] = import_schedule("vector_math").ULPS
+ABSOLUTE: dict[str, float] = import_schedule("vector_math").ABSOLUTE
 CHUNK = 1 << 16
 
 
@@ -27,7 +28,7 @@ def library() -> KernelLibrary:
     vectors, tir, scalar, fuse, rows = map(import_schedule, names)
     kernels = []
     type_ = TensorType("float32", (CHUNK,))
-    for name in BOUNDS:
+    for name in (*BOUNDS, *ABSOLUTE):
         for form in ("vector", "scalar"):
             builder = tir.KernelBuilder(f"{name}_{form}", [type_], [type_])
             with builder:
@@ -67,6 +68,8 @@ def reference(name: str, x: Array) -> Array:
                 return np.tanh(wide)
             case "sigmoid":
                 return np.where(wide < 0, np.exp(wide) / (1 + np.exp(np.minimum(wide, 0))), 1 / (1 + np.exp(-wide)))
+            case "normal_cdf":
+                return np.fromiter(map(math.erfc, (wide * -math.sqrt(0.5)).tolist()), np.float64, len(wide)) / 2
             case _:
                 return np.fromiter(map(math.erf, wide.tolist()), np.float64, len(wide))
 
@@ -101,16 +104,26 @@ def test_error(name: str, form: str) -> None:
     assert error[worst] <= BOUNDS[name], f"{name}({x[finite][worst]!r}) is {error[worst]:.2f} ulp off"
 
 
+@pytest.mark.parametrize("form", ["vector", "scalar"])
+@pytest.mark.parametrize("name", list(ABSOLUTE))
+def test_absolute_error(name: str, form: str) -> None:
+    x = values()
+    error = np.abs(run(name, form, x).astype(np.float64) - reference(name, x))
+    worst = int(error.argmax())
+    assert error[worst] <= ABSOLUTE[name], f"{name}({x[worst]!r}) is {error[worst]:.2e} off"
+
+
 LIMITS = {
     "exp": [(-math.inf, 0.0), (math.inf, math.inf), (0.0, 1.0), (-0.0, 1.0), (89.0, math.inf), (-104.0, 0.0)],
     "tanh": [(-math.inf, -1.0), (math.inf, 1.0), (0.0, 0.0), (-0.0, -0.0), (50.0, 1.0)],
     "sigmoid": [(-math.inf, 0.0), (math.inf, 1.0), (0.0, 0.5), (-0.0, 0.5)],
+    "normal_cdf": [(-math.inf, 0.0), (math.inf, 1.0), (0.0, 0.5), (-0.0, 0.5), (-20.0, 0.0), (9.0, 1.0)],
     "erf": [(-math.inf, -1.0), (math.inf, 1.0), (0.0, 0.0), (-0.0, -0.0), (5.0, 1.0)],
 }
 
 
 @pytest.mark.parametrize("form", ["vector", "scalar"])
-@pytest.mark.parametrize("name", list(BOUNDS))
+@pytest.mark.parametrize("name", [*BOUNDS, *ABSOLUTE])
 def test_limits(name: str, form: str) -> None:
     inputs, expected = map(list, zip(*LIMITS[name], strict=True))
     result = run(name, form, np.array([*inputs, math.nan], np.float32))

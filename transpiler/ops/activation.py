@@ -202,8 +202,8 @@ class Gelu(Activation, name="gelu"):
 
         if self.approximate == "tanh":
             inner = const(_SQRT_2_OVER_PI) * (x[0] + const(0.044715) * x[0] * x[0] * x[0])
-            return const(0.5) * x[0] * (const(1) + s.call("tanh", inner))
-        return const(0.5) * x[0] * (const(1) + s.call("erf", x[0] * const(_SQRT_HALF)))
+            return x[0] * s.call("sigmoid", inner + inner)  # (1 + tanh(t)) / 2
+        return x[0] * s.call("normal_cdf", x[0])
 
     @classmethod
     def variants(cls) -> Iterator[Activation]:
