@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from transpiler.pipeline import Report, Request, build
+from transpiler.pipeline import build
 from transpiler.progress import Progress
+from transpiler.request import Report, Request
 from transpiler.specs import parse_dynamic, parse_input
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from transpiler.dims import evaluate, parse_dim
 from transpiler.errors import Problem, TranspileErrors, UsageError, render
 
 if TYPE_CHECKING:
-    from transpiler.pipeline import Report, Request, TestsFailed
+    from transpiler.request import Report, Request, TestsFailed
 
 DONE, FAILED, USAGE, TESTS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 PLANNED_TARGETS = ("cuda", "vulkan")
@@ -186,7 +186,7 @@ def _request(
         if not file.is_file():
             what = "is a folder, expected a file" if file.is_dir() else "does not exist"
             raise UsageError("no-such-file", f"{file} {what}.")
-    from transpiler.pipeline import Request
+    from transpiler.request import Request
 
     return Request(
         model=model,
@@ -230,7 +230,7 @@ def _fail(
     context: click.Context, error: BaseException, model: Path, *, trace: bool, verbose: bool, check_only: bool
 ) -> NoReturn:
     """Show the error, and leave with its exit code."""
-    from transpiler.pipeline import TestsFailed
+    from transpiler.request import TestsFailed
 
     if trace:
         click.echo("".join(traceback.format_exception(error)), err=True)

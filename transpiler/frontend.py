@@ -22,7 +22,7 @@ from transpiler.weights import check_weights, expected_weights, load_weights
 if TYPE_CHECKING:
     from transpiler.capture import Captured
     from transpiler.importer import Imported
-    from transpiler.pipeline import Request
+    from transpiler.request import Request
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,14 @@ def write_package(files: Mapping[str, bytes], folder: str | os.PathLike[str]) ->
     return target
 
 
+def publish(staged: Path, folder: Path) -> None:
+    """Move the package in `staged`, less what running it left there, to `folder`; raises what `write_package` does."""
+    files = {path.relative_to(staged).as_posix(): path.read_bytes() for path in staged.rglob("*") if path.is_file()}
+    files = {name: data for name, data in files.items() if "__pycache__" not in name}
+    write_package(files, folder)
+    shutil.rmtree(staged, ignore_errors=True)
+
+
 def _write(root: Path, name: str, content: bytes) -> None:
     parts = name.split("/")
     if name.startswith("/") or "\\" in name or any(part in ("", ".", "..") for part in parts):

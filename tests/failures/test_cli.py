@@ -168,14 +168,15 @@ def test_many_failures_are_not_all_listed(command: Command, monkeypatch: pytest.
 # --- interrupted, and our own bugs --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["_front_end", "_lower", "_compile", "_measure", "_run_tests"])
+@pytest.mark.parametrize(
+    "stage",
+    ["pipeline._front_end", "pipeline._lower", "pipeline._compile", "recording.measure_errors", "pipeline._run_tests"],
+)
 def test_ctrl_c_leaves_nothing(command: Command, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
-    from transpiler import pipeline
-
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, stage, interrupted)
+    monkeypatch.setattr(f"transpiler.{stage}", interrupted)
     assert_fails(command(), 130, "Interrupted; nothing half-written was left.\n")
 
 

@@ -1,0 +1,123 @@
+"""What a build made, put together: the view that the templates print, and the package's files in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+from transpiler import __version__
+from transpiler.checks import FACTOR_EPS, FACTOR_EPS_HALF, FACTOR_TORCH
+from transpiler.emit import PackageView, emit_package, make_view, run_prepare, write_package
+from transpiler.frontend import Model
+from transpiler.ir import Program
+from transpiler.link import Linked
+from transpiler.plan import KernelPlan
+from transpiler.recording import Results, example_tolerance, magnitude
+from transpiler.request import Request
+from transpiler.structure import Leaf, Sequence_
+from transpiler.testing import FunctionTests, emit_tests
+from transpiler.tuning import Tuner, record_text
+from transpiler.verify import CaseError
+
+TOOLS = ("torch", "apache-tvm", "apache-tvm-ffi", "numpy", "torch-transpiler")
+
+
+def package_view(
+    name: str,
+    model: Model,
+    rewritten: Program,
+    plans: Sequence[KernelPlan],
+    libraries: Mapping[str, Linked],
+    results: Results,
+    errors: Mapping[str, CaseError] | None,
+    request: Request,
+) -> PackageView:
+    """What the templates print; `errors` are None as long as nothing has been measured."""
+    example = results.recording(results.main).cases[0]
+    sample = {f"input.{index}": array for index, array in enumerate(example.drawn.arrays)}
+    if all(item.positions is None for item in example.outputs):
+        sample |= {f"output.{index}": item.torch.reshape(item.shape) for index, item in enumerate(example.outputs)}
+    else:
+        sample = {}
+    verification = {
+        "verified": errors is not None and request.test,
+        "tolerance": {
+            "factor_torch": FACTOR_TORCH,
+            "factor_eps": FACTOR_EPS,
+            "factor_eps_half": FACTOR_EPS_HALF,
+        },
+        "error": [
+            {
+                "function": item.function,
+                "output": item.output,
+                "case": item.case,
+                "max_abs_error": item.max_abs_error,
+                "tolerance": item.tolerance,
+                "max_abs_reference": magnitude(results, item),
+                "sample_tolerance": example_tolerance(results, item),
+            }
+            for item in (errors or {}).values()
+        ],
+    }
+    program = replace(model.program, constants=rewritten.constants)
+    return make_view(
+        name=name,
+        program=program,
+        plans=plans,
+        libraries=libraries,
+        prepared=run_prepare(plans[0], program.constants, model.state),
+        source=model.facts,
+        verification=verification,
+        sample=sample,
+        tool_versions={tool: _version(tool) for tool in TOOLS},
+        graph_json=model.graph_json,
+        bounds={name: function.bounds for name, function in model.functions.items()},
+        examples={name: [array.shape for array in function.examples] for name, function in model.functions.items()},
+        exact=request.exact,
+    )
+
+
+def _version(tool: str) -> str:
+    if tool == "torch-transpiler":
+        return __version__
+    try:
+        return metadata.version(tool)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def tuning_file(tuners: Mapping[str, Tuner]) -> dict[str, bytes]:
+    """tuning.json, the choices that were not the schedules' own: with it another machine builds the same kernels."""
+    records = {isa: tuner.record for isa, tuner in tuners.items() if tuner.record}
+    return {"tuning.json": record_text(records).encode()} if records else {}
+
+
+def write_with_tests(
+    view: PackageView,
+    model: Model,
+    results: Results,
+    plans: Sequence[KernelPlan],
+    folder: Path,
+    extra: Mapping[str, bytes],
+) -> None:
+    """Write the package with its generated tests, and the `extra` files, into `folder`."""
+    functions = []
+    for plan, recording in zip(plans, results.functions, strict=True):
+        graph = model.program.functions[plan.function]
+        is_main = plan.function == results.main
+        entry = view.manifest if is_main else view.manifest["functions"][plan.function]
+        positional: Sequence[Leaf] = [Leaf(index) for index in range(len(plan.user_inputs))]
+        functions.append(
+            FunctionTests(
+                recording,
+                in_structure=graph.in_structure or Sequence_("tuple", tuple(positional)),
+                out_structure=graph.out_structure or Sequence_("tuple", tuple(map(Leaf, range(len(plan.outputs))))),
+                taps=[path for path in plan.taps if recording.taps is not None and path in recording.taps.values],
+                symbols=entry["symbols"],
+            )
+        )
+    functions.sort(key=lambda item: item.recording.function != results.main)
+    tests = emit_tests(functions, package=view.name, aliases=model.program.aliases, sequence=results.sequence)
+    write_package(emit_package(view, {**tests, **extra}), folder)

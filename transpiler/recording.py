@@ -1,0 +1,119 @@
+"""PyTorch's results on the cases of every function, and a package's error against them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from transpiler.cases import Argument
+from transpiler.emit import PackageView, emit_package, write_package
+from transpiler.frontend import Model
+from transpiler.interpreter import bind_symbols, initial_state
+from transpiler.ir import Array
+from transpiler.link import output_names
+from transpiler.loading import load_package
+from transpiler.plan import KernelPlan
+from transpiler.size_cases import size_cases
+from transpiler.verify import (
+    CaseError,
+    OutputSpec,
+    Recording,
+    Step,
+    measure,
+    record,
+    record_random,
+    record_sequence,
+    worst_errors,
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """PyTorch's results: a recording per function, in the program's order, and a sequence of calls if it has state."""
+
+    functions: tuple[Recording, ...]
+    sequence: tuple[Step, ...]
+    main: str
+
+    def recording(self, function: str) -> Recording:
+        return next(item for item in self.functions if item.function == function)
+
+
+def record_results(model: Model, plans: Sequence[KernelPlan]) -> Results:
+    """Run PyTorch on the cases of every function, and on a sequence of calls if there is state."""
+    recordings = []
+    outputs = {}
+    for plan in plans:
+        function = model.functions[plan.function]
+        outputs[plan.function] = [
+            OutputSpec(name, value.dtype, value.shape)
+            for name, value in zip(output_names(plan), plan.outputs, strict=True)
+        ]
+        recording = record(
+            [
+                Argument(item.key, item.value.dtype, item.value.shape, function.bounds.get(item.key))
+                for item in plan.user_inputs
+            ],
+            function.examples,
+            outputs[plan.function],
+            eager=function.eager,
+            reference=function.reference,
+            state=model.state,
+            aliases=model.program.aliases,
+            taps={path: function.taps[path] for path in plan.taps if path in function.taps},
+            function=plan.function,
+            initial=partial(initial_state, model.program),
+            sizes=size_cases(
+                plan.symbols,
+                bind_symbols([item.value for item in plan.user_inputs], function.examples),
+                [plan.kernel(call.kernel).flops for call in plan.calls()],
+            ),
+        )
+        recordings.append(recording if function.random is None else record_random(recording, function.random))
+    steps: tuple[Step, ...] = ()
+    if model.program.states():
+        steps = record_sequence(
+            recordings,
+            outputs,
+            {name: function.eager for name, function in model.functions.items()},
+            {name: function.reference for name, function in model.functions.items()},
+            initial_state(model.program, model.state),
+        )
+    return Results(tuple(recordings), steps, model.program.main.name)
+
+
+def example_tolerance(results: Results, error: CaseError) -> float:
+    """The tolerance of an output in its function's example."""
+    case = results.recording(error.function).cases[0]
+    return next(item.tolerance for item in (*case.outputs, *case.state) if item.name == error.output)
+
+
+def magnitude(results: Results, error: CaseError) -> float:
+    """The largest finite magnitude of PyTorch's output in the case that the error was measured on."""
+    case = next(case for case in results.recording(error.function).cases if case.name == error.case)
+    values = next(out.float64 for out in (*case.outputs, *case.state) if out.name == error.output)
+    finite = np.abs(values[np.isfinite(values)]) if values.dtype.kind == "f" else np.abs(values)
+    return float(finite.max(initial=0.0))
+
+
+def measure_errors(view: PackageView, results: Results, folder: Path) -> Mapping[str, CaseError]:
+    """Run the package, as it will be shipped, on every case; each starts from the initial state."""
+    write_package(emit_package(view), folder)
+    worst: dict[str, CaseError] = {}
+    with load_package(folder, view.name).Model() as model:
+        for recording in results.functions:
+
+            def run(arrays: Sequence[Array], function: str = recording.function) -> list[Array]:
+                session = model.session()
+                if model.manifest["rng"]:
+                    session.seed(0)
+                return [*session.infer(*arrays, function=function), *(session.state[key] for key in session.state)]
+
+            prefix = "" if recording.function == results.main else f"{recording.function}."
+            found = worst_errors(measure(recording, run))
+            worst.update({f"{prefix}{name}": error for name, error in found.items()})
+    return worst

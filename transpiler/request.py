@@ -1,0 +1,67 @@
+"""What is asked of the transpiler, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from transpiler.errors import TranspileError, TranspileErrors
+from transpiler.specs import DynamicSpec, InputSpec
+
+if TYPE_CHECKING:
+    from transpiler.testing import TestReport
+    from transpiler.verify import CaseError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to transpile and how. `model` is a path, an nn.Module or an ExportedProgram."""
+
+    model: Any
+    args: tuple[Any, ...] | None = None
+    kwargs: Mapping[str, Any] | None = None
+    functions: Mapping[str, Any] | None = None
+    targets: tuple[str, ...] = ("cpu",)
+    name: str | None = None
+    out: Path = Path("generated")
+    entry: str | None = None
+    init: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[InputSpec, ...] = ()
+    dynamic: tuple[DynamicSpec, ...] = ()
+    dynamic_shapes: Any = None
+    weights: Any = None  # a path, or a mapping of state_dict keys to arrays
+    taps: str | None = None
+    isas: tuple[str, ...] = ()
+    rng: bool = False
+    tune: Literal["none", "fast", "full"] = "none"
+    tuning_record: Path | None = None
+    exact: bool = False
+    test: bool = True
+
+
+@dataclass(frozen=True)
+class Report:
+    """The package's folder, the measured error per output, and the generated tests' result (None: not run)."""
+
+    path: Path
+    name: str
+    errors: Mapping[str, CaseError]
+    tests: TestReport | None
+    kernels: int
+    warnings: tuple[str, ...]
+
+
+class TestsFailed(TranspileErrors):
+    """The generated tests failed: the package is in `path`, the previous one is untouched."""
+
+    def __init__(self, path: Path, report: TestReport) -> None:
+        self.path, self.report = path, report
+        error = TranspileError(
+            "tests-failed",
+            f"The generated tests failed: {report.failed} of {report.failed + report.passed}.",
+            notes=[f"the failed package is in {path}"],
+            hints=[f"read it with: python -m pytest {path / 'tests'}"],
+        )
+        super().__init__(error.problems)
