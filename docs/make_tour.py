@@ -48,9 +48,9 @@ def tree(folder: Path) -> str:
 def tour() -> str:
     """The page. Runs the whole pipeline, about ten seconds."""
     from transpiler import transpile
+    from transpiler.c_plan import render_plan
     from transpiler.capture import capture_file
     from transpiler.importer import import_program
-    from transpiler.link import render_plan
     from transpiler.lower import lower, with_taps
     from transpiler.passes import PIPELINE, run_passes
     from transpiler.target import load_target

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from transpiler.frontend import Model
 from transpiler.ir import Role
-from transpiler.link import output_names
-from transpiler.plan import KernelPlan
+from transpiler.plan import KernelPlan, output_names
 
 
 @dataclass(frozen=True)

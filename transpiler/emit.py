@@ -13,11 +13,11 @@ from transpiler.formatting import format_python
 from transpiler.forward import ForwardView, KernelMethodView, forward_view, kernel_methods, kernel_views
 from transpiler.interface import Argument, CallView, Records, RecordView, call_arguments, interface
 from transpiler.ir import Array, Program, Role
-from transpiler.link import ITEM_BYTES, Linked, output_names
+from transpiler.link import Linked
 from transpiler.manifest import VERSION, build_manifest
 from transpiler.naming import comment, docstring, package_name
 from transpiler.output import write_package
-from transpiler.plan import KernelPlan
+from transpiler.plan import KernelPlan, output_names
 from transpiler.prepared import PrepareView, prepare_view, run_prepare, runtime_module
 from transpiler.readme import ReadmeView, readme_view
 from transpiler.templates import PLACEHOLDER, package_tree, render
@@ -261,9 +261,9 @@ def _binaries(
         dtypes = {item.key: item.value.dtype for item in needed}
         files[f"{folder}/constants.safetensors"] = encode(constants, dtypes=dtypes)
     if sample and sum(array.nbytes for array in sample.values()) <= MAX_SAMPLE_BYTES - 4096:
-        types = {f"input.{i}": item.value.dtype for i, item in enumerate(plan.inputs)}
-        types |= {f"output.{i}": value.dtype for i, value in enumerate(plan.outputs)}
-        raw = {key: types[key] for key, array in sample.items() if array.dtype.itemsize == ITEM_BYTES[types[key]]}
+        types = {f"input.{i}": item.value.type for i, item in enumerate(plan.inputs)}
+        types |= {f"output.{i}": value.type for i, value in enumerate(plan.outputs)}
+        raw = {key: types[key].dtype for key, array in sample.items() if array.itemsize == types[key].item_bytes}
         files[f"{folder}/sample.safetensors"] = encode(sample, dtypes=raw)
     return files
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from transpiler.dims import free_symbols, rename, symbol_places
 from transpiler.ir import TensorType, Value
-from transpiler.link import storage_of
 from transpiler.naming import RESERVED, Namer, comment, docstring, identifier, source_line
-from transpiler.plan import Call, Kernel, KernelPlan, View
+from transpiler.plan import Call, Kernel, KernelPlan, View, storage_of
 
 _MODULE_NAMES = frozenset(
     {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transpiler.dims import Dim, SymbolRange, is_static
+from transpiler.dims import Dim, SymbolRange, is_static, product
 from transpiler.errors import Location
 
 if TYPE_CHECKING:
@@ -62,6 +62,16 @@ class TensorType:
     @property
     def is_float(self) -> bool:
         return self.dtype in ("float32", "float64", "float16", "bfloat16")
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an element."""
+        return 2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize
+
+    @property
+    def bytes(self) -> Dim:
+        """Bytes of the dense tensor."""
+        return product(self.shape) * self.item_bytes
 
     def static_shape(self) -> tuple[int, ...]:
         """The shape as plain ints. Raises SymbolicShapeError if a dim is symbolic."""

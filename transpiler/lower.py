@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from transpiler.errors import Location, Problem, TranspileErrors, UsageError
 from transpiler.group import Group, Lowered
 from transpiler.ir import Graph, Program, Tap, Value
-from transpiler.memory import Arena, aligned, plan_arena, roots, size_of
+from transpiler.memory import Arena, aligned, plan_arena, roots
 from transpiler.ops.base import Op
 from transpiler.ops.custom import KernelError
 from transpiler.ops.packed import BlockedConv, ConvBlocked, ConvDepthwise, ConvStem, LinearPacked
@@ -235,7 +235,7 @@ def _store(
 
 
 def _weight_bytes(value: Value) -> int:
-    size = size_of(value.type)
+    size = value.type.bytes
     assert isinstance(size, int), f"weight {value.name} has the symbolic type {value.type}"
     return size
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from transpiler.c_plan import symbol_views
 from transpiler.dims import Dim, symbol_places
 from transpiler.interface import Argument
 from transpiler.ir import Program, Role, TensorType
-from transpiler.link import output_names, storage_of, symbol_views, type_bytes
-from transpiler.plan import Call, KernelPlan, Tap, View
+from transpiler.plan import Call, KernelPlan, Tap, View, output_names, storage_of
 from transpiler.prepared import prepared_keys
 from transpiler.structure import to_json
 
@@ -190,7 +190,7 @@ def _kernels(plans: Sequence[KernelPlan]) -> dict[str, Any]:
         for call in plan.calls():
             counts[call.kernel] = counts.get(call.kernel, 0) + 1
             read = [value.type for value in call.inputs if storage_of(plan, value).kind == "weight"]
-            weights.setdefault(call.kernel, sum(map(type_bytes, read)))
+            weights.setdefault(call.kernel, sum(type_.bytes for type_ in read))
     return {
         kernel.name: {
             "summary": kernel.summary,

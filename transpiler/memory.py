@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from transpiler.dims import Dim, product
-from transpiler.ir import TensorType, fixed_size
+from transpiler.dims import Dim
+from transpiler.ir import fixed_size
 from transpiler.ops.base import Elementwise
 from transpiler.passes.fusion import FusedStep, GroupStep, ViewStep
 from transpiler.plan import Block
@@ -19,16 +17,6 @@ ALIGNMENT = 64
 def aligned(size: int) -> int:
     """`size` rounded up to the alignment of buffers."""
     return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def width_of(dtype: str) -> int:
-    """Bytes of an element."""
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
-
-
-def size_of(type_: TensorType) -> Dim:
-    """Bytes of a tensor."""
-    return product(type_.shape) * width_of(type_.dtype)
 
 
 @dataclass(frozen=True)
@@ -95,8 +83,8 @@ def plan_arena(
             if donor is not None:
                 shared[value.name] = donor
             else:
-                width = width_of(value.dtype)
-                blocks[value.name] = _Block(value.name, size_of(value.type), position, position, width=width)
+                width = value.type.item_bytes
+                blocks[value.name] = _Block(value.name, value.type.bytes, position, position, width=width)
         for value in (*step.group.inputs, *step.group.outputs):
             block = blocks.get(home(value.name))
             if block is not None:

@@ -13,7 +13,10 @@ from transpiler.dims import Dim, SymbolRange
 from transpiler.errors import Location
 from transpiler.ir import Graph, Input, Layout, Role, Tap, TensorType, Value
 
-__all__ = ["Block", "Call", "Kernel", "KernelPlan", "Layout", "StateSlot", "Step", "Storage", "Tap", "View"]
+__all__ = [
+    "Block", "Call", "Kernel", "KernelPlan", "Layout", "StateSlot", "Step", "Storage", "Tap", "View",
+    "output_names", "storage_of",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,3 +142,21 @@ class KernelPlan:
 
     def calls(self) -> tuple[Call, ...]:
         return tuple(step for step in self.steps if isinstance(step, Call))
+
+
+def storage_of(plan: KernelPlan, value: Value) -> Storage:
+    """Where `value` lives; a view lives where its input does unless the plan says otherwise."""
+    if value.name not in plan.storage:
+        views = {step.output.name: step.input for step in plan.steps if isinstance(step, View)}
+        while value.name not in plan.storage:
+            value = views[value.name]
+    return plan.storage[value.name]
+
+
+def output_names(plan: KernelPlan) -> tuple[str, ...]:
+    """A name per flat output: the user's variable where there is one and it is unique, else `output<i>`."""
+    hints = [value.hint for value in plan.outputs]
+    return tuple(
+        hint if hint and hint.isidentifier() and hints.count(hint) == 1 else f"output{index}"
+        for index, hint in enumerate(hints)
+    )

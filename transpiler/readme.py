@@ -10,9 +10,8 @@ from transpiler.dims import SymbolRange, evaluate, free_symbols
 from transpiler.forward import numpy_dtype, shape_text
 from transpiler.interface import Argument, literal
 from transpiler.ir import Input, TensorType
-from transpiler.link import output_names
 from transpiler.naming import comment
-from transpiler.plan import KernelPlan
+from transpiler.plan import KernelPlan, output_names
 from transpiler.structure import Leaf, Literal, Mapping_, Sequence_, Structure, leaves
 
 

@@ -14,9 +14,8 @@ from transpiler.emit import PackageView, emit_package, write_package
 from transpiler.frontend import Model
 from transpiler.interpreter import bind_symbols, initial_state
 from transpiler.ir import Array
-from transpiler.link import output_names
 from transpiler.loading import load_package
-from transpiler.plan import KernelPlan
+from transpiler.plan import KernelPlan, output_names
 from transpiler.size_cases import size_cases
 from transpiler.verify import (
     CaseError,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from transpiler.group import Group
 from transpiler.ir import Graph, Input, Output, Program, Role, Value
-from transpiler.memory import aligned, roots, size_of
+from transpiler.memory import aligned, roots
 from transpiler.ops.shape import Reshape, Slice
 from transpiler.ops.shape_edges import SliceUpdate, SliceWrite
 from transpiler.passes.fusion import FusedStep, GroupStep
@@ -28,7 +28,7 @@ def state_slots(program: Program) -> tuple[tuple[StateSlot, ...], int]:
         zeros = constant is not None and not any(constant.tobytes())
         initial = "" if zeros else _free(f"{value.name}_initial", taken)
         slots.append(StateSlot(key, value, offset, initial))
-        size = size_of(value.type)
+        size = value.type.bytes
         assert isinstance(size, int), f"the size of the state {key!r} varies"
         offset += aligned(size)
     return tuple(slots), offset

@@ -15,7 +15,6 @@ from tests.models.support import load
 from transpiler.capture import capture_module
 from transpiler.importer import import_program
 from transpiler.lower import lower, with_taps
-from transpiler.memory import size_of
 from transpiler.passes import PIPELINE, UNFOLDED_PIPELINE, run_passes
 from transpiler.passes.fusion import GroupStep, partition
 from transpiler.passes.weights import split
@@ -58,7 +57,7 @@ def execute_on_names(plan: KernelPlan) -> None:
 
     def cells(value) -> range:
         start = int(plan.storage[value.name].offset) // 64
-        return range(start, start + -(-size_of(value.type) // 64))
+        return range(start, start + -(-value.type.bytes // 64))
 
     def owner(name: str) -> str:
         return alias.get(name, name)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import toy
 
+from transpiler.c_plan import render_plan
 from transpiler.errors import TranspileError
-from transpiler.link import RUNTIME_FILES, SPECIAL_FILES, c_compiler, link_library, render_plan
+from transpiler.link import RUNTIME_FILES, SPECIAL_FILES, c_compiler, link_library
 from transpiler.resources import tree
 
 PREFIX = "toy_baseline_"

@@ -21,9 +21,9 @@ from tests.conformance.kernels import STUB, raise_status
 from transpiler.compile import compile_kernels
 from transpiler.group import Group, Lowered
 from transpiler.ir import Array, TensorType, Value, fixed_size
-from transpiler.link import SPECIAL_FILES, storage_of
-from transpiler.memory import aligned, size_of
-from transpiler.plan import KernelPlan
+from transpiler.link import SPECIAL_FILES
+from transpiler.memory import aligned
+from transpiler.plan import KernelPlan, storage_of
 from transpiler.resources import tree
 from transpiler.schedule import schedule
 from transpiler.target import Target
@@ -107,7 +107,7 @@ def run_plan(
     """
     held = [_filled(np.ascontiguousarray(array)) for array in inputs]
     before = [memory.all.copy() for memory in held]
-    outputs = [_Memory(size_of(value.type)) for value in plan.outputs]
+    outputs = [_Memory(value.type.bytes) for value in plan.outputs]
     arena, packed = _Memory(fixed_size(plan.arena_bytes)), _packed(plan, weights)
     homes = {"input": held, "output": outputs, "weight": [packed], "arena": [arena]}
 
@@ -139,7 +139,7 @@ def _result(plan: KernelPlan, index: int, homes: Mapping[str, Sequence[_Memory]]
     place = storage_of(plan, value)
     start, type_ = fixed_size(place.offset), value.type
     memory = homes[place.kind][place.index].all
-    return _view(memory[start : start + size_of(type_)].copy(), type_)
+    return _view(memory[start : start + type_.bytes].copy(), type_)
 
 
 def _view(data: Array, type_: TensorType) -> Array:
@@ -158,5 +158,5 @@ def _packed(plan: KernelPlan, weights: Mapping[str, Array]) -> _Memory:
     for value in plan.weights:
         data = np.frombuffer(np.ascontiguousarray(weights[value.name]).tobytes(), np.uint8)
         memory.all[offset : offset + data.size] = data
-        offset += aligned(size_of(value.type))
+        offset += aligned(value.type.bytes)
     return memory
