@@ -14,6 +14,7 @@ from transpiler.specs import parse_dynamic, parse_input
 
 if TYPE_CHECKING:
     from transpiler.testing import TestReport
+    from transpiler.wheels import BundleWeights
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,23 @@ class Package:
         from transpiler.testing import run_generated_tests
 
         return run_generated_tests(self.path)
+
+    def wheel(self, folder: str | Path | None = None, *, bundle_weights: BundleWeights = "embed") -> Path:
+        """Write the package as a wheel into `folder`, by default beside the package; the wheel's path.
+
+        `pip install` needs nothing else. The platform tag is that of the oldest glibc which has every symbol that the
+        kernels need. The same package makes the same bytes.
+
+        Args:
+            bundle_weights: "embed" puts the weights into the wheel; "separate" into a file beside it, which is given to
+                `Model(weights=...)` or lies in the folder $TRANSPILE_WEIGHTS; "none" leaves them out.
+
+        Raises:
+            TranspileError: "package-changed" if a file of the package is not the one that was built.
+        """
+        from transpiler.wheels import write_wheel
+
+        return write_wheel(self.path, self.path.parent if folder is None else Path(folder), bundle_weights).path
 
 
 def transpile(

@@ -25,6 +25,7 @@ from transpiler.errors import Problem, TranspileErrors, UsageError, render
 
 if TYPE_CHECKING:
     from transpiler.request import Report, Request, TestsFailed
+    from transpiler.wheels import BundleWeights, Wheel
 
 DONE, FAILED, USAGE, TESTS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 PLANNED_TARGETS = ("cuda", "vulkan")
@@ -74,6 +75,11 @@ MAX_FAILURES = 20
 @click.option("--rng", is_flag=True, help="Draw random numbers with a seeded generator (see docs/random.md).")
 @click.option("--exact", is_flag=True, help="No Winograd convolutions (see docs/performance.md).")
 @click.option("--test/--no-test", default=True, help="Run the generated tests.  [default: test]")
+@click.option("--wheel", is_flag=True, help="Also write a wheel, beside the package's folder.")
+@click.option(
+    "--bundle-weights", type=click.Choice(["embed", "separate", "none"]), metavar="HOW",
+    help="The wheel's weights: embed (in it, the default), separate (in a file beside it) or none.",
+)  # fmt: skip
 @click.option("--check", "check_only", is_flag=True, help="Only list what is unsupported; nothing is compiled.")
 @click.option("--traceback", "trace", is_flag=True, help="Show where in the transpiler an error arose.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors.")
@@ -99,6 +105,8 @@ def main(
     rng: bool,
     exact: bool,
     test: bool,
+    wheel: bool,
+    bundle_weights: BundleWeights | None,
     check_only: bool,
     trace: bool,
     quiet: bool,
@@ -117,6 +125,10 @@ def main(
     try:
         if quiet and verbose:
             raise UsageError("quiet-and-verbose", "-q and -v contradict each other.")
+        if bundle_weights and not wheel:
+            raise UsageError("bundle-without-wheel", "--bundle-weights says what --wheel puts into a wheel: add it.")
+        if wheel and check_only:
+            raise UsageError("wheel-and-check", "--check builds nothing that --wheel could pack.")
         _refuse_unsupported(targets, precision)
         request = _request(
             model,
@@ -136,7 +148,8 @@ def main(
             exact,
             test,
         )
-        lines = _run(request, started, check_only=check_only, quiet=quiet, verbose=verbose)
+        bundle = (bundle_weights or "embed") if wheel else None
+        lines = _run(request, started, bundle, check_only=check_only, quiet=quiet, verbose=verbose)
     except (KeyboardInterrupt, Exception) as error:
         if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
             raise
@@ -208,8 +221,10 @@ def _request(
     )
 
 
-def _run(request: Request, started: float, *, check_only: bool, quiet: bool, verbose: bool) -> list[str]:
-    """Transpile, or only check; what to tell about the result."""
+def _run(
+    request: Request, started: float, bundle: BundleWeights | None, *, check_only: bool, quiet: bool, verbose: bool
+) -> list[str]:
+    """Transpile, or only check; what to tell about the result. A wheel is made if `bundle` says how."""
     from transpiler.console import progress_for
     from transpiler.pipeline import build, check
 
@@ -220,7 +235,13 @@ def _run(request: Request, started: float, *, check_only: bool, quiet: bool, ver
             return dry_run.summary(check(request, progress))
     with progress_for(quiet=quiet, verbose=verbose) as progress:
         report = build(request, progress)
-    return summary(report, time.monotonic() - started)
+        wheel = None
+        if bundle is not None:
+            from transpiler.wheels import write_wheel
+
+            progress.stage("writing the wheel")
+            wheel = write_wheel(report.path, report.path.parent, bundle)
+    return summary(report, time.monotonic() - started, wheel)
 
 
 # --- errors -------------------------------------------------------------------------------------------------
@@ -297,7 +318,7 @@ def _show_failed_tests(error: TestsFailed, verbose: bool) -> None:
 # --- the result ---------------------------------------------------------------------------------------------
 
 
-def summary(report: Report, seconds: float) -> list[str]:
+def summary(report: Report, seconds: float, wheel: Wheel | None = None) -> list[str]:
     """What the user reads at the end: where, how good, how to use it."""
     manifest = json.loads((report.path / "src" / report.name / "manifest.json").read_text(encoding="utf-8"))
     built_for = f"{manifest['target']} ({', '.join(manifest['isas'])})"
@@ -311,9 +332,18 @@ def summary(report: Report, seconds: float) -> list[str]:
     for output, error in report.errors.items():
         measured = f"{error.max_abs_error:.2g} from PyTorch in float64, tolerance {error.tolerance:.2g}"
         lines.append(f"  error  {output}: {measured} (closest call: case {error.case})")
-    lines.append(f"  use    pip install {shlex.quote(_installable(report.path))}")
+    if wheel is not None:
+        lines.append(f"  wheel  {wheel.path}, {_size(wheel.path)}")
+        lines.extend(f"         {path}, {_size(path)}" for path in wheel.weights)
+    installed = report.path if wheel is None else wheel.path
+    lines.append(f"  use    pip install {shlex.quote(_installable(installed))}")
     lines.append(f"         {example(manifest)}")
     return lines
+
+
+def _size(path: Path) -> str:
+    size = path.stat().st_size
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} KB"
 
 
 def _installable(path: Path) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from transpiler.elf import platform_facts
 from transpiler.formatting import format_python
 from transpiler.forward import ForwardView, KernelMethodView, forward_view, kernel_methods, kernel_views
 from transpiler.interface import Argument, CallView, Records, RecordView, call_arguments, interface
@@ -109,7 +109,6 @@ def make_view(
     tool_versions: Mapping[str, str] | None = None,
     graph_json: str = "{}\n",
     bounds: Mapping[str, Mapping[str, tuple[int, int]]] | None = None,
-    machine: str | None = None,
     examples: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
     exact: bool = False,
 ) -> PackageView:
@@ -126,7 +125,6 @@ def make_view(
         bounds: inclusive bounds of integer inputs, by function and flat name.
         examples: shapes of each function's example inputs.
         exact: whether faster algorithms with other rounding were left out.
-        machine: the processor family, as `platform.machine()` calls it; this machine's by default.
 
     Raises:
         UsageError: "bad-name".
@@ -150,6 +148,7 @@ def make_view(
         for item in plans
     }  # fmt: skip
     records = tuple(found.views)
+    what = f"{source.entry or name}, transpiled from PyTorch"
     methods = kernel_methods(plan)
     manifest = build_manifest(
         name=name,
@@ -161,13 +160,13 @@ def make_view(
         tools=tool_versions or {},
         source={"file": source.file, "entry": source.entry, **source.facts},
         bounds=bounds or {},
-        machine=machine or platform.machine(),
+        platform=platform_facts([linked.library for linked in libraries.values()]),
+        summary=comment(what),
         examples=examples or {},
         exact=exact,
     )
     exports = tuple(sorted(["Model", *(record.name for record in records)]))
     everything = sorted([*exports, "PackageError", "TapError", "WeightsError", "__version__"], key=_sort_key)
-    what = f"{source.entry or name}, transpiled from PyTorch"
     return PackageView(
         name=name,
         version=repr(VERSION),

@@ -14,7 +14,7 @@ from transpiler.plan import Call, KernelPlan, Tap, View, output_names, storage_o
 from transpiler.prepared import prepared_keys
 from transpiler.structure import to_json
 
-FORMAT = 3
+FORMAT = 4
 VERSION = "0.1.0"
 RANDOM = {
     "generator": "philox4x32-10",
@@ -34,7 +34,8 @@ def build_manifest(
     tools: Mapping[str, str],
     source: Mapping[str, str],
     bounds: Mapping[str, Mapping[str, tuple[int, int]]],
-    machine: str,
+    platform: Mapping[str, Any],
+    summary: str = "",
     examples: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
     exact: bool = False,
 ) -> dict[str, Any]:
@@ -43,7 +44,8 @@ def build_manifest(
     The main function's signature stands at the top, those of others under "functions". Sizes that vary are texts over
     the names in "symbols", which says where each is read off: dimension `dim` of input `input` is
     `scale * value + offset`; `index` is its number in the native library. `examples` are the shapes of each function's
-    example inputs. `exact` says that convolutions are direct sums, none by Winograd's algorithm.
+    example inputs. `exact` says that convolutions are direct sums, none by Winograd's algorithm. `platform` says what
+    the libraries need (`transpiler.elf`); "bundle" of the weights says where a wheel has them.
     """
     main = program.main.name
     numbers = {symbol: view.index for symbol, view in symbol_views(plans).items()}
@@ -64,7 +66,9 @@ def build_manifest(
         "version": VERSION,
         "target": "cpu",
         "isas": sorted(isas),
-        "machine": machine,
+        "machine": platform["machine"],
+        "platform": dict(platform),
+        "summary": summary,
         "function": main,
         **functions.pop(main),
         "functions": functions,
@@ -180,6 +184,8 @@ def _weights(program: Program, plan: KernelPlan) -> dict[str, Any]:
             for value in plan.weights
         },
         "bytes": plan.weight_bytes,
+        "bundle": "embed",
+        "beside": {},
     }
 
 

@@ -359,7 +359,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     view = make_view(
         name="toy", program=toy.program(), plans=[toy.plan()], libraries={"baseline": toy.linked()},
         prepared=toy.run_prepare(toy.plan(), toy.program().constants, toy.state()), source=source,
-        tool_versions={evil: evil}, machine="x86_64",
+        tool_versions={evil: evil},
     )  # fmt: skip
     package = write_package(emit_package(view), tmp_path / "toy")
     runs(package, "Model()([x], ids=ids)")

@@ -252,5 +252,4 @@ def view() -> PackageView:
         sample={"input.0": x, "input.1": ids, "output.0": hidden, "output.1": rows, "output.2": x},
         tool_versions={"transpiler": "0.1.0"},
         bounds={"forward": {"ids": (0, 4)}},
-        machine="x86_64",
     )

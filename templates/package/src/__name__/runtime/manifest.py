@@ -10,7 +10,9 @@ from typing import Any
 
 from .errors import PackageError
 
-FORMAT = 3
+FORMAT = 4
+# The weights in the layout of the kernels: in the package's folder, unless its wheel left them out.
+WEIGHTS = "weights.cpu.safetensors"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -21,8 +23,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         version = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PackageError(f"{path} is missing or damaged: {error}") from error
-    if version != FORMAT:
-        raise PackageError(f"{path} has format {version}; this runtime reads format {FORMAT}")
+    if type(version) is not int or version != FORMAT:
+        newer = type(version) is int and version > FORMAT
+        what = "was made by a newer version of transpile" if newer else "is not of this package"
+        raise PackageError(f"{path} {what}: it has format {version}, this runtime reads format {FORMAT}")
     return manifest
 
 
@@ -34,13 +38,16 @@ def functions_of(manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def check_files(folder: Path, manifest: Mapping[str, Any], wanted: Callable[[Path], bool]) -> int:
     """Compare the files that `wanted` picks with the manifest's hashes; how many there were.
 
+    Weights that the wheel left out may be missing.
+
     Raises:
         PackageError: names every file that is missing or was changed.
     """
     faults, count = [], 0
+    elsewhere = [] if manifest["weights"]["bundle"] == "embed" else [WEIGHTS]
     for name, expected in manifest["files"].items():
         file = folder / name
-        if not wanted(file):
+        if not wanted(file) or (name in elsewhere and not file.exists()):
             continue
         count += 1
         try:
@@ -53,6 +60,12 @@ def check_files(folder: Path, manifest: Mapping[str, Any], wanted: Callable[[Pat
     if faults:
         raise PackageError("the package is damaged (its hashes are in manifest.json): " + "; ".join(faults))
     return count
+
+
+def check_own_weights(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Whether a file of weights is the one that the package was built with. Raises PackageError."""
+    if _sha256(path) != manifest["files"][WEIGHTS]:
+        raise PackageError(f"{path} does not hold the weights that this package was built with")
 
 
 def _sha256(path: Path) -> str:

@@ -16,7 +16,7 @@ from .arguments import TensorSpec, check_names, flatten
 from .errors import TapError, WeightsError
 from .function import Arguments, Function
 from .host import unblock
-from .manifest import check_files, functions_of, read_manifest
+from .manifest import check_files, check_own_weights, functions_of, read_manifest
 from .native import KernelLibrary, Library, Session, choose_isa
 from .processors import default_threads
 from .profile import Event, Rates
@@ -24,7 +24,7 @@ from .random import Random
 from .safetensors import File, FormatError
 from .sizes import Shape
 from .state import State
-from .weights import PREPARED, Weights, map_prepared, prepare_state, read_state
+from .weights import PREPARED, Weights, map_prepared, own_weights, prepare_state, read_state
 
 Array = npt.NDArray[Any]
 
@@ -86,15 +86,15 @@ class Package:
             self.seed(seed)
         self._session: Session | None = None
         self._state: State | None = None
-        path = self.folder / "weights.cpu.safetensors"
-        if isinstance(weights, str | os.PathLike) and _is_prepared(Path(weights)):
-            path, weights = Path(weights), None
-        if weights is None:
-            if verify:
-                check_files(self.folder, self.manifest, lambda file: True)
-            self._open(*map_prepared(path, self.manifest["weights"]))
-        else:
+        if verify:
+            check_files(self.folder, self.manifest, lambda file: True)
+        if weights is not None:
             self.load_weights(weights)
+            return
+        path = own_weights(self.folder, self.manifest)
+        if verify and path.parent != self.folder:
+            check_own_weights(path, self.manifest)
+        self._open(*map_prepared(path, self.manifest["weights"]))
 
     # --- running ------------------------------------------------------------------------------------------
     # The generated model adds, per function, the typed call, its plan kernel by kernel, and `_bind` for taps.
@@ -273,12 +273,17 @@ class Package:
     def load_weights(self, weights: str | os.PathLike[str] | Mapping[str, Any], strict: bool = True) -> None:
         """Use other weights, given by PyTorch's state_dict names. Running calls finish on the old ones.
 
+        A file that was made with a wheel has them in the layout of the kernels: it is mapped, not copied.
+
         The state starts again, from the buffers among the weights. With `strict=False` unexpected keys are
         ignored and missing ones keep their values.
 
         Raises:
             WeightsError: lists every missing, unexpected and mismatched key; the old weights stay.
         """
+        if isinstance(weights, str | os.PathLike) and _is_prepared(Path(weights)):
+            self._open(*map_prepared(Path(weights), self.manifest["weights"]))
+            return
         current = None
         if not strict:
             current = self._session.weights if self._session else None

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from .arguments import as_array
 from .errors import WeightsError
 from .host import cast
+from .manifest import WEIGHTS
 from .safetensors import ALIGNMENT, File, FormatError, storage_dtype
 
 Array = npt.NDArray[Any]
@@ -21,6 +22,7 @@ Prepare = Callable[[Mapping[str, Array], Mapping[str, Array]], dict[str, Array]]
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 # Written into the metadata of the file that holds weights in their final layout.
 PREPARED = "transpile.prepared"
+PLACE = "TRANSPILE_WEIGHTS"
 
 
 class Weights(Mapping[str, Array]):
@@ -52,6 +54,31 @@ def _views(data: Array, layout: Mapping[str, Any]) -> Weights:
         size = int(np.prod(item["shape"], dtype=np.int64)) * dtype.itemsize
         tensors[name] = data[start : start + size].view(dtype).reshape(item["shape"])
     return Weights(tensors)
+
+
+def own_weights(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """The file of the weights that the package was built with: its own, or the one beside its wheel.
+
+    Raises:
+        WeightsError: the wheel was made without weights, and the folder $TRANSPILE_WEIGHTS has none either.
+    """
+    path, weights = folder / WEIGHTS, manifest["weights"]
+    if path.is_file() or weights["bundle"] == "embed":
+        return path
+    how = "Model(weights='model.safetensors') takes a state_dict with PyTorch's names, as a file or a mapping"
+    name = weights["beside"].get(WEIGHTS)
+    if name is None:
+        raise WeightsError(f"{manifest['name']} was installed without weights; {how}")
+    place = os.environ.get(PLACE)
+    if place and (Path(place) / name).is_file():
+        return Path(place) / name
+    looked = f"${PLACE} names no folder that has them"
+    if place:
+        looked = f"the folder {PLACE}={place} has no {name}"
+    raise WeightsError(
+        f"{manifest['name']} was installed without its weights, and {looked}; "
+        f"Model(weights='{name}') takes the file that was made with the wheel; {how}"
+    )
 
 
 def map_prepared(path: Path, layout: Mapping[str, Any]) -> tuple[Array, Weights]:
