@@ -69,7 +69,8 @@ def main() -> int:
     print(text(shown))
     if options.write:
         previous = options.write.read_text() if options.write.exists() else ""
-        options.write.write_text(markdown(results.by_id.values(), options.commit, previous))
+        whole = options.samples == "all" and options.seconds == float("inf")
+        options.write.write_text(markdown(results.by_id.values(), options.commit, previous, whole=whole))
     return int(any(item.outcome in BAD for item in shown))
 
 

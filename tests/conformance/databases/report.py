@@ -94,20 +94,28 @@ def reason_of(result: Result) -> str:
     return f"{', '.join(result.codes)}: {shorten(said, 110, placeholder='...')}"
 
 
-def markdown(results: Iterable[Result], commit: str, previous: str = "") -> str:
-    """docs/coverage.md. Rows and sections of what `results` has nothing about are kept from the `previous` page."""
+def markdown(results: Iterable[Result], commit: str, previous: str = "", *, whole: bool = False) -> str:
+    """docs/coverage.md. Rows and sections of what `results` has nothing about are kept from the `previous` page.
+
+    `whole` says that every sample was run.
+    """
     groups = _groups(results)
     rows = {title: [row] for title, row in _kept_rows(previous)}
     sections = _kept_sections(previous)
     for (database, dtype), group in groups.items():
-        rows[f"{database} {dtype}"] = [_summary(database, dtype, group, commit)]
+        rows[f"{database} {dtype}"] = [_summary(database, dtype, group, commit, whole)]
         sections[f"{TITLES[database]}, {dtype}"] = _sections(group, dtype)
     lines = [*_HEAD, ""]
     lines += _markdown_row(_COLUMNS) + _markdown_row(["---"] * len(_COLUMNS))
-    lines += [row for title in sorted(rows) for row in rows[title]]
-    for title in sorted(sections):
+    lines += [row for title in sorted(rows, key=_place) for row in rows[title]]
+    for title in sorted(sections, key=_place):
         lines += ["", f"## {title}", "", sections[title]]
     return "\n".join(lines) + "\n"
+
+
+def _place(title: str) -> tuple[bool, bool, str]:
+    """Where a row or section stands: modules first, float32 first."""
+    return title.startswith("op"), not title.endswith("float32"), title
 
 
 _HEAD = [
@@ -115,22 +123,21 @@ _HEAD = [
     "",
     "<!-- Written by `python -m tests.conformance.databases --write docs/coverage.md`; do not edit. -->",
     "",
-    "PyTorch ships databases of sample calls of its modules and operators. Samples (all of a module's, some of an",
-    "operator's, evenly spread) go through the whole of the transpiler; results are compared by the rule of",
+    "PyTorch ships databases of sample calls of its modules and operators. Samples (all in float32, one of each name",
+    "in the other dtypes) go through the whole of the transpiler; results are compared by the rule of",
     "[ADR 5](adr/0005-tolerance.md), on two calls. A name counts as equal if all its samples that were run and that",
     "`torch.export` takes are; as refused if some of them end in one of our errors; bad are wrong results, crashes and",
-    "hangs. `op_db` has 18,762 samples in float32: where fewer were run, the others are unknown. Names that are",
-    "equal are listed for float32 alone.",
+    "hangs. Names that are equal are listed for float32 alone.",
 ]
 _COLUMNS = ["database", "dtype", "equal", "refused", "not exportable", "bad", "samples run", "a name", "at"]
 
 
-def _summary(database: str, dtype: str, group: Sequence[Result], commit: str) -> str:
+def _summary(database: str, dtype: str, group: Sequence[Result], commit: str, whole: bool) -> str:
     by_name = by_entry(group)
     names = Counter(verdict(items) for items in by_name.values())
     most = max(len(items) for items in by_name.values())
     numbers = [names[EQUAL], names[REFUSED], names[NOT_EXPORTABLE], sum(names[bad] for bad in BAD), len(group)]
-    return _markdown_row([database, dtype, *map(str, numbers), f"up to {most}", commit])[0]
+    return _markdown_row([database, dtype, *map(str, numbers), "all" if whole else f"up to {most}", commit])[0]
 
 
 def _kept_rows(page: str) -> list[tuple[str, str]]:
