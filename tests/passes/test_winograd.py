@@ -51,6 +51,22 @@ def test_large_maps_are_computed_by_winograd() -> None:
     assert_same_meaning(before, after)
 
 
+@pytest.mark.parametrize(
+    ("after", "packed"),
+    [
+        ("relu(%c)", {"w_packed": "pack_winograd"}),
+        (
+            "conv(%c, %w) {stride = (1, 1), padding = (2, 2), dilation = (2, 2), groups = 1}",
+            {"w_packed": "pack_winograd", "w_packed_2": "pack_conv"},
+        ),
+    ],
+    ids=["alone", "with a direct sum"],
+)
+def test_packed_filters_are_named_once(after: str, packed: dict[str, str]) -> None:
+    nodes = run_passes(conv(32, 20, after=after), PIPELINE).main.nodes
+    assert {node.output.name: node.op.name for node in nodes if node.op.name in packed.values()} == packed
+
+
 def test_exact_leaves_direct_sums() -> None:
     assert "conv_winograd" not in names(run_passes(conv(32, 20), EXACT_PIPELINE))
 

@@ -39,7 +39,10 @@ class Rewriter:
         if like is not None and like.name in self._free:
             self._free.discard(like.name)
             return replace(like, type=type_)
-        base = f"{like.name}_{fallback}" if like is not None else fallback
+        if like is None:
+            base = fallback
+        else:
+            base = like.name if like.name.endswith(f"_{fallback}") else f"{like.name}_{fallback}"
         name, number = base, 2
         while name in self._names:
             name, number = f"{base}_{number}", number + 1
@@ -55,8 +58,8 @@ Visit = Callable[[Rewriter, Node], Sequence[Value] | None]
 def rewrite(graph: Graph, visit: Visit) -> Graph:
     """Visit each node in order with its inputs already replaced.
 
-    `visit` returns None to keep the node, or the values that stand in for its outputs (emitted through the rewriter,
-    or existing ones).
+    `visit` returns None to keep the node, the values that stand in for its outputs (emitted through the rewriter, or
+    existing ones), or nothing where no node that is kept or emitted will read them: their names are free then.
     """
     rewriter = Rewriter(graph)
     mapping: dict[str, Value] = {}
@@ -67,6 +70,8 @@ def rewrite(graph: Graph, visit: Visit) -> Graph:
         if values is None:
             rewriter._free.difference_update(value.name for value in current.outputs)
             rewriter.nodes.append(current)
+            continue
+        if not values:
             continue
         for old, new in zip(current.outputs, values, strict=True):
             if new.type != old.type:

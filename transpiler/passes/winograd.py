@@ -33,23 +33,37 @@ def fast_convolutions(graph: Graph) -> Graph:
     largest output, unless that is cut off later: where all that comes of a result is `saturated`, the smaller tile is
     the most that is taken.
     """
-    producers = graph.producers()
-    cut_off = saturated(graph)
+    tiles = _tiles(graph)
+    producers, consumers, kept = graph.producers(), graph.consumers(), graph.kept_names()
 
     def visit(rewriter: Rewriter, node: Node) -> list[Value] | None:
-        if not isinstance(node.op, ConvBlocked):
-            return None
-        producer = producers.get(node.inputs[1].name)
-        tiles = (2,) if node.output.name in cut_off else tuple(POINTS)
-        tile = best_tile(node.op, node.output.shape[2:4], tiles)
-        if producer is None or not isinstance(producer.op, PackConv) or tile is None:
+        name = node.outputs[0].name
+        if isinstance(node.op, PackConv) and name not in kept:
+            # Where every reader gets a filter of its own, the first of those takes the name.
+            return [] if all(user.outputs[0].name in tiles for user in consumers[name]) else None
+        if not isinstance(node.op, ConvBlocked) or name not in tiles:
             return None
         x, weight, *bias = node.inputs
-        packed = rewriter.emit(PackWinograd(tile), producer.inputs[0], like=weight)
+        packed = rewriter.emit(PackWinograd(tiles[name]), producers[weight.name].inputs[0], like=weight)
         attributes = {field.name: getattr(node.op, field.name) for field in fields(node.op)}
-        return [rewriter.emit(ConvWinograd(**attributes, tile=tile), x, packed, *bias, like=node.output)]
+        return [rewriter.emit(ConvWinograd(**attributes, tile=tiles[name]), x, packed, *bias, like=node.output)]
 
     return rewrite(graph, visit)
+
+
+def _tiles(graph: Graph) -> dict[str, int]:
+    """The tile of every convolution that Winograd's algorithm speeds up, by the name of its result."""
+    producers, cut_off = graph.producers(), saturated(graph)
+    tiles: dict[str, int] = {}
+    for node in graph.nodes:
+        if not isinstance(node.op, ConvBlocked):
+            continue
+        producer = producers.get(node.inputs[1].name)
+        name = node.output.name
+        tile = best_tile(node.op, node.output.shape[2:4], (2,) if name in cut_off else tuple(POINTS))
+        if tile is not None and producer is not None and isinstance(producer.op, PackConv):
+            tiles[name] = tile
+    return tiles
 
 
 def saturated(graph: Graph) -> frozenset[str]:
