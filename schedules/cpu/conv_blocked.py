@@ -18,14 +18,14 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group, Lowered
-from transpiler.ir import fixed_size
 from transpiler.ops.packed import ConvBlocked, ConvStem, blocks
 from transpiler.target import Target
 
 from ..fuse import lowered
-from ..sizes import Extent, extent, is_fixed, is_large, is_several
+from ..sizes import Extent, extent, is_large, is_several
 from ..tir import LANES, Buffer, KernelBuilder, loop, when
-from .epilogue import Epilogue, elementwise_epilogue
+from .convolution import convolution
+from .epilogue import Epilogue
 from .gemm import Accumulators, Tile, choose_tile, max_rows
 from .padding import pad_map
 
@@ -58,20 +58,12 @@ class Geometry:
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
-    node = group.anchor_node
-    if node is None or not isinstance(node.op, ConvBlocked | ConvStem) or group.prologue:
+    conv = convolution(group, ConvBlocked, ConvStem)
+    if conv is None:
         return None
-    if not elementwise_epilogue(group):
-        return None
-    op = node.op
-    x, weight, *bias = node.inputs
-    if not is_fixed(*x.type.shape[1:]):
-        return None
-    blocked = isinstance(op, ConvBlocked)
-    n, *fixed = x.type.shape[:4]
-    inner, h, w = map(fixed_size, fixed)  # the layout pass sees to it
-    lanes = LANES if blocked else 1
-    oh, ow = map(fixed_size, node.output.type.shape[2:4])
+    op, n, inner, h, w = conv.op, conv.images, conv.inner, conv.height, conv.width
+    lanes = LANES if isinstance(op, ConvBlocked) else 1
+    oh, ow = conv.out_height, conv.out_width
     pads = any(op.padding)
     pointwise = op.kernel == (1, 1) and op.stride == (1, 1) and not pads
     padded = (h + op.padded[0], w + op.padded[1])
@@ -82,17 +74,12 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     size = n * inner * padded[0] * padded[1] * lanes if pads else 0
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type], workspace=size)
     with builder:
-        source = builder.inputs[group.input_index(x)]
+        source, weight, bias = conv.operands(builder)
         if size != 0:
             target_map = builder.scratch(size)
             pad_map(source, target_map, extent(n) * inner, (h, w), op.padding, lanes)
             source = target_map
-        _convolve(
-            target, geometry, source,
-            builder.inputs[group.input_index(weight)],
-            builder.inputs[group.input_index(bias[0])] if bias else None,
-            Epilogue(group, builder), pointwise,
-        )  # fmt: skip
+        _convolve(target, geometry, source, weight, bias, Epilogue(group, builder), pointwise)
     flops = 2 * n * op.channels * oh * ow * geometry.depth
     return lowered(group, builder, flops=flops, workspace=size * 4)
 

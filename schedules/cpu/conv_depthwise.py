@@ -16,14 +16,14 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group, Lowered
-from transpiler.ir import fixed_size
 from transpiler.ops.packed import ConvDepthwise
 from transpiler.target import Target
 
 from ..fuse import lowered
-from ..sizes import extent, is_fixed, is_large, is_several
+from ..sizes import extent, is_large, is_several
 from ..tir import LANES, Buffer, KernelBuilder, local, loop, splat, when
-from .epilogue import Epilogue, elementwise_epilogue
+from .convolution import convolution
+from .epilogue import Epilogue
 from .gemm import MAX_ROWS, register_budget
 
 EPILOGUE = True
@@ -32,27 +32,15 @@ Expr = Any
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
-    node = group.anchor_node
-    if node is None or not isinstance(node.op, ConvDepthwise) or group.prologue or not elementwise_epilogue(group):
+    conv = convolution(group, ConvDepthwise)
+    if conv is None:
         return None
-    op = node.op
-    x, weight, *bias = node.inputs
-    if not is_fixed(*x.type.shape[1:]):
-        return None
-    n, *fixed = x.type.shape[:4]
-    cb, h, w = map(fixed_size, fixed)  # the layout pass sees to it
-    oh, ow = map(fixed_size, node.output.type.shape[2:4])
+    op, n, cb, oh, ow = conv.op, conv.images, conv.inner, conv.out_height, conv.out_width
     kh, kw = op.kernel
     run = min(ow, MAX_ROWS, max(2, register_budget(target.isa) - 3))
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
     with builder:
-        emitter = _Emitter(
-            op, h, w,
-            builder.inputs[group.input_index(x)],
-            builder.inputs[group.input_index(weight)],
-            builder.inputs[group.input_index(bias[0])] if bias else None,
-            Epilogue(group, builder),
-        )  # fmt: skip
+        emitter = _Emitter(op, conv.height, conv.width, *conv.operands(builder), Epilogue(group, builder))
         tasks = extent(n) * cb
         with loop(tasks, parallel=is_large(n * cb * oh * ow * kh * kw * LANES)) as task:
             block = task % cb if is_several(n) else task

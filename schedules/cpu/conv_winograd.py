@@ -25,16 +25,16 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group, Lowered
-from transpiler.ir import fixed_size
 from transpiler.ops.packed import blocks
 from transpiler.ops.winograd import ConvWinograd, filter_from_rows
 from transpiler.target import Target
 
 from ..fuse import lowered
 from ..scalar import Tir
-from ..sizes import extent, is_fixed, is_large, is_several
+from ..sizes import extent, is_large, is_several
 from ..tir import LANES, Buffer, KernelBuilder, local, loop, splat, when
-from .epilogue import Epilogue, elementwise_epilogue
+from .convolution import convolution
+from .epilogue import Epilogue
 from .gemm import Accumulators, Tile, steps
 from .winograd import Lines, input_line, output_line, stored
 from .winograd_plan import Geometry, Plan, make_plan, tall_tile
@@ -51,32 +51,23 @@ CHECK = 2.0**-10
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
-    node = group.anchor_node
-    if node is None or not isinstance(node.op, ConvWinograd) or group.prologue or not elementwise_epilogue(group):
+    conv = convolution(group, ConvWinograd)
+    if conv is None:
         return None
-    op = node.op
-    x, weight, *bias = node.inputs
-    if not is_fixed(*x.type.shape[1:]):
-        return None
-    n, *fixed = x.type.shape[:4]
-    inner, h, w = map(fixed_size, fixed)  # the layout pass sees to it
-    oh, ow = map(fixed_size, node.output.type.shape[2:4])
+    op, n, oh, ow = conv.op, conv.images, conv.out_height, conv.out_width
     top, left, _, _ = op.padding
-    g = Geometry(extent(n), inner, op.in_channels, h, w, blocks(op.channels), oh, ow, (top, left), op.tile)
+    g = Geometry(
+        extent(n), conv.inner, op.in_channels, conv.height, conv.width,
+        blocks(op.channels), oh, ow, (top, left), op.tile,
+    )  # fmt: skip
     tile = tall_tile(target.isa, g)
     plan = make_plan(g, tile)
     builder = KernelBuilder(
         name, [value.type for value in group.inputs], [group.outputs[0].type], workspace=plan.workspace
     )
     with builder:
-        emitter = _Emitter(
-            g, tile, plan,
-            builder.inputs[group.input_index(x)],
-            builder.inputs[group.input_index(weight)],
-            builder.inputs[group.input_index(bias[0])] if bias else None,
-            Epilogue(group, builder),
-            builder.scratch(plan.workspace),
-        )  # fmt: skip
+        operands = conv.operands(builder)
+        emitter = _Emitter(g, tile, plan, *operands, Epilogue(group, builder), builder.scratch(plan.workspace))
         parallel = is_large(g.tiles * g.points * g.in_blocks * g.out_blocks * LANES)
         with T.serial(0, g.batch) if is_several(g.batch) else T.serial(0, 1) as image:
             if plan.many:
