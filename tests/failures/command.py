@@ -23,6 +23,25 @@ def example_inputs():
     return (torch.ones(2, 3),)
 """
 
+UNSUPPORTED = """
+class Spectral(nn.Module):
+    def forward(self, x):
+        return torch._standard_gamma_grad(torch._standard_gamma_grad(x, x), x)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Spectral()
+
+    def forward(self, x):
+        return self.block(x), torch._dirichlet_grad(x, x, x)
+
+
+def example_inputs():
+    return (torch.ones(2, 3),)
+"""
+
 Command = Callable[..., Result]
 
 

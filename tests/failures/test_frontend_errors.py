@@ -8,15 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.failures.command import HEAD, UNSUPPORTED
 from transpiler.capture import capture_file, capture_module
 from transpiler.errors import TranspileErrors, UsageError
 from transpiler.importer import import_program
 from transpiler.specs import parse_dynamic, parse_input
-
-HEAD = """\
-import torch
-from torch import nn
-"""
 
 Write = Callable[[str], Path]
 
@@ -226,22 +222,7 @@ def test_dynamic_refused_by_the_model(write: Write) -> None:
 
 
 def test_unsupported_operators_all_at_once(write: Write) -> None:
-    text = """
-        class Spectral(nn.Module):
-            def forward(self, x):
-                return torch._standard_gamma_grad(torch._standard_gamma_grad(x, x), x)
-
-        class Net(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.block = Spectral()
-
-            def forward(self, x):
-                a = self.block(x)
-                b = torch._dirichlet_grad(x, x, x)
-                return a, b
-    """
-    assert message(write(dedent(text) + EXAMPLE)) == pinned("""
+    assert message(write(UNSUPPORTED)) == pinned("""
         Unsupported operator 'aten._standard_gamma_grad.default' (2 uses)
           net.py:6, in Spectral.forward  (block)
             6 | return torch._standard_gamma_grad(torch._standard_gamma_grad(x, x), x)
@@ -249,7 +230,7 @@ def test_unsupported_operators_all_at_once(write: Write) -> None:
 
         Unsupported operator 'aten._dirichlet_grad.default' (1 use)
           net.py:15, in Net.forward
-            15 | b = torch._dirichlet_grad(x, x, x)
+            15 | return self.block(x), torch._dirichlet_grad(x, x, x)
           Hint: write it with other operators, or add the operator in transpiler/ops (see CONTRIBUTING.md)
     """)
 

@@ -8,30 +8,14 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from tests.failures.command import NET, Command, assert_fails
+from tests.failures.command import NET, UNSUPPORTED, Command, assert_fails
 
 # --- the model ----------------------------------------------------------------------------------------------
 
 
 def test_every_unsupported_operator_at_once(command: Command) -> None:
-    source = """
-        class Spectral(nn.Module):
-            def forward(self, x):
-                return torch._standard_gamma_grad(torch._standard_gamma_grad(x, x), x)
-
-        class Net(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.block = Spectral()
-
-            def forward(self, x):
-                return self.block(x), torch._dirichlet_grad(x, x, x)
-
-        def example_inputs():
-            return (torch.ones(2, 3),)
-    """
     assert_fails(
-        command(source),
+        command(UNSUPPORTED),
         1,
         """
         Error: Unsupported operator 'aten._standard_gamma_grad.default' (2 uses)
@@ -40,8 +24,8 @@ def test_every_unsupported_operator_at_once(command: Command) -> None:
           Hint: write it with other operators, or add the operator in transpiler/ops (see CONTRIBUTING.md)
 
         Error: Unsupported operator 'aten._dirichlet_grad.default' (1 use)
-          net.py:14, in Net.forward
-            14 | return self.block(x), torch._dirichlet_grad(x, x, x)
+          net.py:15, in Net.forward
+            15 | return self.block(x), torch._dirichlet_grad(x, x, x)
           Hint: write it with other operators, or add the operator in transpiler/ops (see CONTRIBUTING.md)
 
         net.py was not transpiled, for 2 reasons; nothing was written.
