@@ -6,31 +6,25 @@ PyTorch, bit for bit (any NaN equals any NaN); `close` allows four roundings whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, tensor
 
-INF, NAN = float("inf"), float("nan")
-INTS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
-HALVES = (torch.float16, torch.bfloat16)
-FLOATS = (*HALVES, torch.float32, torch.float64)
-NUMBERS = (*INTS, *FLOATS)
-Function = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class Case:
-    id: str
-    function: Function
-    inputs: tuple[Tensor, ...]
-    close: bool = False
-
-
-def short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+from tests.conformance.corner_values import (
+    FLOATS,
+    HALVES,
+    INF,
+    INTS,
+    NAN,
+    NUMBERS,
+    Case,
+    corners,
+    pairs,
+    short,
+    spread,
+)  # fmt: skip
 
 
 def everything() -> Iterator[Case]:
@@ -43,31 +37,6 @@ def everything() -> Iterator[Case]:
             function, *inputs = item[1:]
             close = bool(inputs) and inputs[-1] is True
             yield Case(f"{part.__name__}/{item[0]}", function, tuple(inputs[:-1] if close else inputs), close)
-
-
-def spread(dtype: torch.dtype, *shape: int) -> Tensor:
-    """Small whole numbers of both signs, zeros among them."""
-    count = 1
-    for size in shape:
-        count *= size
-    values = (torch.arange(count) * 7) % 11 - 5
-    if dtype is torch.bool:
-        return (values % 3 == 0).reshape(shape)
-    return (values.abs() if dtype is torch.uint8 else values).to(dtype).reshape(shape)
-
-
-def corners(dtype: torch.dtype) -> Tensor:
-    """37 values (two vectors and a rest) that go wrong: zeros, limits, NaN, infinities."""
-    facts = torch.finfo(dtype)
-    values = [0.0, -0.0, 1.0, -1.0, NAN, INF, -INF, facts.max, facts.min, facts.tiny, -facts.tiny,
-              facts.smallest_normal / 4, 0.5, -0.5, 1.5, -1.5, 2.5, -2.5, 3.0, 1e4, -1e4]  # fmt: skip
-    return tensor((values * 2)[:37], dtype=torch.float64).to(dtype)
-
-
-def pairs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Every corner against every corner."""
-    x = corners(dtype)[:21]
-    return x.repeat(21), x.repeat_interleave(21)
 
 
 # --- type promotion -----------------------------------------------------------------------------------------------
@@ -405,54 +374,3 @@ def half_rounding() -> Iterator[tuple[Any, ...]]:
         yield f"{name}_full", lambda x: (torch.full_like(x, 0.1), x.new_full((3,), 6e4), x.new_full((2,), NAN)), x
         yield f"{name}_arange", lambda x: torch.arange(0, 40, 0.3, dtype=x.dtype)[:64] + x, x, True
         yield f"{name}_linspace", lambda x: torch.linspace(0, 1, 64, dtype=x.dtype) + x, x, True
-
-
-# --- indices that PyTorch refuses ---------------------------------------------------------------------------------
-
-
-def out_of_bounds() -> Iterator[Case]:
-    """The last input holds an index beyond the end, before the beginning, or far away; or a zero to divide by."""
-    x, functional = torch.arange(12.0).reshape(3, 4), torch.nn.functional
-    square = torch.ones(2, 4)
-    rows: dict[str, tuple[Function, int]] = {
-        "index_select": (lambda x, i: x.index_select(0, i[0]), -1),
-        "gather": (lambda x, i: x.gather(0, i), -1),
-        "embedding": (lambda x, i: functional.embedding(i, x), -1),
-        "scatter": (lambda x, i: x.scatter(0, i, square), -1),
-        "scatter_add": (lambda x, i: x.scatter_add(0, i, square), -1),
-        "index_add": (lambda x, i: x.index_add(0, i[0, :2], square), -1),
-        "index": (lambda x, i: x[i], -4),
-        "index_both": (lambda x, i: x[i, i], -4),
-        "take": (lambda x, i: torch.take(x[0, :3], i), -4),
-        "index_put": (lambda x, i: torch.index_put(x, (i[0, :2],), square), -4),
-        "index_fill": (lambda x, i: x.index_fill(0, i[0], 1.0), -4),
-        "index_copy": (lambda x, i: x.index_copy(0, i[0, :2], square), -1),
-        "index_reduce": (lambda x, i: x.index_reduce(0, i[0, :2], square, "amax"), -1),
-        "scatter_reduce": (lambda x, i: x.scatter_reduce(0, i, square, "prod"), -1),
-        "put": (lambda x, i: torch.ops.aten.put(x[0, :3], i, square), -4),
-        "one_hot": (lambda x, i: functional.one_hot(i, 3), -1),
-        "embedding_bag": (lambda x, i: functional.embedding_bag(i, x, mode="sum"), -1),
-        "cross_entropy": (lambda x, i: functional.cross_entropy(x[:2, :3], i[:, 1]), -1),
-        "nll_loss": (lambda x, i: functional.nll_loss(x[:2, :3], i[:, 1], reduction="none"), -1),
-    }
-    for name, (function, below) in rows.items():
-        for label, wrong in (("beyond", 3), ("before", below), ("far", 2**62), ("far_before", -(2**62))):
-            indices = tensor([[0, 2, 1, 0], [1, wrong, 0, 2]])
-            if name in ("index_select", "index_add", "index_put", "index_fill", "index_copy", "index_reduce"):
-                indices = indices.flip(0)
-            yield Case(f"{name}/{label}", function, (x, indices))
-    divisions: dict[str, Function] = {
-        "zero_floor": lambda x, y: x // y,
-        "zero_trunc": lambda x, y: torch.div(x, y, rounding_mode="trunc"),
-        "zero_remainder": lambda x, y: x % y,
-        "zero_fmod": lambda x, y: torch.fmod(x, y),
-        "zero_number": lambda x, y: 7 % y + x,
-        "zero_fused": lambda x, y: ((x + 1) // (y * 2)).float().exp(),
-        "zero_in_epilogue": lambda x, y: (x.float()[:, None] @ torch.ones(1, 40)).relu() + x // y,
-        "zero_reduced": lambda x, y: (x // y).sum(0),
-        "zero_rank0": lambda x, y: x // y.amin(),
-    }
-    for name, function in divisions.items():
-        for dtype in (torch.int64, torch.int32, torch.int8, torch.uint8):
-            dividend, divisor = torch.arange(40).to(dtype), torch.tensor([3, 1, 2, 0] * 10).to(dtype)
-            yield Case(f"{name}/{short(dtype)}", function, (dividend, divisor))

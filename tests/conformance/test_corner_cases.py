@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from tests.conformance import corner_cases
-from tests.conformance.corner_cases import Case, everything, out_of_bounds
+from tests.conformance.corner_cases import everything
+from tests.conformance.corner_values import Case
 from tests.conformance.databases.fast_export import fast_export
 from tests.conformance.kernels import array_type
 from tests.conformance.programs import Programs
+from tests.conformance.refused_cases import out_of_bounds
 from transpiler.capture import capture_module
 from transpiler.checks import EPS
 from transpiler.importer import import_program
