@@ -9,10 +9,6 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from tests.golden.fresh import without_measurements  # noqa: E402
-
 EXAMPLE = ROOT / "generated" / "example"
 
 
@@ -26,6 +22,8 @@ def text_files(out: Path) -> dict[str, str]:
 
 
 def test_the_example_is_fresh(tmp_path: Path) -> None:
+    from tests.golden.fresh import without_measurements  # not on the path of a script
+
     shown = {
         str(path.relative_to(EXAMPLE)): path.read_text()
         for path in sorted(EXAMPLE.rglob("*"))
@@ -40,6 +38,7 @@ def test_the_example_is_fresh(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as folder:
         written = text_files(Path(folder))
     shutil.rmtree(EXAMPLE, ignore_errors=True)
