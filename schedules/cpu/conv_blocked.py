@@ -3,8 +3,10 @@
 A register tile is `rows` output pixels of one output row x `panels` blocks of 16 output channels; every step (input
 channel, kernel position) broadcasts one input element per pixel and loads one weight vector per panel. Weights of a
 panel group (panels x I x KH x KW x 16) stream from L2 and are used for a whole row of pixels; the input rows under
-the tile stay in L1. Padding is a copy into the workspace (one pass over the input), so that the inner loops have no
-conditions. A 1x1 convolution with unit stride sees the map as one long row. Narrow maps take several rows per tile.
+the tile stay in L1. Where a map has few tiles, so that weights are read from memory most of the time, each tile asks
+for a share of the next group's weights. Operands of the epilogue are asked for when their tile begins. Padding is a
+copy into the workspace (one pass over the input), so that the inner loops have no conditions. A 1x1 convolution with
+unit stride sees the map as one long row. Narrow maps take several rows per tile.
 """
 
 from __future__ import annotations
@@ -30,8 +32,12 @@ from .gemm import Accumulators, Tile, choose_tile, max_rows
 from .padding import pad_map
 
 EPILOGUE = True
+# Tiles per panel group up to which the next group's weights are asked for, and the bytes of weights that are worth it.
+FEW_TILES = 32
+FETCHED_WEIGHTS = 1 << 18
 
 Expr = Any
+Fetch = Callable[[Expr], None]
 
 
 @dataclass(frozen=True)
@@ -140,15 +146,16 @@ class _Emitter:
             panel = first_panel + group * tile.panels
 
             def band_of(count: int) -> None:
-                def one(columns: int, column: Expr) -> None:
-                    self.tile(tile.panels, image, panel, band * tall, count, column, columns)
+                def one(columns: int, column: Expr, fetch: Fetch | None = None) -> None:
+                    self.tile(tile.panels, image, panel, band * tall, count, column, columns, fetch)
 
                 if full:
                     exact = runs * per_run == full
                     with T.serial(0, per_run) as step:
                         position = run * per_run + step
+                        fetch = self.next_group(panel, tile.panels, band * full + position, bands * full)
                         with when(None if exact else position < full):
-                            one(tile.rows, position * tile.rows)
+                            one(tile.rows, position * tile.rows, fetch)
                 if rest:
                     with when(None if runs == 1 else run == runs - 1):
                         one(rest, full * tile.rows)
@@ -163,8 +170,35 @@ class _Emitter:
                     with T.Else():
                         band_of(last)
 
-    def tile(self, panels: int, image: Expr, panel: Expr, row: Expr, rows: int, column: Expr, columns: int) -> None:
-        """One register tile: `rows` x `columns` pixels, `panels` channel blocks, the whole reduction."""
+    def next_group(self, panel: Expr, panels: int, number: Expr, tiles: int) -> Fetch | None:
+        """What tile `number` of the `tiles` of a panel group asks for at each step of 16 channels: all together, the
+        weights of the next group."""
+        g = self.g
+        steps = g.inner * g.kernel[0] * g.kernel[1]
+        if g.lanes == 1 or tiles > FEW_TILES or 4 * g.out_blocks * steps * LANES * LANES < FETCHED_WEIGHTS:
+            return None
+        share = -(-panels * LANES // tiles)
+
+        def fetch(step: Expr) -> None:
+            first = (panel + panels) * steps * LANES + (number * steps + step) * share
+            for line in range(share):
+                self.weight.fetch((first + line) * LANES)
+
+        return fetch
+
+    def tile(
+        self,
+        panels: int,
+        image: Expr,
+        panel: Expr,
+        row: Expr,
+        rows: int,
+        column: Expr,
+        columns: int,
+        fetch: Fetch | None = None,
+    ) -> None:
+        """One register tile: `rows` x `columns` pixels, `panels` channel blocks, the whole reduction; `fetch` is called
+        at every step of 16 channels."""
         g = self.g
         accumulators = Accumulators(Tile(rows * columns, panels))
         accumulators.zero()
@@ -197,14 +231,11 @@ class _Emitter:
                     step(first + tirx.floordiv(number, kh * kw), y, x, 0)
                 return
             block_loop, rows, columns = T.serial(0, count), T.serial(0, kh), T.serial(0, kw)
-            with block_loop as block, rows as y, columns as x, T.serial(0, lanes) as lane:
-                step(first + block, y, x, lane)
-
-        whole, rest = divmod(g.in_channels, g.lanes)
-        if whole:
-            blocks_of(0, whole, g.lanes)
-        if rest:
-            blocks_of(whole, 1, rest)
+            with block_loop as block, rows as y, columns as x:
+                if fetch is not None:
+                    fetch(((first + block) * kh + y) * kw + x)
+                with T.serial(0, lanes) as lane:
+                    step(first + block, y, x, lane)
 
         def index(p: int, r: Expr, c: Expr, lane: Expr) -> list[Expr]:
             if self.pointwise:
@@ -216,6 +247,14 @@ class _Emitter:
             value = accumulators.element(number, p, lane)
             return value if self.bias is None else value + self.bias[(panel + p) * LANES + lane]
 
+        for p in range(panels):
+            for r, c in pixels:
+                self.epilogue.prefetch(index(p, r, c, 0))
+        whole, rest = divmod(g.in_channels, g.lanes)
+        if whole:
+            blocks_of(0, whole, g.lanes)
+        if rest:
+            blocks_of(whole, 1, rest)
         for p in range(panels):
             for number, (r, c) in enumerate(pixels):
                 self.epilogue.write(partial(index, p, r, c), partial(element, p, number), LANES)

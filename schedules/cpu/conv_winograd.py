@@ -36,16 +36,15 @@ from ..tir import LANES, Buffer, KernelBuilder, local, loop, splat, when
 from .convolution import convolution
 from .epilogue import Epilogue
 from .gemm import Accumulators, Tile, steps
-from .winograd import Lines, input_line, output_line, stored
+from .winograd import Factors, Lines, input_line, output_line, stored, transform_factors
 from .winograd_plan import Geometry, Plan, make_plan, tall_tile
 
 EPILOGUE = True
 
 Expr = Any
 
-# Vectors of a panel's filters that are asked for ahead of their use: the stream of a panel is contiguous, but too short
-# for the hardware to follow.
-AHEAD = 32
+# Vectors of a panel's filters that are fetched into L2 ahead of their use. Into L1 (32 ahead) was slower than nothing.
+AHEAD = 128
 # Scales a result so that sums of such stay finite if all of them are.
 CHECK = 2.0**-10
 
@@ -62,12 +61,14 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     )  # fmt: skip
     tile = tall_tile(target.isa, g)
     plan = make_plan(g, tile)
-    builder = KernelBuilder(
-        name, [value.type for value in group.inputs], [group.outputs[0].type], workspace=plan.workspace
-    )
+    factors = sorted({CHECK, *transform_factors(g.tile), *filter_factors(g.tile)})
+    size = -(-len(factors) // LANES) * LANES + plan.workspace
+    builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type], workspace=size)
     with builder:
-        operands = conv.operands(builder)
-        emitter = _Emitter(g, tile, plan, *operands, Epilogue(group, builder), builder.scratch(plan.workspace))
+        emitter = _Emitter(
+            g, tile, plan, *conv.operands(builder), Epilogue(group, builder),
+            Factors(builder.scratch(len(factors)), factors), builder.scratch(plan.workspace),
+        )  # fmt: skip
         parallel = is_large(g.tiles * g.points * g.in_blocks * g.out_blocks * LANES)
         with T.serial(0, g.batch) if is_several(g.batch) else T.serial(0, 1) as image:
             if plan.many:
@@ -75,7 +76,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
             else:
                 emitter.share_panels(image, parallel)
     flops = 2 * n * op.channels * oh * ow * 9 * op.in_channels
-    return lowered(group, builder, flops=flops, workspace=plan.workspace * 4)
+    return lowered(group, builder, flops=flops, workspace=size * 4)
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class _Emitter:
     weight: Buffer
     bias: Buffer | None
     epilogue: Epilogue
+    factors: Factors
     scratch: Buffer
 
     def share_tiles(self, image: Expr, parallel: bool) -> None:
@@ -180,9 +182,10 @@ class _Emitter:
         def body(element: Any) -> None:
             lines = Lines(width, width)
             for x in range(width):
-                lines.store_column(x, input_line(g.tile, stored_vectors([element(y, x) for y in range(width)])))
+                values = stored_vectors([element(y, x) for y in range(width)])
+                lines.store_column(x, input_line(g.tile, values, self.factors))
             for y in range(width):
-                for x, value in enumerate(input_line(g.tile, lines.line(y, width))):
+                for x, value in enumerate(input_line(g.tile, lines.line(y, width), self.factors)):
                     offset = target + (y * width + x) * self.plan.map_stride
                     self.scratch.store_vector(offset * LANES, value)
 
@@ -218,7 +221,7 @@ class _Emitter:
                 place = (((panel + p) * g.points + point) * g.in_blocks + block) * LANES + lane
                 vectors.append(self.weight.vector(place * LANES))
                 if prefetch:
-                    self.weight.prefetch((place + AHEAD) * LANES)
+                    self.weight.fetch((place + AHEAD) * LANES)
             accumulators.multiply_add(scalars, vectors)
 
         whole, rest = divmod(g.in_channels, LANES)
@@ -257,14 +260,14 @@ class _Emitter:
         for x in range(width):
             points = [products + (y * width + x) * self.plan.product_stride for y in range(width)]
             values = stored_vectors([self.scratch.vector(place * LANES) for place in points])
-            lines.store_column(x, output_line(g.tile, values))
+            lines.store_column(x, output_line(g.tile, values, self.factors))
 
         def body(whole: bool) -> None:
             for y in range(g.tile):
-                line = stored(output_line(g.tile, lines.line(y, width)))
+                line = stored(output_line(g.tile, lines.line(y, width), self.factors))
                 for x in range(g.tile):
                     value = line.vector(x * LANES)
-                    check.store_vector(0, check.vector(0) + value * splat(CHECK))
+                    check.store_vector(0, check.vector(0) + value * self.factors(CHECK))
                     if self.bias is not None:
                         line.store_vector(x * LANES, value + bias)
                 for x in range(g.tile):
@@ -326,9 +329,15 @@ class _Emitter:
             for u, b in terms[kx]:
                 point = v * (g.tile + 2) + u
                 place = ((panel * g.points + point) * g.in_blocks * LANES + channel) * LANES
-                part = self.weight.vector(place) * splat(a * b)
+                part = self.weight.vector(place) * self.factors(a * b)
                 total = part if total is None else total + part
         return total
+
+
+def filter_factors(tile: int) -> set[float]:
+    """What `_filter` multiplies by."""
+    terms = [factor for row in filter_from_rows(tile) for _, factor in row]
+    return {a * b for a in terms for b in terms}
 
 
 def _place(*index: Expr) -> list[Expr]:

@@ -57,6 +57,18 @@ class Epilogue:
         # In-place loops read the raw result back from the output buffer, so the dtypes must agree.
         self.can_be_in_place = not self.empty and self.output.dtype == self.result.dtype
         self.in_place = needs.cost > UNROLLED_COST and self.can_be_in_place
+        # Maps that the epilogue reads at the places it writes.
+        own = {value.name for value in group.anchor_node.inputs}
+        self.operands = [
+            builder.inputs[group.input_index(value)]
+            for value in group.inputs
+            if value.name not in own and value.shape == self.output.shape
+        ]
+
+    def prefetch(self, index: Sequence[Expr]) -> None:
+        """Ask for what the epilogue will read at `index`."""
+        for operand in self.operands:
+            operand.prefetch(flat_offset(index, self.shape))
 
     def store(self, index: Callable[[Expr], Sequence[Expr]], element: Callable[[Expr], Expr], lanes: Extent) -> None:
         """Store `lanes` elements: for each lane, the epilogue of element(lane) at index(lane)."""

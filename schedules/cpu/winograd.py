@@ -2,12 +2,17 @@
 
 Both are two passes of a one-dimensional transform, over columns and then over rows. A pass keeps the even and the odd
 part of each pair of points, so that the values at +p and -p share their multiplications.
+
+Factors are read from memory: LLVM keeps literals in registers over all loops, and the products' accumulators, which
+need every register, went through the stack.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+from tvm import tirx
 
 from transpiler.ops.winograd import POINTS
 
@@ -16,8 +21,31 @@ from ..tir import LANES, Buffer, local, splat
 Expr = Any
 
 
-def _scaled(value: Expr, factor: float) -> Expr:
-    return value if factor == 1.0 else value * splat(factor)
+class Factors:
+    """Numbers to multiply by, stored in a buffer when this is made."""
+
+    def __init__(self, buffer: Buffer, values: Sequence[float]) -> None:
+        self._buffer, self._values = buffer, list(values)
+        for place, value in enumerate(values):
+            buffer.store(place, tirx.const(value, "float32"))
+
+    def __call__(self, value: float) -> Expr:
+        """A vector with `value` in all lanes."""
+        return splat(self._buffer[self._values.index(value)])
+
+
+def transform_factors(tile: int) -> set[float]:
+    """What `input_line` and `output_line` multiply by."""
+    squares = [p * p for p in POINTS[tile]]
+    values = {p**power for p in POINTS[tile] for power in range(tile)} | set(_polynomial(squares))
+    for p in POINTS[tile]:
+        others = _polynomial([square for square in squares if square != p * p])
+        values |= {*others, *(p * factor for factor in others)}
+    return values - {0.0, 1.0}
+
+
+def _scaled(value: Expr, factor: float, factors: Factors) -> Expr:
+    return value if factor == 1.0 else value * factors(factor)
 
 
 def _polynomial(roots: Sequence[float]) -> list[float]:
@@ -28,34 +56,35 @@ def _polynomial(roots: Sequence[float]) -> list[float]:
     return result
 
 
-def _sum(terms: Sequence[tuple[float, Expr]]) -> Expr:
+def _sum(terms: Sequence[tuple[float, Expr]], factors: Factors) -> Expr:
     """The terms with factors other than 0; those of factor 1 first, so that the others are multiply-adds onto them."""
     ordered = sorted((term for term in terms if term[0] != 0.0), key=lambda term: term[0] != 1.0)
     (factor, value), *rest = ordered
-    total = _scaled(value, factor)
+    total = _scaled(value, factor, factors)
     for factor, value in rest:
-        total = total + _scaled(value, factor)
+        total = total + _scaled(value, factor, factors)
     return total
 
 
-def input_line(tile: int, line: Sequence[Expr]) -> list[Expr]:
+def input_line(tile: int, line: Sequence[Expr], factors: Factors) -> list[Expr]:
     """B^T d: `tile` + 2 values of a line of the map at the points 0, +p, -p, ..., infinity.
 
     Each is the line times a polynomial's coefficients: all points' roots but its own.
     """
     squares = [p * p for p in POINTS[tile]]
     whole = _polynomial(squares)  # in t = x^2
-    result = [_sum([(factor, line[2 * power]) for power, factor in enumerate(whole)])]
+    result = [_sum([(factor, line[2 * power]) for power, factor in enumerate(whole)], factors)]
     for p in POINTS[tile]:
         others = _polynomial([square for square in squares if square != p * p])
         even = [(factor, line[2 * power + 2]) for power, factor in enumerate(others)]
         odd = [(p * factor, line[2 * power + 1]) for power, factor in enumerate(others)]
-        result += [_sum(even) + _sum(odd), _sum(even) - _sum(odd)]
-    result.append(_sum([(factor, line[2 * power + 1]) for power, factor in enumerate(whole)]))
+        sums = [_sum(terms, factors) for terms in (even, odd)]
+        result += [sums[0] + sums[1], sums[0] - sums[1]]
+    result.append(_sum([(factor, line[2 * power + 1]) for power, factor in enumerate(whole)], factors))
     return result
 
 
-def output_line(tile: int, line: Sequence[Expr]) -> list[Expr]:
+def output_line(tile: int, line: Sequence[Expr], factors: Factors) -> list[Expr]:
     """A^T m: the `tile` outputs of a line of products at the points."""
     zero, *pairs, infinity = line
     sums = [pairs[2 * i] + pairs[2 * i + 1] for i in range(len(POINTS[tile]))]
@@ -68,7 +97,7 @@ def output_line(tile: int, line: Sequence[Expr]) -> list[Expr]:
             terms.insert(0, (1.0, zero))
         if power == tile - 1:
             terms.insert(0, (1.0, infinity))
-        result.append(_sum(terms))
+        result.append(_sum(terms, factors))
     return result
 
 
