@@ -6,6 +6,7 @@ import ast
 import builtins
 import importlib.util
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from transpiler.forward import numpy_dtype, shape_text
-from transpiler.ir import Array, Graph, Role
+from transpiler.ir import Array, Graph, Node, Role, Value
 from transpiler.naming import Namer
 from transpiler.plan import KernelPlan
 from transpiler.resources import tree
@@ -23,20 +23,12 @@ from transpiler.templates import render
 
 
 @dataclass(frozen=True)
-class ResultView:
-    key: str
-    name: str
-    dtype: str
-    shape: str
-
-
-@dataclass(frozen=True)
 class PrepareView:
-    """`imports` are the functions of runtime/host.py in use; `lines` one statement each."""
+    """`imports` are the functions of runtime/host.py in use; `lines` one statement each; `numpy`: they use np."""
 
     imports: tuple[str, ...]
     lines: tuple[str, ...]
-    results: tuple[ResultView, ...]
+    numpy: bool
 
 
 @cache
@@ -62,56 +54,113 @@ def host_functions() -> frozenset[str]:
 
 
 def prepare_view(plan: KernelPlan) -> PrepareView:
-    """The statements of `prepare`.
+    """The statements of `prepare`: tensor by tensor, each is computed, put into its place and forgotten.
 
     Raises:
         ValueError: a node whose op has no host expression, or an input that is neither weight nor constant: a
             bug of the pass that split off `prepare`.
     """
-    graph = plan.prepare
-    namer = Namer({"np", "npt", "Any", "Array", "Mapping", "prepare", "state", "constants", *host_functions()})
-    names: dict[str, str] = {}
-    lines: list[str] = []
-    used = _used(graph)
-    for item in graph.inputs:
-        if item.role not in (Role.PARAMETER, Role.BUFFER, Role.CONSTANT):
-            raise ValueError(f"prepare has the {item.role} input {item.key!r}")
-        if item.value.name not in used:
-            continue
-        names[item.value.name] = namer.take(item.value.name)
-        source = "constants" if item.role is Role.CONSTANT else "state"
-        lines.append(f"{names[item.value.name]} = {source}[{item.key!r}]")
-    imports: set[str] = set()
-    for node in graph.nodes:
-        expression = node.op.host(*(names[value.name] for value in node.inputs))
-        if expression is None:
+    return _Statements(plan.prepare).view(plan)
+
+
+class _Statements:
+    """Writes the nodes of a prepare graph as statements; a tensor that is read once stands where it is read."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.namer = Namer({"np", "npt", "Any", "Array", "Mapping", "prepare", "state", "constants", "out"})
+        for name in sorted(host_functions()):
+            self.namer.take(name)
+        self.makers = {value.name: node for node in graph.nodes for value in node.outputs}
+        self.inputs = {item.value.name: item for item in graph.inputs}
+        self.uses = Counter(value.name for node in graph.nodes for value in node.inputs)
+        self.uses.update(output.value.name for output in graph.outputs)
+        self.texts: dict[str, str] = {}
+        self.local: dict[str, str] = {}  # the values that have a name of their own
+        self.pending: list[Value] = []  # what the statement to come reads
+        self.lines: list[str] = []
+        self.imports = {"put"}
+        for item in graph.inputs:
+            if item.role not in (Role.PARAMETER, Role.BUFFER, Role.CONSTANT):
+                raise ValueError(f"prepare has the {item.role} input {item.key!r}")
+
+    def view(self, plan: KernelPlan) -> PrepareView:
+        for value, output in zip(plan.weights, _outputs(plan), strict=True):
+            text = self.text_of(output.value)
+            self.lines.append(f"put(out[{value.name!r}], {text})")
+            self.forget([*self.pending, output.value])
+            self.pending = []
+        imports = tuple(sorted(self.imports & {"put", *host_functions()}))
+        return PrepareView(imports, tuple(self.lines), "np" in self.imports)
+
+    def text_of(self, value: Value) -> str:
+        """An expression for `value`, whose statements are written."""
+        for node in self.needed(value):
+            self.write(node, value)
+        if value.name in self.inputs:
+            return self.input_text(value, once=self.uses[value.name] == 1)
+        return self.texts[value.name]
+
+    def needed(self, value: Value) -> list[Node]:
+        """The nodes that make `value` and are not written yet, in the graph's order."""
+        wanted, stack = set(), [value.name]
+        while stack:
+            node = self.makers.get(stack.pop())
+            if node is not None and node.outputs[0].name not in self.texts and node.outputs[0].name not in wanted:
+                wanted.add(node.outputs[0].name)
+                stack.extend(item.name for item in node.inputs)
+        return [node for node in self.graph.nodes if node.outputs[0].name in wanted]
+
+    def write(self, node: Node, result: Value) -> None:
+        """A statement for `node`, or only its text if it is nothing but the result that was asked for."""
+        marks = [f"argument_{index}" for index in range(len(node.inputs))]
+        probe = node.op.host(*marks)
+        if probe is None:
             raise ValueError(f"{node.op.name} is part of prepare, but has no host expression")
-        for value in node.outputs:
-            names[value.name] = namer.take(value.name)
-        targets = ", ".join(names[value.name] for value in node.outputs)
-        lines.append(f"{targets} = {expression}")
-        imports |= _functions(expression)
-    results = tuple(
-        ResultView(repr(value.name), names[output.value.name], numpy_dtype(value.dtype), shape_text(value.type))
-        for value, output in zip(plan.weights, _outputs(plan), strict=True)
-    )
-    return PrepareView(tuple(sorted(imports)), tuple(lines), results)
+        found = Counter(item.id for item in ast.walk(ast.parse(probe, mode="eval")) if isinstance(item, ast.Name))
+        arguments = []
+        for mark, value in zip(marks, node.inputs, strict=True):
+            once = found[mark] == 1 and self.uses[value.name] == 1
+            arguments.append(self.input_text(value, once=once) if value.name in self.inputs else self.texts[value.name])
+        expression = node.op.host(*arguments)
+        assert expression is not None
+        self.imports |= found.keys()
+        if len(node.outputs) == 1 and node.outputs[0].name == result.name and self.uses[result.name] == 1:
+            self.texts[result.name] = ast.unparse(ast.parse(expression, mode="eval"))  # no parentheses around it
+            self.pending.extend(node.inputs)
+            return
+        targets = ", ".join(self.bind(value) for value in node.outputs)
+        self.lines.append(f"{targets} = {expression}")
+        self.forget(node.inputs)
+
+    def bind(self, value: Value) -> str:
+        """A name for `value`."""
+        self.texts[value.name] = self.local[value.name] = self.namer.take(value.name)
+        return self.texts[value.name]
+
+    def input_text(self, value: Value, *, once: bool) -> str:
+        """A tensor of the state_dict: by its key if that is read `once`, else by a name."""
+        item = self.inputs[value.name]
+        read = f"{'constants' if item.role is Role.CONSTANT else 'state'}[{item.key!r}]"
+        if value.name in self.local:
+            return self.local[value.name]
+        if once:
+            return read
+        self.lines.append(f"{self.bind(value)} = {read}")
+        return self.local[value.name]
+
+    def forget(self, values: Sequence[Value]) -> None:
+        """Count these uses; a matrix that has no other is no longer held."""
+        for value in values:
+            self.uses[value.name] -= 1
+            if self.uses[value.name] == 0 and len(value.shape) > 1 and value.name in self.local:
+                self.lines.append(f"del {self.local[value.name]}")
 
 
 def _outputs(plan: KernelPlan) -> Sequence[Any]:
     """The prepare graph's outputs in the order of `plan.weights`."""
     by_name = {output.value.name: output for output in plan.prepare.outputs}
     return [by_name[value.name] for value in plan.weights]
-
-
-def _used(graph: Graph) -> set[str]:
-    used = {value.name for node in graph.nodes for value in node.inputs}
-    return used | {output.value.name for output in graph.outputs}
-
-
-def _functions(expression: str) -> set[str]:
-    names = {node.id for node in ast.walk(ast.parse(expression, mode="eval")) if isinstance(node, ast.Name)}
-    return names & host_functions()
 
 
 def prepared_keys(plan: KernelPlan) -> dict[str, list[str]]:
@@ -152,8 +201,13 @@ def run_prepare(plan: KernelPlan, constants: Mapping[str, Array], state: Mapping
         "__name__": "prepare",
     }
     exec(compile(text, "<prepare.py>", "exec"), namespace)
-    prepare: Callable[..., dict[str, Array]] = namespace["prepare"]
-    return prepare(_bits(state), _bits(constants))
+    prepare: Callable[..., None] = namespace["prepare"]
+    out = {
+        value.name: np.empty(tuple(map(int, value.shape)), runtime_module("safetensors").storage_dtype(value.dtype))
+        for value in plan.weights
+    }
+    prepare(_bits(state), _bits(constants), out)
+    return out
 
 
 def _bits(arrays: Mapping[str, Array]) -> dict[str, Array]:

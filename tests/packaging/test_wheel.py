@@ -232,6 +232,12 @@ def test_weights_of_more_than_two_gigabytes(package: Package, tmp_path: Path) ->
     assert installed.stat().st_size == size
 
 
+def test_a_tied_weight_is_stored_once(package: Package) -> None:
+    file = package.path / "src/tagger/weights.cpu.safetensors"
+    stored = 160 * 48 * 4 + 48 * 48 * 4 + 48 * 4
+    assert file.stat().st_size < 1.2 * stored
+
+
 def test_the_command(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [str(FOLDER / "mlp.py"), "--out", str(out), "--isa", "baseline", "--no-test", "--tune", "none"]

@@ -65,6 +65,46 @@ class PackMatmul(Injective, name="pack_matmul"):
             yield Sample(f"{n}x{k}", cls(), (rng(f"pack{n}").standard_normal((n, k), np.float32),), exact=True)
 
 
+class TakePacked(Injective, name="take_packed"):
+    """Rows of weight[`rows`, K] in panels: packed [ceil(rows/16), K, 16], indices (*i) -> (*i, K).
+
+    What is embedding and output layer at once is stored once. The elements of a row are 64 bytes apart: a row costs
+    K cache lines, nothing beside the layers behind it. An index may be negative if it `wraps`.
+    """
+
+    checks_index = True
+    rows: int
+    wraps: bool = True
+
+    def infer(self, *types: TensorType) -> TensorType:
+        packed, indices = types
+        if packed.rank != 3 or packed.shape[0] != blocks(self.rows) or packed.shape[2] != BLOCK:
+            raise OpError(f"take_packed: [{blocks(self.rows)}, K, {BLOCK}] expected, got {packed}")
+        if indices.dtype not in ("int32", "int64"):
+            raise OpError(f"take_packed: int32 or int64 indices expected, got {indices.dtype}")
+        return packed.with_shape((*indices.shape, packed.shape[1]))
+
+    def reference(self, *inputs: Array) -> Array:
+        packed, indices = inputs
+        if not self.wraps and (indices < 0).any():
+            raise IndexError("a negative index")
+        rows = packed.transpose(0, 2, 1).reshape(-1, packed.shape[1])[: self.rows]
+        return np.take(rows, indices, 0)
+
+    def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
+        row = s.index(s.cast(inputs[1](*index[:-1]), "int64"), self.rows, self.wraps)
+        return inputs[0](s.floordiv(row, BLOCK), index[-1], s.floormod(row, BLOCK))
+
+    @classmethod
+    def samples(cls) -> Iterator[Sample]:
+        packed = rng("take_packed").standard_normal((3, 5, BLOCK), np.float32)
+        picks = rng("take_packed").integers(0, 37, (3, 4))
+        yield Sample("rows", cls(37), (packed, picks), exact=True)
+        yield Sample("int32", cls(37), (packed, picks.astype(np.int32)), exact=True)
+        yield Sample("negative", cls(37), (packed, np.array([-1, -37, 36, 0])), exact=True)
+        yield Sample("rank0_index", cls(48), (packed, np.array(47)), exact=True)
+
+
 class PackChannels(Injective, name="pack_channels"):
     """x[N, C, H, W] -> [N, ceil(C/16), H, W, 16], padding lanes zero."""
 

@@ -14,6 +14,7 @@ from transpiler.ir import Graph, Layout, Node, TensorType, Value, fixed_size
 from transpiler.ops.adaptive_pool import AdaptiveAvgPool
 from transpiler.ops.base import Elementwise
 from transpiler.ops.conv import Conv, ConvTranspose
+from transpiler.ops.index import Take
 from transpiler.ops.linalg import Linear
 from transpiler.ops.packed import (
     BLOCK,
@@ -26,6 +27,7 @@ from transpiler.ops.packed import (
     PackConvStem,
     PackDepthwise,
     PackMatmul,
+    TakePacked,
     UnpackChannels,
     blocks,
 )
@@ -252,15 +254,21 @@ def _fixed_map(value: Value) -> bool:
 
 
 def packed_linear(graph: Graph) -> Graph:
-    """Pack the weights of linear layers.
+    """Pack the weights of linear layers; an embedding that shares one reads the packed form.
 
-    before: %y = linear(%x, %w, %b)
-    after:  %p = pack_matmul(%w); %y = linear_packed(%x, %p, %b)
+    before: %e = take(%w, %ids) {axis = 0}; %y = linear(%x, %w, %b)
+    after:  %p = pack_matmul(%w); %e = take_packed(%p, %ids); %y = linear_packed(%x, %p, %b)
     """
     weights = weight_values(graph)
+    shared = {node.inputs[1].name for node in graph.nodes if _packs(node, weights)} - _read_elsewhere(graph, weights)
 
     def visit(rewriter: Rewriter, node: Node) -> list[Value] | None:
-        if not isinstance(node.op, Linear) or node.output.dtype != "float32" or node.inputs[1].name not in weights:
+        if isinstance(node.op, Take) and node.op.axis == 0 and node.inputs[0].name in shared:
+            weight, indices = node.inputs
+            packed = rewriter.emit(PackMatmul(), weight, like=weight)
+            take = TakePacked(fixed_size(weight.shape[0]), node.op.wraps)
+            return [rewriter.emit(take, packed, indices, like=node.output)]
+        if not _packs(node, weights):
             return None
         x, weight, *bias = node.inputs
         packed = rewriter.emit(PackMatmul(), weight, like=weight)
@@ -268,6 +276,22 @@ def packed_linear(graph: Graph) -> Graph:
         return [rewriter.emit(op, x, packed, *bias, like=node.output)]
 
     return rewrite(graph, visit)
+
+
+def _packs(node: Node, weights: frozenset[str]) -> bool:
+    """Whether a node is a linear layer whose weight can be packed."""
+    return isinstance(node.op, Linear) and node.output.dtype == "float32" and node.inputs[1].name in weights
+
+
+def _read_elsewhere(graph: Graph, weights: frozenset[str]) -> set[str]:
+    """Values that something else than the layers and embeddings of `packed_linear` reads: both forms are needed."""
+    read = {item.value.name for item in graph.outputs} | graph.kept_names()
+    for node in graph.nodes:
+        for position, value in enumerate(node.inputs):
+            embeds = isinstance(node.op, Take) and node.op.axis == 0 and position == 0
+            if not embeds and not (_packs(node, weights) and position == 1):
+                read.add(value.name)
+    return read
 
 
 def packed_recurrent(graph: Graph) -> Graph:

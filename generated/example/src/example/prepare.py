@@ -5,30 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from .runtime.host import pack_matmul
+from .runtime.host import pack_matmul, put
 
 Array = npt.NDArray[Any]
 
 
-def prepare(state: Mapping[str, Array], constants: Mapping[str, Array]) -> dict[str, Array]:
-    """The prepared tensors by name. `constants` are tensors of the program that are not in its state_dict."""
-    body_0_weight = state["body.0.weight"]
-    body_0_bias = state["body.0.bias"]
-    body_3_weight = state["body.3.weight"]
-    body_3_bias = state["body.3.bias"]
-    head_weight = state["head.weight"]
-    head_bias = state["head.bias"]
-    body_0_weight_packed = pack_matmul(body_0_weight)
-    body_3_weight_packed = pack_matmul(body_3_weight)
-    head_weight_packed = pack_matmul(head_weight)
-    return {
-        "body_0_weight_packed": np.ascontiguousarray(body_0_weight_packed, np.float32).reshape((4, 32, 16)),
-        "body_0_bias": np.ascontiguousarray(body_0_bias, np.float32).reshape((64,)),
-        "body_3_weight_packed": np.ascontiguousarray(body_3_weight_packed, np.float32).reshape((3, 64, 16)),
-        "body_3_bias": np.ascontiguousarray(body_3_bias, np.float32).reshape((48,)),
-        "head_weight_packed": np.ascontiguousarray(head_weight_packed, np.float32).reshape((1, 48, 16)),
-        "head_bias": np.ascontiguousarray(head_bias, np.float32).reshape((5,)),
-    }
+def prepare(state: Mapping[str, Array], constants: Mapping[str, Array], out: Mapping[str, Array]) -> None:
+    """Fill `out` tensor by tensor, so that hardly more than one is held twice.
+
+    `constants` are tensors of the program that are not in its state_dict.
+    """
+    put(out["body_0_weight_packed"], pack_matmul(state["body.0.weight"]))
+    put(out["body_0_bias"], state["body.0.bias"])
+    put(out["body_3_weight_packed"], pack_matmul(state["body.3.weight"]))
+    put(out["body_3_bias"], state["body.3.bias"])
+    put(out["head_weight_packed"], pack_matmul(state["head.weight"]))
+    put(out["head_bias"], state["head.bias"])

@@ -11,6 +11,11 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 
+def put(target: Array, values: Array) -> None:
+    """Copy `values` into `target`, which has as many elements."""
+    np.copyto(target, values.reshape(target.shape), casting="unsafe")
+
+
 def cast(x: Array, dtype: str) -> Array:
     """`x` in another dtype; bfloat16 is held as the uint16 of its bits, which nothing else uses."""
     if x.dtype == np.uint16:

@@ -101,9 +101,13 @@ class File(Mapping[str, Array]):
         self.data: Array = np.frombuffer(mapped, np.uint8, data_bytes, 8 + length)
 
     def __getitem__(self, name: str) -> Array:
+        bits = self.bits(name)
+        return bfloat16_array(bits) if self.entries[name].dtype == "bfloat16" else bits
+
+    def bits(self, name: str) -> Array:
+        """A view of the tensor in the file, bfloat16 as uint16."""
         entry = self.entries[name]
-        bits = self.data[entry.start : entry.end].view(storage_dtype(entry.dtype)).reshape(entry.shape)
-        return bfloat16_array(bits) if entry.dtype == "bfloat16" else bits
+        return self.data[entry.start : entry.end].view(storage_dtype(entry.dtype)).reshape(entry.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)

@@ -17,7 +17,7 @@ from .manifest import WEIGHTS
 from .safetensors import ALIGNMENT, File, FormatError, storage_dtype
 
 Array = npt.NDArray[Any]
-Prepare = Callable[[Mapping[str, Array], Mapping[str, Array]], dict[str, Array]]
+Prepare = Callable[[Mapping[str, Array], Mapping[str, Array], Mapping[str, Array]], None]
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 # Written into the metadata of the file that holds weights in their final layout.
@@ -135,45 +135,122 @@ def prepare_state(
 ) -> tuple[Array, Weights]:
     """A new buffer in the kernels' layout from a state_dict; with `current`, missing keys keep its values.
 
+    Everything is checked first. Then the buffer is filled tensor by tensor: what is held besides it is one of
+    them, whether its dtype is cast or not.
+
     Raises:
         WeightsError: lists every missing, unexpected and mismatched key.
     """
+    given, missing = _given(state, layout, strict=current is None)
+    memory = np.zeros(layout["bytes"] + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    data = memory[start : start + layout["bytes"]]
+    weights = _views(data, layout)
+    prepare(given, constants, weights)
+    if current is not None:
+        for name, item in layout["prepared"].items():
+            if item["keys"] and missing.issuperset(item["keys"]):
+                weights[name][...] = current[name]
+    data.flags.writeable = False
+    for name in weights:
+        weights[name].flags.writeable = False
+    return data, weights
+
+
+class _Tensor:
+    """A tensor that was given: bfloat16 is `bits` (uint16), everything else is `array`, or both."""
+
+    def __init__(self, key: str, state: Mapping[str, Any]) -> None:
+        if isinstance(state, File):
+            entry = state.entries[key]
+            self.dtype, self.shape = entry.dtype, entry.shape
+            self.array = state.bits(key)
+        else:
+            array = as_array(state[key], key)
+            self.dtype, self.shape = array.dtype.name, array.shape
+            self.array = array.view(np.uint16) if self.dtype == "bfloat16" else array
+
+    def fault(self, wanted: Mapping[str, Any]) -> str:
+        """How it does not fit; empty if it does."""
+        castable = self.dtype in FLOATS and wanted["dtype"] in FLOATS  # as PyTorch's load_state_dict casts
+        if list(self.shape) == list(wanted["shape"]) and (self.dtype == wanted["dtype"] or castable):
+            return ""
+        return f"expected {_type(wanted)}, got {_type({'dtype': self.dtype, 'shape': self.shape})}"
+
+    def take(self, dtype: str) -> Array:
+        return self.array if self.dtype == dtype else cast(self.array, dtype)
+
+    def same(self, other: _Tensor) -> bool:
+        """Whether two have the same content, without copies of it."""
+        if self.dtype != other.dtype or self.shape != other.shape:
+            return False
+        mine, theirs = self.array, other.array
+        if mine.ctypes.data == theirs.ctypes.data and mine.strides == theirs.strides:
+            return True
+        rows = zip(mine, theirs, strict=True) if mine.ndim else [(mine, theirs)]
+        return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in rows)
+
+
+class _Given(Mapping[str, Array]):
+    """What `prepare` reads: a tensor is cast when it is asked for; one that is missing is zeros."""
+
+    def __init__(self, tensors: Mapping[str, _Tensor], keys: Mapping[str, Any]) -> None:
+        self._tensors, self._keys = tensors, keys
+
+    def __getitem__(self, key: str) -> Array:
+        wanted = self._keys[key]
+        if key in self._tensors:
+            return self._tensors[key].take(wanted["dtype"])
+        return np.zeros(wanted["shape"], storage_dtype(wanted["dtype"]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+def _given(state: Mapping[str, Any], layout: Mapping[str, Any], *, strict: bool) -> tuple[_Given, set[str]]:
+    """The tensors of a state_dict by the keys that are stored, and the keys that are missing.
+
+    Raises:
+        WeightsError: as `prepare_state`.
+    """
     keys: Mapping[str, Any] = layout["keys"]
     aliases: Mapping[str, str] = layout["aliases"]
-    given: dict[str, Any] = {aliases.get(key, key): state[key] for key in state if key in aliases}
-    given |= {key: state[key] for key in state if key in keys}
     ignored = set(layout["unused"])
-    unexpected = [
-        key
-        for key in state
-        if key not in keys
-        and key not in aliases
-        and key not in ignored
-        and not key.endswith("num_batches_tracked")
-    ]
-    missing = [key for key in keys if key not in given]
-    faults = []
-    arrays: dict[str, Array] = {}
-    for key, value in given.items():
+    tensors: dict[str, _Tensor] = {}
+    origin: dict[str, str] = {}
+    faults, unexpected = [], []
+    for key in state:
+        stored = aliases.get(key, key)
+        if stored not in keys:
+            if not (key in aliases or key in ignored or key.endswith("num_batches_tracked")):
+                unexpected.append(key)
+            continue
         try:
-            arrays[key] = _matching(key, value, keys[key])
-        except (TypeError, ValueError) as error:
+            tensor = _Tensor(key, state)
+        except TypeError as error:
             faults.append(f"  mismatched: {error}")
-    if current is None:
+            origin.setdefault(stored, key)
+            continue
+        fault = tensor.fault(keys[stored])
+        if fault:
+            faults.append(f"  mismatched: {key}: {fault}")
+        elif stored in tensors and not tensor.same(tensors[stored]):
+            faults.append(f"  mismatched: {origin[stored]} and {key} are one tensor of the model, but differ")
+        else:
+            tensors.setdefault(stored, tensor)
+        origin.setdefault(stored, key)
+    missing = [key for key in keys if key not in origin]
+    if strict:
         faults = [f"  missing: {key} {_type(keys[key])}" for key in missing] + faults
         faults += [f"  unexpected: {key}" for key in sorted(unexpected)]
     else:
         faults += _half_given(layout, set(missing))
-        for key in missing:
-            arrays[key] = np.zeros(keys[key]["shape"], storage_dtype(keys[key]["dtype"]))
     if faults:
         raise WeightsError("\n".join(["the weights do not fit the model:", *faults]))
-    tensors = prepare(arrays, constants)
-    if current is not None:
-        for name, item in layout["prepared"].items():
-            if item["keys"] and set(item["keys"]) <= set(missing):
-                tensors[name] = current[name]
-    return _pack(tensors, layout)
+    return _Given(tensors, keys), set(missing)
 
 
 def _half_given(layout: Mapping[str, Any], missing: set[str]) -> list[str]:
@@ -192,27 +269,3 @@ def _others(keys: list[str], absent: list[str]) -> str:
 
 def _type(item: Mapping[str, Any]) -> str:
     return f"{item['dtype']}{list(item['shape'])}"
-
-
-def _matching(key: str, value: Any, item: Mapping[str, Any]) -> Array:
-    array = as_array(value, key)
-    if list(array.shape) != list(item["shape"]):
-        raise ValueError(f"{key}: expected shape {tuple(item['shape'])}, got {array.shape}")
-    if array.dtype.name == item["dtype"]:
-        return array.view(np.uint16) if item["dtype"] == "bfloat16" else array
-    if array.dtype.name in FLOATS and item["dtype"] in FLOATS:
-        return cast(array, item["dtype"])  # as PyTorch's load_state_dict does
-    raise TypeError(f"{key}: expected dtype {item['dtype']}, got {array.dtype}")
-
-
-def _pack(tensors: Mapping[str, Array], layout: Mapping[str, Any]) -> tuple[Array, Weights]:
-    memory = np.zeros(layout["bytes"] + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    data = memory[start : start + layout["bytes"]]
-    weights = _views(data, layout)
-    for name in layout["prepared"]:
-        weights[name][...] = tensors[name]
-    data.flags.writeable = False
-    for name in weights:
-        weights[name].flags.writeable = False
-    return data, weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -52,8 +53,11 @@ class Package:
     kernels: ClassVar[type[KernelLibrary]]
 
     @staticmethod
-    def prepare(state: Mapping[str, Array], constants: Mapping[str, Array]) -> dict[str, Array]:
-        """The tensors that the kernels read. The generated model sets it to its own `prepare.prepare`."""
+    def prepare(state: Mapping[str, Array], constants: Mapping[str, Array], out: Mapping[str, Array]) -> None:
+        """Fill `out`, the tensors that the kernels read.
+
+        The generated model sets it to its own `prepare.prepare`.
+        """
         raise NotImplementedError
 
     def __init__(
@@ -86,6 +90,7 @@ class Package:
             self.seed(seed)
         self._session: Session | None = None
         self._state: State | None = None
+        self._loading = threading.Lock()
         if verify:
             check_files(self.folder, self.manifest, lambda file: True)
         if weights is not None:
@@ -256,6 +261,7 @@ class Package:
         other.__dict__.update(self.__dict__)
         other._state = self._initial_state(self._running().weights)
         other._random = self._random and self._random.copy()
+        other._loading = threading.Lock()
         return other
 
     def _owned(self) -> State:
@@ -284,23 +290,28 @@ class Package:
         if isinstance(weights, str | os.PathLike) and _is_prepared(Path(weights)):
             self._open(*map_prepared(Path(weights), self.manifest["weights"]))
             return
-        current = None
-        if not strict:
-            current = self._session.weights if self._session else None
-            if current is None:
-                raise WeightsError("strict=False keeps the values of missing keys, but there are none yet")
         state = read_state(weights)
-        self._open(*prepare_state(state, self.manifest["weights"], self.prepare, self._constants, current))
+        with self._loading:  # two at once would hold three copies, and one could lose what the other set
+            current = None
+            if not strict:
+                current = self._session.weights if self._session else None
+                if current is None:
+                    raise WeightsError(
+                        "strict=False keeps the values of missing keys, but there are none yet"
+                    )
+            layout = self.manifest["weights"]
+            self._open(*prepare_state(state, layout, self.prepare, self._constants, current))
 
     def _open(self, data: Array, weights: Weights) -> None:
         # One assignment swaps them: a running call holds the session that it started with.
         session = Session(self._library, data, weights, self._threads)
         if self._state is None:
             self._session, self._state = session, self._initial_state(weights)
-            return
-        with self._state.turn(lost=True) as state:
-            self._session = session
-            state.reset(weights)
+        else:
+            with self._state.turn(lost=True) as state:
+                self._session = session
+                state.reset(weights)
+        session.set_threads(self._threads)  # which may have been set while this one was made
 
     @cached_property
     def _constants(self) -> Mapping[str, Array]:
