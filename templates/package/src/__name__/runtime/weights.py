@@ -66,7 +66,7 @@ def own_weights(folder: Path, manifest: Mapping[str, Any]) -> Path:
     if path.is_file() or weights["bundle"] == "embed":
         return path
     how = "Model(weights='model.safetensors') takes a state_dict with PyTorch's names, as a file or a mapping"
-    name = weights["beside"].get(WEIGHTS)
+    name: str | None = weights["beside"].get(WEIGHTS)
     if name is None:
         raise WeightsError(f"{manifest['name']} was installed without weights; {how}")
     place = os.environ.get(PLACE)
