@@ -171,7 +171,7 @@ wrong = dict(state, extra=x)
 del wrong["fc.bias"]
 wrong["fc.weight"] = np.zeros((4, 4), np.float32)
 model = Model()
-mismatched = "mismatched: fc.weight: expected shape (4, 3), got (4, 4)"
+mismatched = "mismatched: fc.weight: expected float32[4, 3], got float32[4, 4]"
 for fault in ("missing: fc.bias float32[4]", mismatched, "unexpected: extra"):
     raises(WeightsError, fault, model.load_weights, wrong)
 assert (model([x], ids=ids).hidden == old.hidden).all()
