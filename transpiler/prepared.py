@@ -203,7 +203,7 @@ def run_prepare(plan: KernelPlan, constants: Mapping[str, Array], state: Mapping
     exec(compile(text, "<prepare.py>", "exec"), namespace)
     prepare: Callable[..., None] = namespace["prepare"]
     out = {
-        value.name: np.empty(tuple(map(int, value.shape)), runtime_module("safetensors").storage_dtype(value.dtype))
+        value.name: np.empty(value.type.static_shape(), runtime_module("safetensors").storage_dtype(value.dtype))
         for value in plan.weights
     }
     prepare(_bits(state), _bits(constants), out)
