@@ -131,16 +131,16 @@ def test_a_bad_name(command: Command) -> None:
 
 def test_failing_tests_leave_the_previous_package(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong weight, planted while the package is built: its tests notice."""
-    from transpiler import emit
+    from transpiler import assembly
 
     assert command(NET, "--no-test").exit_code == 0
     before = folder_state(Path("generated/net"))
-    prepare = emit.run_prepare
+    prepare = assembly.run_prepare
 
     def planted(*arguments: Any) -> Any:
         return {name: array * np.float32(1.01) for name, array in prepare(*arguments).items()}
 
-    monkeypatch.setattr(emit, "run_prepare", planted)
+    monkeypatch.setattr(assembly, "run_prepare", planted)
     result = command(NET)
     assert result.exit_code == 3
     lines = result.stderr.splitlines()

@@ -138,8 +138,8 @@ class Op:
         for overload in aten:
             register_aten(overload, lambda context, *args, _op=cls, **kw: import_default(context, _op, args, kw))
 
-    # Bases of a family leave some of these to their ops; that no op lacks one is for the conformance suite to show.
     # --- meaning -----------------------------------------------------------------------------------------------
+    # Bases of a family leave some of these to their ops; that no op lacks one is for the conformance suite to show.
     def infer(self, *types: Any, **_: Any) -> TensorType | tuple[TensorType, ...]:
         """Output types from input types. Raises OpError for types the op does not take."""
         raise NotImplementedError(self.name)
