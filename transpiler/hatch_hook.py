@@ -20,6 +20,7 @@ from transpiler.errors import TranspileErrors
 from transpiler.project import Project, read_project
 from transpiler.project_build import Built, build_models, path_file, put_in_place, wheel_tag
 
+
 class TranspileHook(BuildHookInterface):
     """Adds the packages to a wheel, and what they are made of to an sdist."""
 

@@ -80,7 +80,7 @@ def build_model(project: Project, model: ModelSpec, say: Say) -> Built:
     (kept / ".gitignore").write_text("*\n", encoding="ascii")
     with _alone(folder):
         generated = folder / model.package
-        if _holds(project, model, folder):
+        if is_current(project, model):
             say(f"{model.name}: up to date")
             return Built(model, generated, rebuilt=False)
         say(f"{model.name}: transpiling {model.source}")
@@ -129,8 +129,9 @@ def _transpile(project: Project, model: ModelSpec, folder: Path, kept: Path) -> 
 # --- the stamp ----------------------------------------------------------------------------------------------
 
 
-def _holds(project: Project, model: ModelSpec, folder: Path) -> bool:
-    """Whether the package is there, whole, and made of what there is now."""
+def is_current(project: Project, model: ModelSpec) -> bool:
+    """Whether the model's package is there, whole, and made of what there is now."""
+    folder = build_folder(project.root) / model.name
     try:
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
         declared = json.loads(json.dumps(_declared(project, model)))

@@ -50,6 +50,9 @@ class WheelOfModels(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         """The tag that all libraries in it keep."""
         command = self.get_finalized_command(COMMAND)
+        if not command.built:  # an editable wheel is named before anything is built
+            tag: tuple[str, str, str] = super().get_tag()
+            return tag
         python, abi, platform = wheel_tag(command.built).split("-")
         return python, abi, self.plat_name if self.plat_name_supplied else platform
 
