@@ -29,7 +29,8 @@ from transpiler.examples import (
     grown,
     named_arguments,
 )
-from transpiler.export_errors import export_error, first_line, guards_hold
+from transpiler.export_errors import export_error, guards_hold
+from transpiler.exported_file import load_exported_program
 from transpiler.frames import Files
 from transpiler.known_values import decided
 from transpiler.model_file import Example, called_as, identifier, load_model_file, method_of
@@ -239,14 +240,7 @@ def load_exported(path: str | Path, dynamic: Sequence[DynamicSpec] = ()) -> Capt
     if not path.is_file():
         raise TranspileError("no-such-file", f"No such file: {path}")
     with _quiet():
-        try:
-            exported = torch.export.load(path)
-        except Exception as error:
-            raise TranspileError(
-                "bad-pt2",
-                f"{path.name} is not a readable .pt2 file: {first_line(error)}",
-                hints=["write it with torch.export.save(torch.export.export(model.eval(), args), path)"],
-            ) from error
+        exported = load_exported_program(path)
     name = identifier(path.stem) if identifier(path.stem).isidentifier() else "model"
     return capture_exported(exported, name, dynamic)
 
