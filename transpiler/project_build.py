@@ -245,7 +245,8 @@ def path_file(built: Sequence[Built]) -> str:
 
 
 def wheel_tag(built: Sequence[Built]) -> str:
-    """The tag of a wheel that carries the packages: any Python 3, on the machines that their libraries run on."""
-    machines = {json.loads((item.package / "manifest.json").read_text(encoding="utf-8"))["machine"] for item in built}
-    (machine,) = machines
-    return f"py3-none-linux_{machine}"
+    """The tag of a wheel that carries the packages: any Python 3, on the systems that all of their libraries run on."""
+    from transpiler.elf import platform_tag, read_needs
+
+    libraries = [path for item in built for path in item.files().values() if path.suffix == ".so"]
+    return f"py3-none-{platform_tag([read_needs(path.read_bytes()) for path in libraries])}"
