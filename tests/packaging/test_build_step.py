@@ -233,7 +233,7 @@ def test_failed_equivalence_fails_the_build(bench: Bench) -> None:
     output = bench.pip("wheel", "-w", "out", folder, fails=True)
     assert "The model 'shop.ratings' (models/ratings.py) could not be built" in output
     assert "Error: The generated tests failed: " in output
-    assert "failed: tests/test_equivalence.py::test_outputs_equal_pytorch[drawn_0]" in output
+    assert "failed: test_equivalence::test_outputs_equal_pytorch[drawn_1]" in output
     assert "E       AssertionError" in output, "what pytest printed"
     assert not list((bench.folder / "out").glob("*.whl"))
     project = read_project(folder)
