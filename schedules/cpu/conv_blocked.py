@@ -50,12 +50,21 @@ class Geometry:
     in_channels: int  # logical ones
     height: int  # of the source map, padded
     width: int
-    out_blocks: int
+    channels: int  # logical output channels
     out_height: int
     out_width: int
     kernel: tuple[int, int]
     stride: tuple[int, int]
     dilation: tuple[int, int]
+
+    @property
+    def out_blocks(self) -> int:
+        return blocks(self.channels)
+
+    @property
+    def last_lanes(self) -> int:
+        """Lanes of the last block that are computed: half of them where that is enough."""
+        return LANES // 2 if 0 < self.channels % LANES <= LANES // 2 else LANES
 
     @property
     def depth(self) -> int:
@@ -74,7 +83,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     pointwise = op.kernel == (1, 1) and op.stride == (1, 1) and not pads
     padded = (h + op.padded[0], w + op.padded[1])
     geometry = Geometry(
-        extent(n), inner, lanes, op.in_channels, *padded, blocks(op.channels), oh, ow,
+        extent(n), inner, lanes, op.in_channels, *padded, op.channels, oh, ow,
         (op.kernel[0], op.kernel[1]), (op.stride[0], op.stride[1]), (op.dilation[0], op.dilation[1]),
     )  # fmt: skip
     size = n * inner * padded[0] * padded[1] * lanes if pads else 0
@@ -107,12 +116,16 @@ def _convolve(
     )
     work = g.batch * g.out_blocks * g.out_height * g.out_width * g.depth * LANES
     parallel = is_large(work)
-    groups, rest = divmod(g.out_blocks, tile.panels)
+    # The last panel's group is apart if that panel is narrow.
+    narrow = int(g.last_lanes < LANES)
+    groups, rest = divmod(g.out_blocks - narrow, tile.panels)
+    rest += narrow
     emit = _Emitter(g, source, weight, bias, epilogue, pointwise)
     if groups:
         emit.panel_groups(tile, tall, rows_of_pixels, row_length, 0, groups, parallel)
     if rest:
-        emit.panel_groups(Tile(tile.rows, rest), tall, rows_of_pixels, row_length, groups * tile.panels, 1, parallel)
+        last = groups * tile.panels
+        emit.panel_groups(Tile(tile.rows, rest), tall, rows_of_pixels, row_length, last, 1, parallel, g.last_lanes)
 
 
 @dataclass(frozen=True)
@@ -125,10 +138,18 @@ class _Emitter:
     pointwise: bool
 
     def panel_groups(
-        self, tile: Tile, tall: int, height: int, width: int, first_panel: int, groups: int, parallel: bool
+        self,
+        tile: Tile,
+        tall: int,
+        height: int,
+        width: int,
+        first_panel: int,
+        groups: int,
+        parallel: bool,
+        lanes: int = LANES,
     ) -> None:
-        """All pixels for `groups` panel groups: parallel over (image, panel group, band of `tall` rows or run of
-        pixel tiles)."""
+        """All pixels for `groups` panel groups, whose last panels have `lanes` lanes: parallel over (image, panel
+        group, band of `tall` rows or run of pixel tiles)."""
         bands = -(-height // tall)
         full, rest = divmod(width, tile.rows)
         # One long row (a pointwise convolution): its tiles are what the threads share.
@@ -147,7 +168,7 @@ class _Emitter:
 
             def band_of(count: int) -> None:
                 def one(columns: int, column: Expr, fetch: Fetch | None = None) -> None:
-                    self.tile(tile.panels, image, panel, band * tall, count, column, columns, fetch)
+                    self.tile(tile.panels, image, panel, band * tall, count, column, columns, lanes, fetch)
 
                 if full:
                     exact = runs * per_run == full
@@ -186,6 +207,10 @@ class _Emitter:
 
         return fetch
 
+    def biased(self, element: Callable[[Expr], Expr], panel: Expr) -> Callable[[Expr], Expr]:
+        bias = self.bias
+        return element if bias is None else lambda lane: element(lane) + bias[panel * LANES + lane]
+
     def tile(
         self,
         panels: int,
@@ -195,12 +220,13 @@ class _Emitter:
         rows: int,
         column: Expr,
         columns: int,
+        last: int,
         fetch: Fetch | None = None,
     ) -> None:
-        """One register tile: `rows` x `columns` pixels, `panels` channel blocks, the whole reduction; `fetch` is called
-        at every step of 16 channels."""
+        """One register tile: `rows` x `columns` pixels, `panels` channel blocks, the last of `last` lanes, the whole
+        reduction; `fetch` is called at every step of 16 channels."""
         g = self.g
-        accumulators = Accumulators(Tile(rows * columns, panels))
+        accumulators = Accumulators(Tile(rows * columns, panels), last)
         accumulators.zero()
         pixels = [(r, c) for r in range(rows) for c in range(columns)]
         kh, kw = g.kernel
@@ -217,9 +243,9 @@ class _Emitter:
                 offset = place * g.lanes + lane
                 scalars.append(partial(self.source.__getitem__, offset))
             vectors = []
-            for p in range(panels):
+            for p, lanes in enumerate(accumulators.lanes):
                 position = ((((panel + p) * g.inner + inner) * kh + y) * kw + x) * g.lanes + lane
-                vectors.append(self.weight.vector(position * LANES))
+                vectors.append(self.weight.vector(position * LANES, lanes))
             accumulators.multiply_add(scalars, vectors)
 
         def blocks_of(first: int, count: int, lanes: int) -> None:
@@ -243,10 +269,6 @@ class _Emitter:
                 return [image, panel + p, tirx.floordiv(pixel, g.out_width), tirx.floormod(pixel, g.out_width), lane]
             return [image, panel + p, row + r, column + c, lane]
 
-        def element(p: int, number: int, lane: Expr) -> Expr:
-            value = accumulators.element(number, p, lane)
-            return value if self.bias is None else value + self.bias[(panel + p) * LANES + lane]
-
         for p in range(panels):
             for r, c in pixels:
                 self.epilogue.prefetch(index(p, r, c, 0))
@@ -257,7 +279,8 @@ class _Emitter:
             blocks_of(whole, 1, rest)
         for p in range(panels):
             for number, (r, c) in enumerate(pixels):
-                self.epilogue.write(partial(index, p, r, c), partial(element, p, number), LANES)
+                element = self.biased(accumulators.result(number, p), panel + p)
+                self.epilogue.write(partial(index, p, r, c), element, LANES)
             if self.epilogue.in_place:
                 with T.serial(0, rows) as r, T.serial(0, columns) as c:
                     self.epilogue.finish(partial(index, p, r, c), LANES)

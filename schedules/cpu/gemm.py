@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -81,31 +82,44 @@ def choose_tile(isa: Isa, rows: int, panels: int) -> Tile:
 
 
 class Accumulators:
-    """rows x panels vectors in registers: one small buffer per panel, indexed by Python-level constants."""
+    """rows x panels vectors in registers: one small buffer per panel, indexed by Python-level constants. The last panel
+    has `last` lanes, so that fewer columns cost less."""
 
-    def __init__(self, tile: Tile) -> None:
+    def __init__(self, tile: Tile, last: int = LANES) -> None:
         self.tile = tile
-        self._panels = [local(tile.rows * LANES) for _ in range(tile.panels)]
+        self.lanes = [LANES] * (tile.panels - 1) + [last]
+        self._panels = [local(tile.rows * lanes) for lanes in self.lanes]
 
     def zero(self) -> None:
-        for panel in self._panels:
+        for panel, lanes in zip(self._panels, self.lanes, strict=True):
             for row in range(self.tile.rows):
-                panel.store_vector(row * LANES, splat(0.0))
+                panel.store_vector(row * lanes, splat(0.0, lanes=lanes), lanes)
 
     def multiply_add(self, scalars: Sequence[Callable[[], Expr]], vectors: Sequence[Expr]) -> None:
         """acc[r][p] += scalars[r] * vectors[p]."""
         bound = [T.bind(vector) for vector in vectors] if self.tile.rows > 1 else list(vectors)
         for row, scalar in enumerate(scalars):
-            factor = splat(scalar())
-            factor = T.bind(factor) if self.tile.panels > 1 else factor
-            for panel, vector in zip(self._panels, bound, strict=True):
-                panel.store_vector(row * LANES, panel.vector(row * LANES) + factor * vector)
+            factor = scalar()
+            wide = T.bind(splat(factor)) if self.tile.panels > 1 else splat(factor)
+            for panel, lanes, vector in zip(self._panels, self.lanes, bound, strict=True):
+                factors = wide if lanes == LANES else splat(factor, lanes=lanes)
+                panel.store_vector(row * lanes, panel.vector(row * lanes, lanes) + factors * vector, lanes)
 
     def vector(self, row: int, panel: int) -> Expr:
         return self._panels[panel].vector(row * LANES)
 
     def element(self, row: int, panel: int, lane: Expr) -> Expr:
         return self._panels[panel][row * LANES + lane]
+
+    def result(self, row: int, panel: int) -> Callable[[Expr], Expr]:
+        """A function of the lane that gives the sum; 0 in lanes that are not computed."""
+        lanes = self.lanes[panel]
+        if lanes == LANES:
+            return partial(self.element, row, panel)
+        whole = local(LANES)
+        whole.store_vector(0, self._panels[panel].vector(row * lanes, lanes), lanes)
+        whole.store_vector(lanes, splat(0.0, lanes=LANES - lanes), LANES - lanes)
+        return whole.__getitem__
 
 
 def pack_columns(
