@@ -61,7 +61,7 @@ def tour() -> str:
     program = with_taps(imported.program, imported.taps)
     rewritten = run_passes(program)
     lowered = lower(rewritten, load_target("cpu", ISA))
-    plan_c = render_plan(lowered.plans, f"mnist for {ISA}")
+    plan_c = render_plan(lowered.plans, "mnist", ISA)
     # The one that is short enough to be read here.
     kernel = next(item for item in lowered.kernels if item.kernel.name == "linear_bias_10")
     fx = re.sub(r";  .*", "", captured.exported_program.graph_module.code)

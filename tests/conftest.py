@@ -1,5 +1,5 @@
 """One thread per process for PyTorch: the suite runs on two processes, and OpenMP threads that wait for a core spin.
-No test reads or writes the user's tuning cache."""
+No test reads or writes the user's tuning cache. Packages have one instruction set, unless a test names others."""
 
 import os
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TRANSPILE_BUILD_ISA", "native")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -72,6 +72,8 @@ def transpile(
     weights: str | Path | Mapping[str, Any] | None = None,
     taps: str | None = None,
     isa: str | Sequence[str] = (),
+    triple: str | None = None,
+    glibc: str | None = None,
     rng: bool = False,
     tune: Literal["none", "fast", "full"] = "none",
     tuning_record: str | Path | None = None,
@@ -95,7 +97,10 @@ def transpile(
         weights: other weights than the model's: a .safetensors or state_dict file, or a mapping.
         taps: globs of module paths, separated by commas, whose outputs stay visible; "all" keeps every module's
             (unfused and unfolded, slower).
-        isa: instruction sets to build for; this machine's best by default.
+        isa: instruction sets to build for, or "native": this machine's best; by default all, of which the package
+            picks one where it is loaded.
+        triple: what to build for, "aarch64-unknown-linux-gnu"; this machine by default (docs/portability.md).
+        glibc: the oldest version that the package shall run with, "2.17"; that of this machine by default.
         rng: draw random numbers with a seeded generator of the package's own (docs/random.md); refused otherwise.
         tune: "fast" or "full" times variants of large kernels on this machine (docs/tuning.md).
         tuning_record: the tuning.json of another build, whose choices are taken.
@@ -129,6 +134,8 @@ def transpile(
             weights=weights,
             taps=taps,
             isas=(isa,) if isinstance(isa, str) else tuple(isa),
+            triple=triple,
+            glibc=glibc,
             rng=rng,
             tune=tune,
             tuning_record=None if tuning_record is None else Path(tuning_record),

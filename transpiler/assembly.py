@@ -12,7 +12,7 @@ from transpiler.checks import FACTOR_EPS, FACTOR_EPS_HALF, FACTOR_TORCH
 from transpiler.emit import PackageView, emit_package, make_view, run_prepare, write_package
 from transpiler.frontend import Model
 from transpiler.ir import Program
-from transpiler.link import Linked
+from transpiler.link import Binaries
 from transpiler.plan import KernelPlan
 from transpiler.recording import Results, example_tolerance, magnitude
 from transpiler.request import Request
@@ -29,7 +29,7 @@ def package_view(
     model: Model,
     rewritten: Program,
     plans: Sequence[KernelPlan],
-    libraries: Mapping[str, Linked],
+    binaries: Binaries,
     results: Results,
     errors: Mapping[str, CaseError] | None,
     request: Request,
@@ -66,7 +66,7 @@ def package_view(
         name=name,
         program=program,
         plans=plans,
-        libraries=libraries,
+        binaries=binaries,
         prepared=run_prepare(plans[0], program.constants, model.state),
         source=model.facts,
         verification=verification,

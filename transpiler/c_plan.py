@@ -11,6 +11,7 @@ from transpiler.dims import Dim, SymbolRange, c_text, floordiv, product
 from transpiler.ir import Value
 from transpiler.naming import c_comment, c_string, checked_symbol, source_line
 from transpiler.plan import Call, Kernel, KernelPlan, Storage, output_names, storage_of
+from transpiler.prepared import weights_key
 from transpiler.resources import tree
 
 UNBOUNDED = 2**31 - 1  # the largest value of a symbol that has no bound of its own: kernels count in 32 bits
@@ -99,7 +100,17 @@ class UpdateView:
 @dataclass(frozen=True)
 class TensorView:
     name: str
+    type: str
     bytes: int
+
+
+@dataclass(frozen=True)
+class InitialView:
+    """A part of the state that begins as a prepared weight."""
+
+    offset: int
+    bytes: Dim
+    weight_offset: int
     comment: str
 
 
@@ -125,12 +136,14 @@ class PlanView:
     functions: tuple[FunctionView, ...]
     max_arguments: int
     weight_bytes: int
+    weights_key: str
     state_bytes: int
+    initials: tuple[InitialView, ...] = ()
     symbols: tuple[SymbolView, ...] = ()
 
 
-def render_plan(plans: Sequence[KernelPlan], title: str) -> str:
-    """The C text of plan.c, a plan per function."""
+def render_plan(plans: Sequence[KernelPlan], name: str, isa: str) -> str:
+    """The C text of plan.c for one instruction set of the package `name`, a plan per function."""
     environment = Environment(
         loader=FileSystemLoader(tree("templates") / "runtime" / "cpu"),
         undefined=StrictUndefined,
@@ -138,19 +151,25 @@ def render_plan(plans: Sequence[KernelPlan], title: str) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("plan.c.jinja").render(plan=_plan_view(plans, title))
+    return environment.get_template("plan.c.jinja").render(plan=_plan_view(plans, name, isa))
 
 
-def _plan_view(plans: Sequence[KernelPlan], title: str) -> PlanView:
+def _plan_view(plans: Sequence[KernelPlan], name: str, isa: str) -> PlanView:
     kernels = plans[0].kernels
     symbols = symbol_views(plans)
     return PlanView(
-        title=c_comment(title),
+        title=c_comment(f"{name} for {isa}"),
         kernels=tuple(_kernel_view(kernel, symbols) for kernel in kernels),
         functions=tuple(_function_view(plan, symbols) for plan in plans),
         max_arguments=max((len(kernel.inputs) + len(kernel.outputs) for kernel in kernels), default=0),
         weight_bytes=plans[0].weight_bytes,
+        weights_key=c_string(weights_key(name, plans[0])),
         state_bytes=plans[0].state_bytes,
+        initials=tuple(
+            InitialView(slot.offset, slot.value.type.bytes, plans[0].storage[slot.initial].offset, c_comment(slot.key))
+            for slot in plans[0].state
+            if slot.initial
+        ),
         symbols=tuple(symbols.values()),
     )
 
@@ -224,7 +243,7 @@ def _measured(plan: KernelPlan, symbols: Mapping[str, SymbolView]) -> tuple[Meas
 
 def _tensor_view(name: str, value: Value) -> TensorView:
     size = value.type.bytes
-    return TensorView(c_string(name), size if isinstance(size, int) else 0, c_comment(str(value.type)))
+    return TensorView(c_string(name), c_string(str(value.type)), size if isinstance(size, int) else 0)
 
 
 def _kernel_view(kernel: Kernel, symbols: Mapping[str, SymbolView]) -> KernelView:

@@ -71,7 +71,14 @@ MAX_FAILURES = 20
     "--tuning-record", type=click.Path(path_type=Path), metavar="FILE",
     help="Take the choices of another build's tuning.json.",
 )  # fmt: skip
-@click.option("--isa", "isas", multiple=True, metavar="NAME", help="Instruction set.  [default: this machine's]")
+@click.option(
+    "--isa", "isas", multiple=True, metavar="NAME|native",
+    help="Instruction set, several times for several; native: this machine's best.  [default: all]",
+)  # fmt: skip
+@click.option(
+    "--triple", metavar="TRIPLE", help="Machine to build for: aarch64-unknown-linux-gnu.  [default: this one]"
+)
+@click.option("--glibc", metavar="VERSION", help="Oldest C library to run with, such as 2.17.  [default: this one's]")
 @click.option("--rng", is_flag=True, help="Draw random numbers with a seeded generator (see docs/random.md).")
 @click.option("--exact", is_flag=True, help="No Winograd convolutions (see docs/performance.md).")
 @click.option("--test/--no-test", default=True, help="Run the generated tests.  [default: test]")
@@ -102,6 +109,8 @@ def main(
     tune: Literal["none", "fast", "full"],
     tuning_record: Path | None,
     isas: Sequence[str],
+    triple: str | None,
+    glibc: str | None,
     rng: bool,
     exact: bool,
     test: bool,
@@ -144,6 +153,8 @@ def main(
             tune,
             tuning_record,
             isas,
+            triple,
+            glibc,
             rng,
             exact,
             test,
@@ -189,6 +200,8 @@ def _request(
     tune: Literal["none", "fast", "full"],
     tuning_record: Path | None,
     isas: Sequence[str],
+    triple: str | None,
+    glibc: str | None,
     rng: bool,
     exact: bool,
     test: bool,
@@ -215,6 +228,8 @@ def _request(
         tune=tune,
         tuning_record=tuning_record,
         isas=tuple(dict.fromkeys(isas)),
+        triple=triple,
+        glibc=glibc,
         rng=rng,
         exact=exact,
         test=test,
@@ -321,11 +336,12 @@ def _show_failed_tests(error: TestsFailed, verbose: bool) -> None:
 def summary(report: Report, seconds: float, wheel: Wheel | None = None) -> list[str]:
     """What the user reads at the end: where, how good, how to use it."""
     manifest = json.loads((report.path / "src" / report.name / "manifest.json").read_text(encoding="utf-8"))
-    built_for = f"{manifest['target']} ({', '.join(manifest['isas'])})"
+    built_for = f"{', '.join(manifest['targets'])} ({', '.join(manifest['isas'])})"
     kernels = "1 kernel" if report.kernels == 1 else f"{report.kernels} kernels"
     lines = [f"{report.path}: {kernels} for {built_for}, made in {seconds:.1f} s"]
     if report.tests is None:
-        lines.append("  tests  not run (--no-test); the package says that it is not verified")
+        why = "this machine cannot run it; take its tests to one that can" if report.foreign else "--no-test"
+        lines.append(f"  tests  not run ({why}); the package says that it is not verified")
     else:
         skipped = f", {report.tests.skipped} skipped" if report.tests.skipped else ""
         lines.append(f"  tests  {report.tests.passed} passed{skipped}")

@@ -13,12 +13,12 @@ from transpiler.formatting import format_python
 from transpiler.forward import ForwardView, KernelMethodView, forward_view, kernel_methods, kernel_views
 from transpiler.interface import Argument, CallView, Records, RecordView, call_arguments, interface
 from transpiler.ir import Array, Program, Role
-from transpiler.link import Linked
+from transpiler.link import Binaries
 from transpiler.manifest import VERSION, build_manifest
 from transpiler.naming import comment, docstring, package_name
 from transpiler.output import write_package
 from transpiler.plan import KernelPlan, output_names
-from transpiler.prepared import PrepareView, prepare_view, run_prepare, runtime_module
+from transpiler.prepared import PrepareView, prepare_view, run_prepare, runtime_module, weights_key
 from transpiler.readme import ReadmeView, readme_view
 from transpiler.templates import PLACEHOLDER, package_tree, render
 
@@ -101,7 +101,7 @@ def make_view(
     name: str,
     program: Program,
     plans: Sequence[KernelPlan],
-    libraries: Mapping[str, Linked],
+    binaries: Binaries,
     prepared: Mapping[str, Array],
     source: SourceFacts | None = None,
     verification: Mapping[str, Any] | None = None,
@@ -117,7 +117,7 @@ def make_view(
     Args:
         name: import name.
         program: for constants, aliases, state_dict keys and how arguments and results nest.
-        libraries: ISA -> its linked library.
+        binaries: the compiled files.
         prepared: what `run_prepare` returned.
         verification: "verified" (bool), "error" (a record per output), "tolerance"; None for unverified.
         sample: "input.<i>" and "output.<i>" of the main function by flat position; left out beyond 64 KB.
@@ -154,13 +154,13 @@ def make_view(
         name=name,
         program=program,
         plans=plans,
-        isas=list(libraries),
+        isas=list(binaries.libraries),
         arguments=arguments,
         verification=verification or {},
         tools=tool_versions or {},
         source={"file": source.file, "entry": source.entry, **source.facts},
         bounds=bounds or {},
-        platform=platform_facts([linked.library for linked in libraries.values()]),
+        platform=platform_facts(binaries.shared_objects()),
         summary=comment(what),
         examples=examples or {},
         exact=exact,
@@ -193,7 +193,7 @@ def make_view(
         toml=TomlView(_toml(name.replace("_", "-")), _toml(VERSION), _toml(comment(what)), _toml(name)),
         readme=readme_view(name, source.docstring or what, arguments, plans, manifest),
         manifest=manifest,
-        binaries=_binaries(name, program, plan, libraries, prepared, sample, graph_json),
+        binaries=_binaries(name, program, plan, binaries, prepared, sample, graph_json),
     )
 
 
@@ -238,21 +238,22 @@ def _binaries(
     name: str,
     program: Program,
     plan: KernelPlan,
-    libraries: Mapping[str, Linked],
+    compiled: Binaries,
     prepared: Mapping[str, Array],
     sample: Mapping[str, Array] | None,
     graph_json: str,
 ) -> dict[str, bytes]:
     encode = runtime_module("safetensors").encode
     folder = f"src/{name}"
-    files = {f"{folder}/kernels/cpu/{isa}/{name}.so": linked.library for isa, linked in libraries.items()}
+    files = {f"{folder}/kernels/cpu/{isa}/{name}.so": linked.library for isa, linked in compiled.libraries.items()}
+    files |= {f"{folder}/{path}": content for path, content in compiled.c_files.items()}
     files[f"{folder}/graph.json"] = graph_json.encode("utf-8")
     files[f"{folder}/weights.cpu.safetensors"] = encode(
         {value.name: prepared[value.name] for value in plan.weights},
         dtypes={value.name: value.dtype for value in plan.weights},
         offsets={value.name: _offset(plan, value.name) for value in plan.weights},
         total=plan.weight_bytes,
-        metadata={"transpile.prepared": f"{name} cpu"},
+        metadata={"transpile.prepared": weights_key(name, plan)},
     )
     needed = [item for item in plan.prepare.inputs if item.role is Role.CONSTANT]
     if needed:

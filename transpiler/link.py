@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import shutil
-import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from transpiler.c_compiler import Compiler, c_compiler
 from transpiler.c_plan import render_plan
-from transpiler.errors import TranspileError
-from transpiler.naming import checked_symbol, comment
+from transpiler.naming import checked_symbol
 from transpiler.plan import KernelPlan
 from transpiler.resources import tree
 from transpiler.target import load_target
 
 # The part of the runtime that is the same in every library, and the part that carries the package's name.
 SHARED_FILES = ("runtime.c", "pool.c")
+# What picks one of the libraries, with a file of its own.
+DISPATCHER_FILE = "dispatch.c"
 # Compiled for the instruction set of the kernels.
 RATES_FILE = "rates.c"
 # Linked if a kernel calls one of their functions, which all have this prefix.
@@ -39,6 +38,10 @@ LINK = (
     "-Wl,-z,noexecstack", "-Wl,--build-id=none", "-s", "-lm", "-lpthread",
 )
 # fmt: on
+EXPORTS = "exports.map"
+OUTPUT = (f"-Wl,--version-script={EXPORTS}", "-o", "out.so")
+
+
 @dataclass(frozen=True)
 class Linked:
     """A library for one ISA and the C text of its plan."""
@@ -47,27 +50,22 @@ class Linked:
     plan_source: str
 
 
-def c_compiler() -> tuple[str, ...]:
-    """The command of the C compiler: $CC (with its arguments), else the first of cc, gcc and clang.
+@dataclass(frozen=True)
+class Binaries:
+    """What is compiled of a package: a library per instruction set, best first, and the files for C programs by their
+    paths in the package (`transpiler.c_abi`)."""
 
-    Raises:
-        TranspileError: "no-c-compiler".
-    """
-    chosen = shlex.split(os.environ.get("CC", ""))
-    for command in [chosen] if chosen else [["cc"], ["gcc"], ["clang"]]:
-        path = shutil.which(command[0])
-        if path:
-            return (path, *command[1:])
-    tried = f"CC={os.environ['CC']} was not found" if chosen else "none of cc, gcc and clang was found"
-    raise TranspileError(
-        "no-c-compiler",
-        f"A C compiler is needed to link the kernels; {tried}.",
-        hints=("Install one (`apt-get install gcc`), or name yours: `CC=/path/to/cc transpile ...`.",),
-    )
+    libraries: Mapping[str, Linked]
+    c_files: Mapping[str, bytes]
+
+    def shared_objects(self) -> list[bytes]:
+        """All ELF files."""
+        others = [content for path, content in self.c_files.items() if path.endswith(".so")]
+        return [*(linked.library for linked in self.libraries.values()), *others]
 
 
 @cache
-def shared_objects(compiler: tuple[str, ...]) -> tuple[bytes, ...]:
+def shared_objects(compiler: Compiler) -> tuple[bytes, ...]:
     """runtime.c and pool.c, compiled once per process; a build can start it while the kernels are being made.
 
     Raises:
@@ -77,29 +75,33 @@ def shared_objects(compiler: tuple[str, ...]) -> tuple[bytes, ...]:
 
 
 @cache
-def rates_object(compiler: tuple[str, ...], isa: str) -> tuple[bytes, ...]:
+def rates_object(compiler: Compiler, isa: str) -> tuple[bytes, ...]:
     """rates.c for an instruction set, whose multiply-adds it measures. Raises TranspileError "link-failed"."""
     chosen = load_target("cpu", isa).isa
     # -std=c11 would compute a multiply-add in two steps.
-    options = (f"-march={chosen.mcpu}", f"-DTP_VECTOR_BYTES={chosen.vector_bits // 8}", "-ffp-contract=fast")
-    return _compiled((*compiler, *options), [RATES_FILE])
+    vector = f"-DTP_VECTOR_BYTES={chosen.vector_bits // 8}"
+    return _compiled(compiler, [RATES_FILE], (*compiler.options_for(chosen), vector, "-ffp-contract=fast"))
 
 
 @cache
-def special_objects(compiler: tuple[str, ...]) -> tuple[bytes, ...]:
+def special_objects(compiler: Compiler) -> tuple[bytes, ...]:
     """The special functions, compiled once per process. Raises TranspileError "link-failed"."""
     return _compiled(compiler, SPECIAL_FILES)
 
 
-def _compiled(compiler: tuple[str, ...], files: Sequence[str]) -> tuple[bytes, ...]:
+def _compiled(compiler: Compiler, files: Sequence[str], options: Sequence[str] = ()) -> tuple[bytes, ...]:
     with tempfile.TemporaryDirectory(prefix="transpile-runtime-") as folder:
         work = _work_folder(folder)
-        _run([*compiler, *COMPILE, "-c", *files], work)
+        compiler.run([*COMPILE, *options, "-c", *files], work)
         return tuple((work / file).with_suffix(".o").read_bytes() for file in files)
 
 
-def link_library(objects: Sequence[bytes], plans: Sequence[KernelPlan], name: str, isa: str) -> Linked:
+def link_library(
+    objects: Sequence[bytes], plans: Sequence[KernelPlan], name: str, isa: str, compiler: Compiler | None = None
+) -> Linked:
     """One shared library that exports the C ABI as `<name>_<isa>_*` and needs libc only.
+
+    `compiler` is by default that of this machine.
 
     The same objects, plan and compiler give the same bytes. Symbols that the objects share (TVM's weak
     context pointers, float16 helpers) are merged.
@@ -108,37 +110,43 @@ def link_library(objects: Sequence[bytes], plans: Sequence[KernelPlan], name: st
         TranspileError: "no-c-compiler"; "link-failed" with what the compiler printed.
     """
     prefix = f"{checked_symbol(name)}_{checked_symbol(isa)}_"
-    source = render_plan(plans, f"{name} for {isa}")
-    compiler = c_compiler()
+    source = render_plan(plans, name, isa)
+    compiler = compiler or c_compiler()
     with tempfile.TemporaryDirectory(prefix="transpile-link-") as folder:
         work = _work_folder(folder)
         (work / "plan.c").write_text(source, encoding="utf-8")
-        (work / "exports.map").write_text(f"{{ global: {prefix}*; local: *; }};\n", encoding="ascii")
+        (work / EXPORTS).write_text(f"{{ global: {prefix}*; local: *; }};\n", encoding="ascii")
         special = special_objects(compiler) if any(SPECIAL_PREFIX in item for item in objects) else ()
         linked = [*shared_objects(compiler), *rates_object(compiler, isa), *special, *objects]
         names = [f"object{index}.o" for index in range(len(linked))]
         for file, content in zip(names, linked, strict=True):
             (work / file).write_bytes(content)
         define = f"-DTRANSPILE_PREFIX={prefix}"
-        output = ["-Wl,--version-script=exports.map", "-o", "out.so"]
-        _run([*compiler, *COMPILE, define, "plan.c", "exports.c", *names, *output, *LINK], work)
+        compiler.run([*COMPILE, define, "plan.c", "exports.c", *names, *OUTPUT, *LINK], work)
         return Linked((work / "out.so").read_bytes(), source)
+
+
+@cache
+def link_dispatcher(name: str, declarations: str, carried: str, compiler: Compiler) -> bytes:
+    """lib<name>.so, which exports `<name>_*` and loads the library of one instruction set.
+
+    `declarations` and `carried` are the texts of <name>.h and carried.h.
+
+    Raises:
+        TranspileError: "link-failed" with what the compiler printed.
+    """
+    with tempfile.TemporaryDirectory(prefix="transpile-link-") as folder:
+        work = Path(folder)
+        shutil.copyfile(tree("templates") / "runtime" / "cpu" / DISPATCHER_FILE, work / DISPATCHER_FILE)
+        (work / f"{name}.h").write_text(declarations, encoding="utf-8")
+        (work / "carried.h").write_text(carried, encoding="utf-8")
+        (work / EXPORTS).write_text(f"{{ global: {checked_symbol(name)}_*; local: *; }};\n", encoding="ascii")
+        soname = f"-Wl,-soname,lib{name}.so"
+        compiler.run([*COMPILE, DISPATCHER_FILE, *OUTPUT, soname, *LINK, "-ldl"], work)
+        return (work / "out.so").read_bytes()
 
 
 def _work_folder(folder: str) -> Path:
     for file in RUNTIME_FILES:
         shutil.copyfile(tree("templates") / "runtime" / "cpu" / file, Path(folder) / file)
     return Path(folder)
-
-
-def _run(command: Sequence[str], work: Path) -> None:
-    # What it prints is shown to the user: no translations.
-    env = {**os.environ, "LC_ALL": "C", "SOURCE_DATE_EPOCH": "0"}
-    done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise TranspileError(
-            "link-failed",
-            "The C compiler could not link the kernels.",
-            notes=tuple(comment(line) for line in done.stderr.splitlines()[:20]),
-            hints=("Check that it works and that libc's headers are there (`apt-get install libc6-dev`).",),
-        )

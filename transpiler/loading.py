@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import itertools
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +34,24 @@ def load_package(folder: Path, name: str) -> Any:
     finally:
         sys.dont_write_bytecode = written
     return module
+
+
+def runnable_isas(package: Any) -> list[str]:
+    """The instruction sets that an imported package has and this machine runs, best first."""
+    runtime = f"{package.__name__}.runtime"
+    isas, manifest = (importlib.import_module(f"{runtime}.{name}") for name in ("isas", "manifest"))
+    folder = package.Model.folder
+    return list(isas.runnable_isas(folder, manifest.read_manifest(folder)))
+
+
+@contextmanager
+def forced_isa(isa: str) -> Iterator[None]:
+    """Packages that are loaded meanwhile use this instruction set."""
+    before = os.environ.get("TRANSPILE_ISA")
+    os.environ["TRANSPILE_ISA"] = isa
+    try:
+        yield
+    finally:
+        del os.environ["TRANSPILE_ISA"]
+        if before is not None:
+            os.environ["TRANSPILE_ISA"] = before

@@ -11,7 +11,7 @@ from transpiler.dims import Dim, symbol_places
 from transpiler.interface import Argument
 from transpiler.ir import Program, Role, TensorType
 from transpiler.plan import Call, KernelPlan, Tap, View, output_names, storage_of
-from transpiler.prepared import prepared_keys
+from transpiler.prepared import prepared_keys, weights_key
 from transpiler.structure import to_json
 
 FORMAT = 4
@@ -64,8 +64,8 @@ def build_manifest(
         "format": FORMAT,
         "name": name,
         "version": VERSION,
-        "target": "cpu",
-        "isas": sorted(isas),
+        "targets": ["cpu"],
+        "isas": list(isas),
         "machine": platform["machine"],
         "platform": dict(platform),
         "summary": summary,
@@ -75,7 +75,7 @@ def build_manifest(
         "state": _state(plans[0]),
         "exact": exact,
         "rng": RANDOM if any(_draws(plan) for plan in plans) else None,
-        "weights": _weights(program, plans[0]),
+        "weights": _weights(name, program, plans[0]),
         "kernels": _kernels(plans),
         "verified": bool(verification.get("verified", False)),
         "tolerance": dict(verification.get("tolerance", TOLERANCE)),
@@ -160,7 +160,7 @@ def _symbols(plan: KernelPlan, examples: Sequence[tuple[int, ...]], numbers: Map
     return entries
 
 
-def _weights(program: Program, plan: KernelPlan) -> dict[str, Any]:
+def _weights(name: str, program: Program, plan: KernelPlan) -> dict[str, Any]:
     needed = {
         item.key: _type(item.value.type) for item in plan.prepare.inputs if item.role in (Role.PARAMETER, Role.BUFFER)
     }
@@ -184,6 +184,7 @@ def _weights(program: Program, plan: KernelPlan) -> dict[str, Any]:
             for value in plan.weights
         },
         "bytes": plan.weight_bytes,
+        "key": weights_key(name, plan),
         "bundle": "embed",
         "beside": {},
     }

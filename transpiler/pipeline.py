@@ -6,6 +6,7 @@ Nothing heavy is imported before it is needed: torch comes with the capture, TVM
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,14 @@ from transpiler.errors import TranspileErrors, UsageError
 from transpiler.problems import NotImported
 from transpiler.progress import Progress, Silent
 from transpiler.request import Report, Request, TestsFailed
-from transpiler.target import Target, known_targets, load_target
+from transpiler.target import Target, default_isas, host_triple, known_targets, load_targets, runs_here
 
 if TYPE_CHECKING:
+    from transpiler.c_compiler import Compiler
     from transpiler.dry_run import Checked
     from transpiler.frontend import Model
     from transpiler.ir import Program
-    from transpiler.link import Linked
+    from transpiler.link import Binaries
     from transpiler.lower import LoweredProgram
     from transpiler.testing import TestReport
     from transpiler.tuning import Tuner
@@ -36,16 +38,19 @@ def build(request: Request, progress: Progress | None = None) -> Report:
         TestsFailed: the package was built and its tests do not pass.
     """
     from transpiler.assembly import package_view, tuning_file, write_with_tests
-    from transpiler.link import c_compiler
+    from transpiler.c_compiler import c_compiler
     from transpiler.output import check_output, publish
     from transpiler.recording import measure_errors, record_results
 
     progress = progress or Silent()
     targets = _targets(request)
-    c_compiler()
+    run_here = [target for target in targets if runs_here(target.isa)]
+    # What is fast on this machine says little about machines that lack its best instructions.
+    tuned = run_here if request.tune == "full" else run_here[:1]
+    compiler = c_compiler(targets[0].isa.triple, request.glibc)
     with tempfile.TemporaryDirectory(prefix="transpile-") as scratch, ThreadPoolExecutor(2) as background:
         # The fixed part of the library compiles while the model is traced.
-        runtime = background.submit(_compile_runtime)
+        runtime = background.submit(_compile_runtime, compiler)
         progress.stage("tracing the model")
         model = _front_end(request)
         name = _package_name(request, model)
@@ -55,24 +60,25 @@ def build(request: Request, progress: Progress | None = None) -> Report:
             progress.warn(warning)
         lowered: dict[str, LoweredProgram] = {}
         tuners: dict[str, Tuner] = {}
-        libraries: dict[str, Linked] = {}
         rewritten = _rewrite(model.program, request)
         for target in targets:
-            tuners[target.isa.name] = _tuner(target, request, request.tune)
+            tuners[target.isa.name] = _tuner(target, request, request.tune if target in tuned else "none")
             lowered[target.isa.name] = _lower(rewritten, tuners[target.isa.name], request, progress)
         runtime.result()
-        for target in targets:
-            libraries[target.isa.name] = _compile(lowered[target.isa.name], target, name, progress)
+        _check_alike(name, lowered)
+        binaries = _compile(lowered, targets, name, compiler, progress)
         plans = lowered[targets[0].isa.name].plans
         progress.stage("recording PyTorch's results")
         results = record_results(model, plans)
-        view = package_view(name, model, rewritten, plans, libraries, results, None, request)
-        progress.stage("measuring the error")
-        errors = measure_errors(view, results, Path(scratch) / "measured")
+        view = package_view(name, model, rewritten, plans, binaries, results, None, request)
+        errors = None
+        if run_here:
+            progress.stage("measuring the error")
+            errors = measure_errors(view, results, Path(scratch) / "measured")
         staged = Path(scratch) / "package" / name
-        view = package_view(name, model, rewritten, plans, libraries, results, errors, request)
+        view = package_view(name, model, rewritten, plans, binaries, results, errors, request)
         write_with_tests(view, model, results, plans, staged, tuning_file(tuners))
-        tests = _run_tests(staged, progress) if request.test else None
+        tests = _run_tests(staged, progress) if request.test and run_here else None
         wrong = tests is not None and not tests.ok
         if wrong:
             folder = folder.with_name(f"{name}.failed")
@@ -81,7 +87,7 @@ def build(request: Request, progress: Progress | None = None) -> Report:
         if wrong:
             assert tests is not None
             raise TestsFailed(folder, tests)
-    return Report(folder, name, errors, tests, len(plans[0].kernels), model.warnings)
+    return Report(folder, name, errors or {}, tests, len(plans[0].kernels), model.warnings, not run_here)
 
 
 def check(request: Request, progress: Progress | None = None) -> Checked:
@@ -118,7 +124,7 @@ def check(request: Request, progress: Progress | None = None) -> Checked:
 
 
 def _targets(request: Request) -> list[Target]:
-    """One entry per ISA of the (one) target."""
+    """One entry per ISA of the (one) target, best first."""
     from transpiler.errors import unknown
 
     for name in request.targets:
@@ -127,13 +133,14 @@ def _targets(request: Request) -> list[Target]:
     (name, *more) = dict.fromkeys(request.targets)
     if more:
         raise UsageError("several-targets", "Several targets in one package are not supported; name one --target.")
-    return [load_target(name, isa) for isa in (request.isas or (None,))]
+    default = default_isas() if request.triple in (None, host_triple()) else ()
+    return load_targets(name, request.isas or default, request.triple)
 
 
-def _compile_runtime() -> None:
-    from transpiler.link import c_compiler, shared_objects
+def _compile_runtime(compiler: Compiler) -> None:
+    from transpiler.link import shared_objects
 
-    shared_objects(c_compiler())
+    shared_objects(compiler)
 
 
 def _front_end(request: Request) -> Model:
@@ -184,13 +191,35 @@ def _tuner(target: Target, request: Request, mode: Literal["none", "fast", "full
     return Tuner(target, mode, given.get(target.isa.name, {}))
 
 
-def _compile(lowered: LoweredProgram, target: Target, name: str, progress: Progress) -> Linked:
-    from transpiler.compile import compile_kernels
-    from transpiler.link import link_library
+def _check_alike(name: str, lowered: Mapping[str, LoweredProgram]) -> None:
+    """The instruction sets of a package share its weights, its state and the Python that calls the kernels."""
+    from transpiler.prepared import weights_key
 
-    progress.stage(f"compiling kernels for {target.isa.name}")
-    objects = compile_kernels(lowered.kernels, target, progress=progress.advance)
-    return link_library(objects, lowered.plans, name, target.isa.name)
+    shared = [
+        [(weights_key(name, plan), plan.state, [call.kernel for call in plan.calls()]) for plan in item.plans]
+        for item in lowered.values()
+    ]
+    if any(item != shared[0] for item in shared):
+        raise AssertionError(f"the plans for {', '.join(lowered)} differ")
+
+
+def _compile(
+    lowered: Mapping[str, LoweredProgram], targets: Sequence[Target], name: str, compiler: Compiler, progress: Progress
+) -> Binaries:
+    from transpiler.c_abi import c_files
+    from transpiler.compile import compile_kernels
+    from transpiler.link import Binaries, link_library
+    from transpiler.manifest import VERSION
+
+    libraries = {}
+    for target in targets:
+        isa = target.isa.name
+        progress.stage(f"compiling kernels for {isa}")
+        objects = compile_kernels(lowered[isa].kernels, target, progress=progress.advance)
+        libraries[isa] = link_library(objects, lowered[isa].plans, name, isa, compiler)
+    isas = [target.isa for target in targets]
+    plans = lowered[isas[0].name].plans
+    return Binaries(libraries, c_files(name, plans, isas, VERSION, compiler))
 
 
 def _run_tests(folder: Path, progress: Progress) -> TestReport:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import builtins
+import hashlib
 import importlib.util
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -155,6 +157,17 @@ class _Statements:
             self.uses[value.name] -= 1
             if self.uses[value.name] == 0 and len(value.shape) > 1 and value.name in self.local:
                 self.lines.append(f"del {self.local[value.name]}")
+
+
+def weights_key(name: str, plan: KernelPlan) -> str:
+    """What a weights file in the layout of this plan calls itself: other layouts, and other ways to get there, have
+    other keys."""
+    layout = [
+        [value.name, value.dtype, list(map(str, value.shape)), plan.storage[value.name].offset]
+        for value in plan.weights
+    ]
+    text = json.dumps([layout, plan.weight_bytes, prepare_view(plan).lines])
+    return f"{name} cpu {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _outputs(plan: KernelPlan) -> Sequence[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from transpiler.emit import PackageView, emit_package, write_package
 from transpiler.frontend import Model
 from transpiler.interpreter import bind_symbols, initial_state
 from transpiler.ir import Array
-from transpiler.loading import load_package
+from transpiler.loading import forced_isa, load_package, runnable_isas
 from transpiler.plan import KernelPlan, output_names
 from transpiler.size_cases import size_cases
 from transpiler.verify import (
@@ -100,19 +101,26 @@ def magnitude(results: Results, error: CaseError) -> float:
 
 
 def measure_errors(view: PackageView, results: Results, folder: Path) -> Mapping[str, CaseError]:
-    """Run the package, as it will be shipped, on every case; each starts from the initial state."""
+    """Run the package, as it will be shipped, on every case; each starts from the initial state.
+
+    Per output the worst of all instruction sets that the package has and this machine runs.
+    """
     write_package(emit_package(view), folder)
+    package = load_package(folder, view.name)
+    errors: dict[str, list[CaseError]] = {recording.function: [] for recording in results.functions}
+    for isa in runnable_isas(package):
+        with forced_isa(isa), package.Model() as model:
+            for recording in results.functions:
+                errors[recording.function] += measure(recording, partial(_run_case, model, recording.function))
     worst: dict[str, CaseError] = {}
-    with load_package(folder, view.name).Model() as model:
-        for recording in results.functions:
-
-            def run(arrays: Sequence[Array], function: str = recording.function) -> list[Array]:
-                session = model.session()
-                if model.manifest["rng"]:
-                    session.seed(0)
-                return [*session.infer(*arrays, function=function), *(session.state[key] for key in session.state)]
-
-            prefix = "" if recording.function == results.main else f"{recording.function}."
-            found = worst_errors(measure(recording, run))
-            worst.update({f"{prefix}{name}": error for name, error in found.items()})
+    for function, found in errors.items():
+        prefix = "" if function == results.main else f"{function}."
+        worst.update({f"{prefix}{name}": error for name, error in worst_errors(found).items()})
     return worst
+
+
+def _run_case(model: Any, function: str, arrays: Sequence[Array]) -> list[Array]:
+    session = model.session()
+    if model.manifest["rng"]:
+        session.seed(0)
+    return [*session.infer(*arrays, function=function), *(session.state[key] for key in session.state)]

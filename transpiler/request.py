@@ -33,7 +33,9 @@ class Request:
     dynamic_shapes: Any = None
     weights: Any = None  # a path, or a mapping of state_dict keys to arrays
     taps: str | None = None
-    isas: tuple[str, ...] = ()
+    isas: tuple[str, ...] = ()  # none: all that the triple has; "native": the best one of this machine
+    triple: str | None = None  # of the machine that is built for; this one's by default
+    glibc: str | None = None  # the oldest version that the package shall run with; this machine's by default
     rng: bool = False
     tune: Literal["none", "fast", "full"] = "none"
     tuning_record: Path | None = None
@@ -43,7 +45,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Report:
-    """The package's folder, the measured error per output, and the generated tests' result (None: not run)."""
+    """The package's folder, the measured error per output, and the generated tests' result.
+
+    `tests` is None if they were not run, because nobody wanted them or, if `foreign`, this machine could not.
+    """
 
     path: Path
     name: str
@@ -51,6 +56,7 @@ class Report:
     tests: TestReport | None
     kernels: int
     warnings: tuple[str, ...]
+    foreign: bool = False
 
 
 class TestsFailed(TranspileErrors):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from transpiler.errors import TranspileError, unknown
+from transpiler.errors import TranspileError, UsageError, unknown
 from transpiler.resources import tree
 
 
@@ -21,6 +25,11 @@ class Isa:
     vector_bits: int
     vector_registers: int
     triple: str
+
+    @property
+    def machine(self) -> str:
+        """The processor family, as `platform.machine()` names it."""
+        return self.triple.partition("-")[0]
 
     def lanes(self, bits: int = 32) -> int:
         """Elements of `bits` bits in one register."""
@@ -50,43 +59,120 @@ def known_targets() -> list[str]:
     return sorted(path.stem for path in tree("targets").glob("*.toml"))
 
 
-def load_target(name: str, isa: str | None = None) -> Target:
+def load_target(name: str, isa: str | None = None, triple: str | None = None) -> Target:
     """The target `name` for `isa`, or for the best one that this machine has.
 
+    Args:
+        triple: of the machine that is built for, as `--triple` takes it; this machine's by default.
+
     Raises:
-        UsageError: unknown target or ISA; the message lists the known ones.
+        UsageError: unknown target, ISA or triple; the message lists the known ones.
         TranspileError: this machine has none of the target's ISAs.
     """
-    if name not in known_targets():
-        raise unknown("target", name, known_targets(), code="unknown-target")
-    facts = tomllib.loads((tree("targets") / f"{name}.toml").read_text())
-    isas = [
-        Isa(**{**item, "mattr": tuple(item["mattr"]), "features": tuple(item["features"])}) for item in facts["isa"]
-    ]
+    isas = _isas(name)
     if isa is None:
-        have = cpu_features()
-        fitting = [item for item in isas if have.issuperset(item.features)]
-        if not fitting:
-            raise TranspileError(
-                "no-isa", f"This CPU has none of the instruction sets of target {name!r}.",
-                hints=[f"name one to build for another machine: --isa {isas[-1].name}"],
-            )  # fmt: skip
-        chosen = fitting[0]
-    else:
-        named = {item.name: item for item in isas}
-        if isa not in named:
-            raise unknown("ISA", isa, list(named), code="unknown-isa")
-        chosen = named[isa]
+        return _target(name, _native(name, _for_triple(isas, triple)))
+    chosen = [item for item in isas if item.name == isa]
+    if not chosen:
+        raise unknown("ISA", isa, [item.name for item in isas], code="unknown-isa")
+    return _target(name, chosen[0])
+
+
+def load_targets(name: str, isas: Sequence[str] = (), triple: str | None = None) -> list[Target]:
+    """The target `name` once per instruction set, best first.
+
+    Args:
+        isas: names, or "native" for the best one that this machine has; none: all that `triple` has.
+        triple: as in `load_target`.
+
+    Raises:
+        UsageError: as `load_target`; also for an instruction set of another triple.
+        TranspileError: this machine has none of the target's ISAs.
+    """
+    fitting = _for_triple(_isas(name), triple)
+    wanted = {_native(name, fitting).name if isa == "native" else load_target(name, isa).isa.name for isa in isas}
+    foreign = sorted(wanted - {item.name for item in fitting})
+    if foreign:
+        raise UsageError(
+            "foreign-isa",
+            f"{', '.join(foreign)} is not an instruction set of {fitting[0].triple}; "
+            f"it has: {', '.join(item.name for item in fitting)}.",
+            hints=[f"another processor family is chosen with --triple; known: {', '.join(known_triples(name))}"],
+        )
+    return [_target(name, item) for item in fitting if not wanted or item.name in wanted]
+
+
+def default_isas() -> tuple[str, ...]:
+    """What is built where no instruction set is named: $TRANSPILE_BUILD_ISA, separated by commas, else all."""
+    return tuple(filter(None, os.environ.get("TRANSPILE_BUILD_ISA", "").split(",")))
+
+
+def runs_here(isa: Isa) -> bool:
+    """Whether this machine can run code for `isa`."""
+    return isa.triple == host_triple() and cpu_features().issuperset(isa.features)
+
+
+def known_triples(name: str) -> list[str]:
+    """What `triple` may be, this machine's kind first if it is among them."""
+    triples = dict.fromkeys(item.triple for item in _isas(name))
+    return sorted(triples, key=lambda triple: (triple != host_triple(), triple))
+
+
+def host_triple() -> str:
+    """The triple of this machine."""
+    return f"{platform.machine()}-unknown-linux-gnu"
+
+
+def _isas(name: str) -> list[Isa]:
+    facts = _facts(name)["isa"]
+    return [Isa(**{**item, "mattr": tuple(item["mattr"]), "features": tuple(item["features"])}) for item in facts]
+
+
+def _for_triple(isas: Sequence[Isa], triple: str | None) -> list[Isa]:
+    wanted = triple or host_triple()
+    parts = wanted.split("-")
+    plain = "-".join(part for part in parts if part not in ("unknown", "pc"))
+    found = [item for item in isas if item.triple.replace("-unknown", "") == plain]
+    if found:
+        return found
+    known = ", ".join(dict.fromkeys(item.triple for item in isas))
+    if triple is None:
+        raise TranspileError(
+            "no-isa", f"There are no kernels for {platform.machine()} processors.",
+            hints=[f"build for another machine: --triple with one of {known}"],
+        )  # fmt: skip
+    elsewhere = "" if "linux" in parts else "packages run on Linux only; "
+    raise UsageError("unknown-triple", f"Unknown triple {triple!r}; {elsewhere}known: {known}.")
+
+
+def _native(name: str, isas: Sequence[Isa]) -> Isa:
+    for item in isas:
+        if runs_here(item):
+            return item
+    raise TranspileError(
+        "no-isa", f"This CPU has none of the instruction sets of target {name!r} that are asked for.",
+        hints=[f"name one to build for another machine: --isa {isas[-1].name}"],
+    )  # fmt: skip
+
+
+def _target(name: str, isa: Isa) -> Target:
+    facts = _facts(name)
     return Target(
         name=facts["name"], kind=facts["kind"], dtypes=tuple(facts["dtypes"]),
         layout_block=facts["layout_block"], schedules=tuple(facts["schedules"]),
-        epilogue=frozenset(facts["epilogue"]), prologue=frozenset(facts["prologue"]), isa=chosen,
+        epilogue=frozenset(facts["epilogue"]), prologue=frozenset(facts["prologue"]), isa=isa,
     )  # fmt: skip
+
+
+def _facts(name: str) -> dict[str, Any]:
+    if name not in known_targets():
+        raise unknown("target", name, known_targets(), code="unknown-target")
+    return tomllib.loads((tree("targets") / f"{name}.toml").read_text())
 
 
 def cpu_features() -> frozenset[str]:
     """This machine's CPU flags as Linux lists them."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
+        if line.startswith(("flags", "Features")):
             return frozenset(line.partition(":")[2].split())
     return frozenset()

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from tests.conformance.cases import DOUBLE, EMPTY, SCALAR_F, U8, Case, F, G, J, cases, check
+from transpiler.c_compiler import c_compiler
 from transpiler.ir import Array
-from transpiler.link import COMPILE, SPECIAL_FILES, c_compiler
+from transpiler.link import COMPILE, SPECIAL_FILES
 from transpiler.ops.base import rng
 from transpiler.ops.dtypes import CORNERS, corner_pairs
 from transpiler.resources import tree
@@ -64,7 +65,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     path = tmp_path_factory.mktemp("special") / "special.so"
     sources = [str(tree("templates") / "runtime" / "cpu" / file) for file in SPECIAL_FILES]
     options = [option for option in COMPILE if "visibility" not in option]
-    subprocess.run([*c_compiler(), *options, "-shared", *sources, "-o", path, "-lm"], check=True)
+    subprocess.run([*c_compiler().command, *options, "-shared", *sources, "-o", path, "-lm"], check=True)
     return ctypes.CDLL(str(path))
 
 

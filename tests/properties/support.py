@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from transpiler import capture
+from transpiler.c_abi import c_files
+from transpiler.c_compiler import c_compiler
 from transpiler.checks import compare
 from transpiler.compile import compile_kernels
 from transpiler.emit import emit_package, make_view, run_prepare, write_package
 from transpiler.importer import import_program
-from transpiler.link import link_library
+from transpiler.link import Binaries, link_library
 from transpiler.loading import load_package
 from transpiler.lower import lower, with_taps
 from transpiler.passes import PIPELINE, UNFOLDED_PIPELINE, run_passes
@@ -47,12 +49,13 @@ def built(module: nn.Module, inputs: Tensors, *, fold: bool = True, dynamic_shap
     rewritten = run_passes(program, PIPELINE if fold else UNFOLDED_PIPELINE)
     lowered = lower(rewritten, target, fuse=fold)
     linked = link_library(compile_kernels(lowered.kernels, target, workers=1), lowered.plans, "drawn", target.isa.name)
+    files = c_files("drawn", lowered.plans, [target.isa], "0", c_compiler())
     state = state_arrays(captured.exported_program.state_dict)
     view = make_view(
         name="drawn",
         program=rewritten,
         plans=lowered.plans,
-        libraries={target.isa.name: linked},
+        binaries=Binaries({target.isa.name: linked}, files),
         prepared=run_prepare(lowered.plan, rewritten.constants, state),
     )
     with tempfile.TemporaryDirectory(prefix="transpile-") as folder:

@@ -284,7 +284,7 @@ def test_damage_is_noticed(package: Path, tmp_path: Path) -> None:
 
 def test_the_environment_chooses(package: Path) -> None:
     assert runs(package, "print(Model().isa, Model().threads)", TRANSPILE_THREADS="1") == "baseline 1\n"
-    assert "this package has baseline" in python(package, "Model()", TRANSPILE_ISA="avx2").stderr
+    assert "has no kernels for avx2, only for baseline" in python(package, "Model()", TRANSPILE_ISA="avx2").stderr
 
 
 def test_a_wheel_is_built_without_a_network(package: Path, tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     evil = 'x"""\nimport os; os.abort()\n"""\\'
     source = replace(toy.SourceFacts(), file=evil, entry=evil, docstring=evil, arguments={"forward": (evil, "input")})
     view = make_view(
-        name="toy", program=toy.program(), plans=[toy.plan()], libraries={"baseline": toy.linked()},
+        name="toy", program=toy.program(), plans=[toy.plan()], binaries=toy.binaries(),
         prepared=toy.run_prepare(toy.plan(), toy.program().constants, toy.state()), source=source,
         tool_versions={evil: evil},
     )  # fmt: skip

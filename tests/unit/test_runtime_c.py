@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import toy
 
+from transpiler.c_compiler import c_compiler
 from transpiler.c_plan import render_plan
 from transpiler.errors import TranspileError
-from transpiler.link import RUNTIME_FILES, SPECIAL_FILES, c_compiler, link_library
+from transpiler.link import RUNTIME_FILES, SPECIAL_FILES, link_library
 from transpiler.resources import tree
 
 PREFIX = "toy_baseline_"
@@ -81,7 +82,7 @@ def check(outputs: list[np.ndarray], x: np.ndarray, ids: np.ndarray) -> None:
 
 
 def test_sizes_and_names(native: Native) -> None:
-    assert native["abi_version"]() == 5
+    assert native["abi_version"]() == 6
     assert [native[f"{what}_count"](0) for what in ("input", "output", "call")] == [2, 3, 2]
     assert [native["input_name"](0, i) for i in (0, 1, 2, -1)] == [b"x", b"ids", None, None]
     assert [native["output_name"](0, i) for i in range(3)] == [b"h", b"rows", b"output2"]
@@ -267,11 +268,11 @@ def test_only_the_abi_is_exported(tmp_path: Path) -> None:
 def test_the_c_text_compiles_without_warnings(tmp_path: Path) -> None:
     for file in RUNTIME_FILES:
         shutil.copy(tree("templates") / "runtime" / "cpu" / file, tmp_path)
-    (tmp_path / "plan.c").write_text(render_plan([toy.plan()], "toy"))
+    (tmp_path / "plan.c").write_text(render_plan([toy.plan()], "toy", "baseline"))
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers", "-Wstrict-prototypes"]
     defines = ["-DTRANSPILE_PREFIX=toy_", "-DTP_VECTOR_BYTES=16"]
     for file in ("plan.c", "exports.c", "runtime.c", "pool.c", "rates.c", *SPECIAL_FILES):
-        command = [*c_compiler(), "-std=c11", *warnings, *defines, "-fsyntax-only", file]
+        command = [*c_compiler().command, "-std=c11", *warnings, *defines, "-fsyntax-only", file]
         subprocess.run(command, cwd=tmp_path, check=True)
 
 

@@ -14,14 +14,17 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from transpiler.c_abi import c_files
+from transpiler.c_compiler import c_compiler
 from transpiler.emit import PackageView, SourceFacts, make_view
 from transpiler.errors import Location
 from transpiler.ir import Graph, Input, Node, Output, Program, Role, TensorType, Value
-from transpiler.link import Linked, c_compiler, link_library
+from transpiler.link import Binaries, Linked, link_library
 from transpiler.ops.base import Op
 from transpiler.plan import Call, Kernel, KernelPlan, Layout, Storage, Tap, View
 from transpiler.prepared import run_prepare
 from transpiler.structure import Leaf, Literal, Mapping_, Sequence_
+from transpiler.target import load_target
 
 Array = np.ndarray
 
@@ -203,7 +206,7 @@ def objects() -> tuple[bytes, ...]:
         for index, source in enumerate((KERNELS, SECOND)):
             path = Path(folder) / f"k{index}.c"
             path.write_text(source)
-            command = [*c_compiler(), "-c", "-O1", "-fPIC", str(path), "-o", str(path.with_suffix(".o"))]
+            command = [*c_compiler().command, "-c", "-O1", "-fPIC", str(path), "-o", str(path.with_suffix(".o"))]
             subprocess.run(command, check=True)
             result.append(path.with_suffix(".o").read_bytes())
     return tuple(result)
@@ -212,6 +215,12 @@ def objects() -> tuple[bytes, ...]:
 @cache
 def linked() -> Linked:
     return link_library(objects(), [plan()], "toy", "baseline")
+
+
+@cache
+def binaries() -> Binaries:
+    isas = [load_target("cpu", "baseline").isa]
+    return Binaries({"baseline": linked()}, c_files("toy", [plan()], isas, "0.1.0", c_compiler()))
 
 
 def inputs(seed: int = 1) -> tuple[Array, Array]:
@@ -227,7 +236,7 @@ def view() -> PackageView:
         name="toy",
         program=program(),
         plans=[plan()],
-        libraries={"baseline": linked()},
+        binaries=binaries(),
         prepared=run_prepare(plan(), program().constants, state()),
         source=SourceFacts("toy.py", "Toy", 'A toy.\n\nWith """quotes""" and a \\ in it."', {"forward": ("states",)}),
         verification={

@@ -37,6 +37,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name == "test_live_torch.py" and not config.getoption("--live") else None
 
 
+def _isas() -> list[str]:
+    from example import Model
+    from example.runtime.isas import runnable_isas
+    from example.runtime.manifest import read_manifest
+
+    forced = os.environ.get("TRANSPILE_ISA")
+    return [forced] if forced else runnable_isas(Model.folder, read_manifest(Model.folder))
+
+
 @pytest.fixture(scope="session")
 def weights(request: pytest.FixtureRequest) -> str | None:
     value = request.config.getoption("--weights")
@@ -49,6 +58,16 @@ def model(weights: str | None) -> Model:
     from example import Model
 
     return Model(weights=weights)
+
+
+@pytest.fixture(scope="session", params=_isas())
+def each_isa(request: pytest.FixtureRequest, weights: str | None) -> Model:
+    """The model on every instruction set that the package carries and this machine runs."""
+    from example import Model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRANSPILE_ISA", request.param)
+        return Model(weights=weights)
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)
-def test_outputs_equal_pytorch(model: Model, case: Case) -> None:
-    got = case.run(model)
+def test_outputs_equal_pytorch(each_isa: Model, case: Case) -> None:
+    got = case.run(each_isa)
     expected = case.outputs()
     assert len(got) == len(expected), f"expected {len(expected)} outputs, got {len(got)}"
     comparisons = [compare(*pair, f"case {case.name!r}") for pair in zip(expected, got, strict=True)]

@@ -47,7 +47,9 @@ def test_command_line(command: str) -> None:
     assert done.stdout.strip()
 
 
-PATTERNS = [pattern for pattern in ("kernels/**/*.so", "weights.*.safetensors") if any(ROOT.glob(pattern))]
+PATTERNS = [
+    pattern for pattern in ("kernels/**/*.so", "lib/*.so", "weights.*.safetensors") if any(ROOT.glob(pattern))
+]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

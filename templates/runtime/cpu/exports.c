@@ -1,4 +1,5 @@
-/* The C ABI of a package, version 5: <package>_<isa>_<function> (TRANSPILE_PREFIX). Nothing else is exported.
+/* The C ABI of a package, version 6, as every library of one instruction set exports it: <package>_<isa>_<function>
+ * (TRANSPILE_PREFIX). dispatch.c stands before these libraries for C programs; Python calls them as they are.
  *
  * Results are 0 (done), 1 (failed), 2 (an index was out of bounds) or 8 (an integer was divided by zero); unless it is
  * 0, last_error() says why, per thread. 4 is added if the call had changed the state before it failed: it is then
@@ -51,6 +52,9 @@ void ABI(destroy)(tp_model *model) { tp_model_destroy(model); }
 /* How many threads later calls may use. */
 void ABI(set_threads)(tp_model *model, int32_t threads) { tp_model_set_threads(model, threads); }
 
+/* Fills a state with what it is before the first call. */
+int ABI(reset)(tp_model *model, void *state) { return tp_model_reset(model, state); }
+
 /* A whole function on dense buffers of the sizes below. */
 int ABI(run)(tp_model *model, int32_t function, void *state, const void *const *inputs, void *const *outputs,
              const int64_t *symbols) {
@@ -97,6 +101,15 @@ const char *ABI(output_name)(int32_t function, int32_t index) {
   return in_range(index, at(function)->output_count) ? at(function)->outputs[index].name : NULL;
 }
 
+/* Texts such as "float32[1, 3]", with the names of sizes that vary. */
+const char *ABI(input_type)(int32_t function, int32_t index) {
+  return in_range(index, at(function)->input_count) ? at(function)->inputs[index].type : NULL;
+}
+
+const char *ABI(output_type)(int32_t function, int32_t index) {
+  return in_range(index, at(function)->output_count) ? at(function)->outputs[index].type : NULL;
+}
+
 /* The name of the kernel that call `index` runs. */
 const char *ABI(call_name)(int32_t function, int32_t index) {
   return in_range(index, at(function)->call_count) ? PROGRAM->kernels[at(function)->calls[index].kernel].name : NULL;
@@ -140,6 +153,9 @@ uint64_t ABI(output_bytes)(int32_t function, int32_t index) {
 uint64_t ABI(arena_bytes)(int32_t function) { return at(function)->arena_bytes; }
 
 uint64_t ABI(weight_bytes)(void) { return PROGRAM->weight_bytes; }
+
+/* What the metadata of a weights file in the layout of this model says under "transpile.prepared". */
+const char *ABI(weights_key)(void) { return PROGRAM->weights_key; }
 
 /* Memory that the caller keeps between calls. */
 uint64_t ABI(state_bytes)(void) { return PROGRAM->state_bytes; }

@@ -65,6 +65,11 @@ static const tp_function *function_at(int32_t index) {
   return NULL;
 }
 
+static int check_state(const void *state) {
+  if (!PROGRAM->state_bytes || (state && is_aligned(state))) return TP_OK;
+  return fail("the state must be aligned to %d bytes", TP_ALIGNMENT);
+}
+
 /* --- sizes ----------------------------------------------------------------------------------------------------- */
 
 /* Kernels of less work than this run on the calling thread: starting others costs more than they give. */
@@ -302,9 +307,7 @@ int tp_model_run(tp_model *model, int32_t index, void *state, const void *const 
                  const int64_t *symbols, double *seconds) {
   const tp_function *function = function_at(index);
   if (!function) return TP_FAILED;
-  if (PROGRAM->state_bytes && (!state || !is_aligned(state))) {
-    return fail("the state must be aligned to %d bytes", TP_ALIGNMENT);
-  }
+  if (check_state(state)) return TP_FAILED;
   const tp_layout *layout;
   tp_arena *arena = acquire(model, function, symbols, &layout);
   if (!arena) return TP_FAILED;
@@ -398,6 +401,16 @@ void tp_model_destroy(tp_model *model) {
 
 void tp_model_set_threads(tp_model *model, int32_t threads) {
   atomic_store(&model->threads, tp_clamp_threads(threads));
+}
+
+int tp_model_reset(tp_model *model, void *state) {
+  if (check_state(state)) return TP_FAILED;
+  if (PROGRAM->state_bytes) memset(state, 0, PROGRAM->state_bytes);
+  for (uint32_t i = 0; i < PROGRAM->initial_count; ++i) {
+    const tp_initial *initial = &PROGRAM->initials[i];
+    memcpy((char *)state + initial->offset, model->weights + initial->weight_offset, initial->bytes);
+  }
+  return TP_OK;
 }
 
 /* One kernel of a function on the caller's buffers: its inputs, then its outputs. */

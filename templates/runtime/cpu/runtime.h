@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#define TP_ABI_VERSION 5
+#define TP_ABI_VERSION 6
 #define TP_ALIGNMENT 64     /* of arenas, of the weights and of the state: a vector never spans two cache lines */
 #define TP_USER_ALIGNMENT 8 /* of inputs and outputs that kernels read and write where they are */
 
@@ -55,8 +55,9 @@ typedef struct {
   tp_argument from;
 } tp_copy;
 
+/* `type` is a text such as "float32[1, 3]". */
 typedef struct {
-  const char *name;
+  const char *name, *type;
   uint64_t bytes;
 } tp_tensor;
 
@@ -78,6 +79,11 @@ typedef struct {
   uint64_t bytes;
   tp_argument from;
 } tp_update;
+
+/* Bytes of the state that begin as a part of the weights; all others begin as zeros. */
+typedef struct {
+  uint64_t offset, bytes, weight_offset;
+} tp_initial;
 
 /* The plan of one function. */
 typedef struct {
@@ -101,7 +107,10 @@ typedef struct {
   const tp_function *functions;
   const tp_kernel *kernels;
   uint64_t weight_bytes;
+  const char *weights_key; /* names the layout of the weights */
   uint64_t state_bytes;
+  uint32_t initial_count;
+  const tp_initial *initials;
 } tp_program;
 
 extern const tp_program tp_the_program;
@@ -149,6 +158,7 @@ typedef struct tp_model tp_model;
 int tp_model_create(const void *weights, uint64_t weight_bytes, int32_t threads, tp_model **out);
 void tp_model_destroy(tp_model *model);
 void tp_model_set_threads(tp_model *model, int32_t threads);
+int tp_model_reset(tp_model *model, void *state);
 int tp_model_run(tp_model *model, int32_t function, void *state, const void *const *inputs, void *const *outputs,
                  const int64_t *symbols, double *seconds);
 int32_t tp_clamp_threads(int32_t threads);

@@ -77,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def info() -> int:
     manifest = read_manifest(Model.folder)
-    print(f"{manifest['name']} {manifest['version']}: {manifest['target']} ({', '.join(manifest['isas'])})")
+    carried = f"{', '.join(manifest['targets'])} ({', '.join(manifest['isas'])})"
+    print(f"{manifest['name']} {manifest['version']}: {carried}")
     functions = functions_of(manifest)
     for name, entry in functions.items():
         label = f"{name} " if len(functions) > 1 else ""

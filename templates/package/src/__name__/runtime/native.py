@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
 import struct
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,56 +18,10 @@ from .state import State
 
 Array = npt.NDArray[Any]
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 INDEX_OUT_OF_BOUNDS = 2
 DIVISION_BY_ZERO = 8
 STATE_CHANGED = 4  # added to the code of a failure
-# What /proc/cpuinfo must list for an instruction set, best set first. It lists only what the OS enabled.
-ISA_FLAGS: dict[str, frozenset[str]] = {
-    "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"}),
-    "avx2": frozenset({"avx2", "fma"}),
-    "baseline": frozenset(),
-}
-
-
-def cpu_flags() -> frozenset[str]:
-    """The processor's features as Linux names them."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith(("flags", "Features")):
-                    return frozenset(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    return frozenset()
-
-
-def choose_isa(available: Sequence[str], machine: str) -> str:
-    """The best instruction set that the package has and this processor runs; $TRANSPILE_ISA forces one.
-
-    Raises:
-        PackageError: another platform, or no kernels for this processor.
-    """
-    if sys.platform != "linux":
-        raise PackageError(f"This package runs on Linux only, not on {sys.platform}.")
-    if platform.machine() != machine:
-        raise PackageError(
-            f"This package was built for {machine} processors; this one is {platform.machine()}."
-        )
-    flags = cpu_flags()
-    runnable = [isa for isa, needed in ISA_FLAGS.items() if isa in available and needed <= flags]
-    forced = os.environ.get("TRANSPILE_ISA")
-    if forced and forced not in available:
-        raise PackageError(f"TRANSPILE_ISA={forced}: this package has {', '.join(sorted(available))}.")
-    if forced and forced not in runnable:
-        raise PackageError(f"TRANSPILE_ISA={forced}: this processor does not have it.")
-    if forced:
-        return forced
-    if not runnable:
-        raise PackageError(
-            f"This package has kernels for {', '.join(sorted(available))} only; this processor has none."
-        )
-    return runnable[0]
 
 
 class Library:
