@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import itertools
 import os
@@ -34,14 +33,6 @@ def load_package(folder: Path, name: str) -> Any:
     finally:
         sys.dont_write_bytecode = written
     return module
-
-
-def runnable_isas(package: Any) -> list[str]:
-    """The instruction sets that an imported package has and this machine runs, best first."""
-    runtime = f"{package.__name__}.runtime"
-    isas, manifest = (importlib.import_module(f"{runtime}.{name}") for name in ("isas", "manifest"))
-    folder = package.Model.folder
-    return list(isas.runnable_isas(folder, manifest.read_manifest(folder)))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from transpiler.emit import PackageView, emit_package, write_package
 from transpiler.frontend import Model
 from transpiler.interpreter import bind_symbols, initial_state
 from transpiler.ir import Array
-from transpiler.loading import forced_isa, load_package, runnable_isas
+from transpiler.loading import forced_isa, load_package
 from transpiler.plan import KernelPlan, output_names
 from transpiler.size_cases import size_cases
 from transpiler.verify import (
@@ -108,7 +108,7 @@ def measure_errors(view: PackageView, results: Results, folder: Path) -> Mapping
     write_package(emit_package(view), folder)
     package = load_package(folder, view.name)
     errors: dict[str, list[CaseError]] = {recording.function: [] for recording in results.functions}
-    for isa in runnable_isas(package):
+    for isa in package.Model.runnable_isas():
         with forced_isa(isa), package.Model() as model:
             for recording in results.functions:
                 errors[recording.function] += measure(recording, partial(_run_case, model, recording.function))

@@ -89,8 +89,12 @@ def load_targets(name: str, isas: Sequence[str] = (), triple: str | None = None)
         UsageError: as `load_target`; also for an instruction set of another triple.
         TranspileError: this machine has none of the target's ISAs.
     """
-    fitting = _for_triple(_isas(name), triple)
-    wanted = {_native(name, fitting).name if isa == "native" else load_target(name, isa).isa.name for isa in isas}
+    everything = _isas(name)
+    known = ["native", *(item.name for item in everything)]
+    if bad := [isa for isa in isas if isa not in known]:
+        raise unknown("ISA", bad[0], known, code="unknown-isa")
+    fitting = _for_triple(everything, triple)
+    wanted = {_native(name, fitting).name if isa == "native" else isa for isa in isas}
     foreign = sorted(wanted - {item.name for item in fitting})
     if foreign:
         raise UsageError(

@@ -34,7 +34,7 @@ from transpiler.ops.dtypes import numpy_dtype
 from transpiler.plan import Call, KernelPlan, Storage
 from transpiler.resources import PACKAGE, tree
 from transpiler.schedule import choice_key, schedule, shipped_answers
-from transpiler.target import Target, cpu_features
+from transpiler.target import Target, runs_here
 
 Mode = Literal["none", "fast", "full"]
 Answers = Mapping[str, str]
@@ -99,7 +99,7 @@ class Tuner:
         Raises:
             TranspileError: "link-failed".
         """
-        if self.mode == "none" or not cpu_features().issuperset(self.target.isa.features):
+        if self.mode == "none" or not runs_here(self.target.isa):
             return False
         pending = [
             key

@@ -48,6 +48,10 @@ def _read(path: Path) -> dict[str, Any]:
 class Model:
     taps = ("fc",)
 
+    @classmethod
+    def runnable_isas(cls) -> list[str]:
+        return ["numpy"]
+
     def __init__(self, weights: Any = None, threads: int | None = None, native: bool = True) -> None:
         self.manifest: dict[str, Any] = json.loads((HERE / "manifest.json").read_text())
         self._state = _read(HERE / "weights.cpu.safetensors")

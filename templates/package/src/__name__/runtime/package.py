@@ -18,6 +18,7 @@ from .devices import open_device
 from .errors import TapError, WeightsError
 from .function import Arguments, Function
 from .host import unblock
+from .isas import runnable_isas
 from .manifest import check_files, check_own_weights, functions_of, read_manifest
 from .native import KernelLibrary, Session
 from .processors import default_threads
@@ -99,6 +100,15 @@ class Package:
         if verify and path.parent != self.folder:
             check_own_weights(path, self.manifest)
         self._open(*map_prepared(path, self.manifest["weights"]))
+
+    @classmethod
+    def runnable_isas(cls) -> list[str]:
+        """The instruction sets that the package has kernels for and this machine runs, best first.
+
+        Raises:
+            PackageError: the package is for other machines, or damaged.
+        """
+        return runnable_isas(cls.folder, read_manifest(cls.folder))
 
     # --- running ------------------------------------------------------------------------------------------
     # The generated model adds, per function, the typed call, its plan kernel by kernel, and `_bind` for taps.
