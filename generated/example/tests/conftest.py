@@ -39,11 +39,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def _isas() -> list[str]:
     from example import Model
-    from example.runtime.isas import runnable_isas
-    from example.runtime.manifest import read_manifest
 
     forced = os.environ.get("TRANSPILE_ISA")
-    return [forced] if forced else runnable_isas(Model.folder, read_manifest(Model.folder))
+    return [forced] if forced else Model.runnable_isas()
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .arguments import TensorSpec, check_names, flatten
+from .devices import open_device
 from .errors import TapError, WeightsError
 from .function import Arguments, Function
 from .host import unblock
+from .isas import runnable_isas
 from .manifest import check_files, check_own_weights, functions_of, read_manifest
-from .native import KernelLibrary, Library, Session, choose_isa
+from .native import KernelLibrary, Session
 from .processors import default_threads
 from .profile import Event, Rates
 from .random import Random
@@ -39,7 +41,8 @@ class Package:
     Args:
         weights: None for the package's own; a safetensors file or a mapping with PyTorch's state_dict names.
         threads: how many threads a call may use; by default all processors that this process may use.
-        device: None or "cpu".
+        device: one of the package's targets, such as "cpu"; the first of them by default.
+        fallback: if that device cannot run on this machine, take the next target, and warn.
         seed: of the random numbers, for a model that draws some; 0 by default.
         native: False runs `forward` kernel by kernel instead of the native plan; the bits are the same.
         verify: also hash the weights, which reads the whole file.
@@ -66,20 +69,17 @@ class Package:
         *,
         threads: int | None = None,
         device: str | None = None,
+        fallback: bool = False,
         seed: int | None = None,
         native: bool = True,
         verify: bool = False,
     ) -> None:
-        if device not in (None, "cpu"):
-            raise ValueError(f"device: this package has kernels for cpu only, got {device!r}")
+        self.manifest = read_manifest(self.folder)
+        check_files(self.folder, self.manifest, lambda file: file.suffix == ".py")
+        opened = open_device(self.folder, self.manifest, device, fallback)
+        self.device, self.isa, self._library = opened.name, opened.isa, opened.library
         self._threads = _checked_threads(threads)
         self.native = native
-        self.manifest = read_manifest(self.folder)
-        self.isa = choose_isa(self.manifest["isas"], self.manifest["machine"])
-        name = self.manifest["name"]
-        library = self.folder / "kernels" / "cpu" / self.isa / f"{name}.so"
-        check_files(self.folder, self.manifest, lambda file: file.suffix == ".py" or file == library)
-        self._library = Library(library, f"{name}_{self.isa}_")
         entries = functions_of(self.manifest)
         self._functions = {
             name: Function(name, index, entries[name]) for index, name in enumerate(self._library.functions)
@@ -100,6 +100,15 @@ class Package:
         if verify and path.parent != self.folder:
             check_own_weights(path, self.manifest)
         self._open(*map_prepared(path, self.manifest["weights"]))
+
+    @classmethod
+    def runnable_isas(cls) -> list[str]:
+        """The instruction sets that the package has kernels for and this machine runs, best first.
+
+        Raises:
+            PackageError: the package is for other machines, or damaged.
+        """
+        return runnable_isas(cls.folder, read_manifest(cls.folder))
 
     # --- running ------------------------------------------------------------------------------------------
     # The generated model adds, per function, the typed call, its plan kernel by kernel, and `_bind` for taps.
