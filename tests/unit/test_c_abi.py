@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy
 
+from tests.unit import toy
 from transpiler.c_abi import c_files
 from transpiler.c_compiler import c_compiler
 from transpiler.emit import emit_package, write_package

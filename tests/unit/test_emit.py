@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy
 
+from tests.unit import toy
 from transpiler.emit import emit_package, make_view, write_package
 from transpiler.errors import TranspileError, UsageError
 from transpiler.interface import call_arguments

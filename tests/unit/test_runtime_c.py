@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import toy
 
+from tests.unit import toy
 from transpiler.c_compiler import c_compiler
 from transpiler.c_plan import render_plan
 from transpiler.errors import TranspileError
