@@ -1,7 +1,8 @@
-"""3x3 convolution of unit stride on NCHW16c by Winograd's F(M x M, 3 x 3).
+"""3x3 convolution of stride 1 or 2 on NCHW16c by Winograd's F(M x M, 3 x 3).
 
-Three steps: the map's tiles at the (M+2)^2 points (V), a product per point with the packed filters (the register
-tile of `gemm.py`, rows are tiles), and the outputs from the products (P) with the epilogue. Two loop nests:
+Three steps: the map's tiles at their points, (M+2)^2 at unit stride (V), a product per point with the packed filters
+(the register tile of `gemm.py`, rows are tiles), and the outputs from the products (P) with the epilogue. Two loop
+nests:
 
 * many tiles: the threads share blocks of as many tiles as a register tile has rows. V of a block and P of one panel
   group stay in L2, the filters are read once per block.
@@ -36,7 +37,16 @@ from ..tir import LANES, Buffer, KernelBuilder, local, loop, splat, when
 from .convolution import convolution
 from .epilogue import Epilogue
 from .gemm import Accumulators, Tile, steps
-from .winograd import Factors, Lines, input_line, output_line, stored, transform_factors
+from .winograd import (
+    Factors,
+    Lines,
+    input_line,
+    output_line,
+    stored,
+    strided_input_line,
+    strided_output_line,
+    transform_factors,
+)
 from .winograd_plan import Geometry, Plan, make_plan, tall_tile
 
 EPILOGUE = True
@@ -57,11 +67,11 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     top, left, _, _ = op.padding
     g = Geometry(
         extent(n), conv.inner, op.in_channels, conv.height, conv.width,
-        blocks(op.channels), oh, ow, (top, left), op.tile,
+        blocks(op.channels), oh, ow, (top, left), op.stride[0], op.tile,
     )  # fmt: skip
     tile = tall_tile(target.isa, g)
     plan = make_plan(g, tile)
-    factors = sorted({CHECK, *transform_factors(g.tile), *filter_factors(g.tile)})
+    factors = sorted({CHECK, *transform_factors(g.tile), *filter_factors(g)})
     size = -(-len(factors) // LANES) * LANES + plan.workspace
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type], workspace=size)
     with builder:
@@ -165,11 +175,19 @@ class _Emitter:
         g = self.g
         return tirx.floordiv(number, g.across) * g.tile, tirx.floormod(number, g.across) * g.tile
 
+    def input_line(self, line: list[Expr]) -> list[Expr]:
+        transform = input_line if self.g.stride == 1 else strided_input_line
+        return transform(self.g.tile, line, self.factors)
+
+    def output_line(self, line: list[Expr]) -> list[Expr]:
+        transform = output_line if self.g.stride == 1 else strided_output_line
+        return transform(self.g.tile, line, self.factors)
+
     def transform(self, image: Expr, channel: Expr, number: Expr, target: Expr) -> None:
         """V of one tile and 16 channels, from vector `target` on."""
-        g, width = self.g, self.g.tile + 2
+        g, width = self.g, self.g.span
         row, column = self.place(number)
-        top, left = row - g.padding[0], column - g.padding[1]
+        top, left = row * g.stride - g.padding[0], column * g.stride - g.padding[1]
         plane = (image * g.in_blocks + channel) * g.height
 
         def load(y: int, x: int) -> Expr:
@@ -183,9 +201,9 @@ class _Emitter:
             lines = Lines(width, width)
             for x in range(width):
                 values = stored_vectors([element(y, x) for y in range(width)])
-                lines.store_column(x, input_line(g.tile, values, self.factors))
+                lines.store_column(x, self.input_line(values))
             for y in range(width):
-                for x, value in enumerate(input_line(g.tile, lines.line(y, width), self.factors)):
+                for x, value in enumerate(self.input_line(lines.line(y, width))):
                     offset = target + (y * width + x) * self.plan.map_stride
                     self.scratch.store_vector(offset * LANES, value)
 
@@ -212,13 +230,14 @@ class _Emitter:
         g = self.g
         accumulators = Accumulators(tile)
         accumulators.zero()
+        value = self.filter_value(point)
 
         def step(block: Expr, lane: Expr) -> None:
             base = first + block * rows
             scalars = [partial(self.scratch.__getitem__, (base + r) * LANES + lane) for r in range(tile.rows)]
             vectors = []
             for p in range(tile.panels):
-                place = (((panel + p) * g.points + point) * g.in_blocks + block) * LANES + lane
+                place = (((panel + p) * g.filters + value) * g.in_blocks + block) * LANES + lane
                 vectors.append(self.weight.vector(place * LANES))
                 if prefetch:
                     self.weight.fetch((place + AHEAD) * LANES)
@@ -235,6 +254,14 @@ class _Emitter:
             for r in range(tile.rows):
                 place = target + p * self.plan.rows + r
                 self.scratch.store_vector(place * LANES, accumulators.vector(r, p))
+
+    def filter_value(self, point: Expr) -> Expr:
+        """Which of a filter's values product number `point` takes."""
+        g = self.g
+        if g.stride == 1:
+            return point
+        row, column = tirx.floordiv(point, g.span), tirx.floormod(point, g.span)
+        return tirx.min(row, g.tile + 1) * (g.tile + 2) + tirx.min(column, g.tile + 1)
 
     def outputs(self, image: Expr, panel: Expr, panels: int, first: Expr, count: int, products: Expr) -> None:
         """The outputs of `count` tiles from tile `first` on, with the epilogue."""
@@ -253,18 +280,18 @@ class _Emitter:
                 self._direct(image, panel + p, first, count)
 
     def _output_tile(self, image: Expr, panel: Expr, number: Expr, products: Expr, check: Buffer) -> None:
-        g, width = self.g, self.g.tile + 2
+        g, width = self.g, self.g.span
         row, column = self.place(number)
         bias = splat(0.0) if self.bias is None else self.bias.vector(panel * LANES)
         lines = Lines(g.tile, width)
         for x in range(width):
             points = [products + (y * width + x) * self.plan.product_stride for y in range(width)]
             values = stored_vectors([self.scratch.vector(place * LANES) for place in points])
-            lines.store_column(x, output_line(g.tile, values, self.factors))
+            lines.store_column(x, self.output_line(values))
 
         def body(whole: bool) -> None:
             for y in range(g.tile):
-                line = stored(output_line(g.tile, lines.line(y, width), self.factors))
+                line = stored(self.output_line(lines.line(y, width)))
                 for x in range(g.tile):
                     value = line.vector(x * LANES)
                     check.store_vector(0, check.vector(0) + value * self.factors(CHECK))
@@ -308,7 +335,7 @@ class _Emitter:
                     block, lane = tirx.floordiv(channel, LANES), tirx.floormod(channel, LANES)
                     for ky in range(3):
                         for kx in range(3):
-                            sy, sx = row + ky - g.padding[0], column + kx - g.padding[1]
+                            sy, sx = row * g.stride + ky - g.padding[0], column * g.stride + kx - g.padding[1]
                             with when(tirx.all(sy >= 0, sy < g.height, sx >= 0, sx < g.width)):
                                 pixel = ((image * g.in_blocks + block) * g.height + sy) * g.width + sx
                                 value = self.source[pixel * LANES + lane]
@@ -323,20 +350,20 @@ class _Emitter:
     def _filter(self, panel: Expr, channel: Expr, ky: int, kx: int) -> Expr:
         """The filter's tap of 16 outputs, from its values at the points."""
         g = self.g
-        terms = filter_from_rows(g.tile)
+        terms = filter_from_rows(g.tile, g.stride)
         total: Expr = None
         for v, a in terms[ky]:
             for u, b in terms[kx]:
                 point = v * (g.tile + 2) + u
-                place = ((panel * g.points + point) * g.in_blocks * LANES + channel) * LANES
+                place = ((panel * g.filters + point) * g.in_blocks * LANES + channel) * LANES
                 part = self.weight.vector(place) * self.factors(a * b)
                 total = part if total is None else total + part
         return total
 
 
-def filter_factors(tile: int) -> set[float]:
+def filter_factors(g: Geometry) -> set[float]:
     """What `_filter` multiplies by."""
-    terms = [factor for row in filter_from_rows(tile) for _, factor in row]
+    terms = [factor for row in filter_from_rows(g.tile, g.stride) for _, factor in row]
     return {a * b for a in terms for b in terms}
 
 

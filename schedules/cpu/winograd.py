@@ -69,7 +69,8 @@ def _sum(terms: Sequence[tuple[float, Expr]], factors: Factors) -> Expr:
 def input_line(tile: int, line: Sequence[Expr], factors: Factors) -> list[Expr]:
     """B^T d: `tile` + 2 values of a line of the map at the points 0, +p, -p, ..., infinity.
 
-    Each is the line times a polynomial's coefficients: all points' roots but its own.
+    Each is the line times a polynomial's coefficients: all points' roots but its own. A line of `tile` + 1 values has
+    none at infinity.
     """
     squares = [p * p for p in POINTS[tile]]
     whole = _polynomial(squares)  # in t = x^2
@@ -80,13 +81,14 @@ def input_line(tile: int, line: Sequence[Expr], factors: Factors) -> list[Expr]:
         odd = [(p * factor, line[2 * power + 1]) for power, factor in enumerate(others)]
         sums = [_sum(terms, factors) for terms in (even, odd)]
         result += [sums[0] + sums[1], sums[0] - sums[1]]
-    result.append(_sum([(factor, line[2 * power + 1]) for power, factor in enumerate(whole)], factors))
+    if len(line) == tile + 2:
+        result.append(_sum([(factor, line[2 * power + 1]) for power, factor in enumerate(whole)], factors))
     return result
 
 
 def output_line(tile: int, line: Sequence[Expr], factors: Factors) -> list[Expr]:
-    """A^T m: the `tile` outputs of a line of products at the points."""
-    zero, *pairs, infinity = line
+    """A^T m: the `tile` outputs of a line of products at the points, with or without infinity."""
+    zero, *pairs = line[: tile + 1]
     sums = [pairs[2 * i] + pairs[2 * i + 1] for i in range(len(POINTS[tile]))]
     differences = [pairs[2 * i] - pairs[2 * i + 1] for i in range(len(POINTS[tile]))]
     result = []
@@ -96,9 +98,20 @@ def output_line(tile: int, line: Sequence[Expr], factors: Factors) -> list[Expr]
         if power == 0:
             terms.insert(0, (1.0, zero))
         if power == tile - 1:
-            terms.insert(0, (1.0, infinity))
+            terms[:0] = [(1.0, infinity) for infinity in line[tile + 1 :]]
         result.append(_sum(terms, factors))
     return result
+
+
+def strided_input_line(tile: int, line: Sequence[Expr], factors: Factors) -> list[Expr]:
+    """The same at stride 2: the even places at the points, then the odd ones as they are."""
+    return [*input_line(tile, line[0::2], factors), *line[1::2]]
+
+
+def strided_output_line(tile: int, line: Sequence[Expr], factors: Factors) -> list[Expr]:
+    """The outputs of both parts."""
+    points, plain = line[: tile + 1], line[tile + 1 :]
+    return [a + b for a, b in zip(output_line(tile, points, factors), plain, strict=True)]
 
 
 class Lines:

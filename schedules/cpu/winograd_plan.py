@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from transpiler.ops.winograd import span
 from transpiler.target import Isa
 
 from ..sizes import Extent
@@ -31,10 +32,22 @@ class Geometry:
     out_height: int
     out_width: int
     padding: tuple[int, int]  # above and on the left
+    stride: int
     tile: int  # M
 
     @property
+    def span(self) -> int:
+        """Rows and columns of inputs of a tile, and of its products."""
+        return span(self.tile, self.stride)
+
+    @property
     def points(self) -> int:
+        """Products of a tile and channel pair."""
+        return self.span**2
+
+    @property
+    def filters(self) -> int:
+        """Values of a filter: products may share one."""
         return (self.tile + 2) ** 2
 
     @property
@@ -91,7 +104,7 @@ def make_plan(g: Geometry, tile: Tile) -> Plan:
     many = count >= MANY_BLOCKS
     groups = -(-g.out_blocks // tile.panels)
     if many:
-        large = 4 * g.points * g.in_blocks * g.out_blocks * LANES * LANES > FILTERS_IN_CACHE
+        large = 4 * g.filters * g.in_blocks * g.out_blocks * LANES * LANES > FILTERS_IN_CACHE
         rows = min(tile.rows * (2 if large else 1), g.tiles)
         count = -(-g.tiles // rows)
         strips = min(count, STRIPS)

@@ -42,8 +42,9 @@ def names(program: Program) -> list[str]:
     return [node.op.name for node in program.main.nodes]
 
 
-def test_large_maps_are_computed_by_winograd() -> None:
-    before = conv(32, 20)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_large_maps_are_computed_by_winograd(stride: int) -> None:
+    before = conv(32, 20, stride=stride)
     after = run_passes(before, PIPELINE)
     verify(after.main)
     assert "conv_winograd" in names(after)
@@ -71,7 +72,7 @@ def test_exact_leaves_direct_sums() -> None:
     assert "conv_winograd" not in names(run_passes(conv(32, 20), EXACT_PIPELINE))
 
 
-@pytest.mark.parametrize("change", [{"kernel": 1}, {"kernel": 5}, {"stride": 2}, {"dilation": 2}], ids=str)
+@pytest.mark.parametrize("change", [{"kernel": 1}, {"kernel": 5}, {"stride": 3}, {"dilation": 2}], ids=str)
 def test_other_convolutions_stay(change: dict[str, int]) -> None:
     assert "conv_blocked" in names(run_passes(conv(32, 20, **change), PIPELINE))
 
@@ -131,20 +132,20 @@ def test_a_result_that_is_cut_off_behind_another_convolution_and_one_that_gates(
 
 
 @pytest.mark.parametrize("positive", [False, True], ids=["normal", "after_relu"])
-@pytest.mark.parametrize("tile", [2, 4])
-def test_error_is_near_that_of_a_direct_sum(tile: int, positive: bool) -> None:
+@pytest.mark.parametrize(("tile", "stride"), [(2, 1), (4, 1), (4, 2)])
+def test_error_is_near_that_of_a_direct_sum(tile: int, stride: int, positive: bool) -> None:
     """Against float64: within 4 times (F4) or the same (F2) as the direct kernel, and a tenth of the tolerance."""
     rng = np.random.default_rng(7)
     channels, size = 128, 18
     x = rng.standard_normal((1, channels, size, size), np.float32)
     x = np.maximum(x, 0) if positive else x
     w = rng.standard_normal((channels, channels, 3, 3), np.float32) * np.float32((9 * channels) ** -0.5)
-    attributes = (channels, channels, (3, 3), (1, 1), (0, 0, 0, 0), (1, 1))
+    attributes = (channels, channels, (3, 3), (stride, stride), (0, 0, 0, 0), (1, 1))
     direct, fast = ConvBlocked(*attributes), ConvWinograd(*attributes, tile)
     blocked = PackChannels().reference(x)
     inputs: dict[str, tuple[Array, ...]] = {
         "direct": (blocked, PackConv().reference(w)),
-        "fast": (blocked, PackWinograd(tile).reference(w)),
+        "fast": (blocked, PackWinograd(tile, stride).reference(w)),
     }
     target = load_target("cpu")
     kernels = [

@@ -13,7 +13,7 @@ from transpiler.ops.elementwise_unary import Atan, Clamp, Cos, Erf, Sin
 from transpiler.ops.packed import BLOCK, BlockedConv, ConvBlocked, PackConv, blocks
 from transpiler.ops.pool import AvgPool, MaxPool
 from transpiler.ops.softmax import Softmax
-from transpiler.ops.winograd import POINTS, ConvWinograd, PackWinograd
+from transpiler.ops.winograd import POINTS, ConvWinograd, PackWinograd, span
 from transpiler.passes.rewrite import Rewriter, rewrite
 
 # A rough model of a core, in floating-point operations at its peak rate. One byte of a filter, which each call reads
@@ -24,7 +24,7 @@ TRANSFORM = {2: 3_000, 4: 12_000}
 
 
 def fast_convolutions(graph: Graph) -> Graph:
-    """3x3 convolutions of unit stride by Winograd's algorithm, where the model of costs says that it pays.
+    """3x3 convolutions of stride 1 or 2 by Winograd's algorithm, where the model of costs says that it pays.
 
     before: %v = pack_conv(%w); %y = conv_blocked(%x, %v)
     after:  %v = pack_winograd(%w) {tile = 4}; %y = conv_winograd(%x, %v) {tile = 4}
@@ -44,7 +44,8 @@ def fast_convolutions(graph: Graph) -> Graph:
         if not isinstance(node.op, ConvBlocked) or name not in tiles:
             return None
         x, weight, *bias = node.inputs
-        packed = rewriter.emit(PackWinograd(tiles[name]), producers[weight.name].inputs[0], like=weight)
+        pack = PackWinograd(tiles[name], node.op.stride[0])
+        packed = rewriter.emit(pack, producers[weight.name].inputs[0], like=weight)
         attributes = {field.name: getattr(node.op, field.name) for field in fields(node.op)}
         return [rewriter.emit(ConvWinograd(**attributes, tile=tiles[name]), x, packed, *bias, like=node.output)]
 
@@ -94,7 +95,7 @@ def _cuts_off(node: Node, known: set[str]) -> bool:
 
 def best_tile(op: ConvBlocked, size: Sequence[object], tiles: Sequence[int] = tuple(POINTS)) -> int | None:
     """Outputs per tile and dim for an output map of `size`, one of `tiles`; None if direct convolution is as good."""
-    if (op.kernel, op.stride, op.dilation) != ((3, 3), (1, 1), (1, 1)):
+    if (op.kernel, op.dilation) != ((3, 3), (1, 1)) or op.stride not in ((1, 1), (2, 2)):
         return None
     height, width = size
     if not isinstance(height, int) or not isinstance(width, int):
@@ -105,8 +106,9 @@ def best_tile(op: ConvBlocked, size: Sequence[object], tiles: Sequence[int] = tu
     def cost(tile: int | None) -> float:
         if tile is None:
             return pairs * 9 * (2 * height * width + 4 * BYTE)
-        tiles, points = -(-height // tile) * -(-width // tile), (tile + 2) ** 2
-        products = pairs * points * (2 * tiles + 4 * BYTE)
-        return products + tiles * TRANSFORM[tile] * (inputs + outputs) / 2
+        tiles, filters = -(-height // tile) * -(-width // tile), (tile + 2) ** 2
+        points = span(tile, op.stride[0]) ** 2
+        products = pairs * (2 * points * tiles + 4 * BYTE * filters)
+        return products + tiles * TRANSFORM[tile] * points / filters * (inputs + outputs) / 2
 
     return min((None, *tiles), key=cost)

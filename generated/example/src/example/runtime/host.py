@@ -65,18 +65,20 @@ def pack_conv_stem(w: Array) -> Array:
     return np.ascontiguousarray(np.moveaxis(w.reshape(-1, 16, *w.shape[1:]), 1, -1))
 
 
-def pack_winograd(w: Array, tile: int) -> Array:
+def pack_winograd(w: Array, tile: int, stride: int = 1) -> Array:
     """[O, I, 3, 3] -> [ceil(O/16), (tile+2)^2, ceil(I/16), 16 (i), 16 (o)]: filters at the points of
-    Winograd's F(tile x tile, 3 x 3), computed in float64."""
+    Winograd's F(tile x tile, 3 x 3), computed in float64. At stride 2 taps 0 and 2 are at the points
+    and tap 1 is in place of the value at infinity."""
     points = {2: (1.0,), 4: (0.625, 1.5)}[tile]
     factors = [(1.0 / math.prod(-p * p for p in points), 0.0, 0.0)]
     for p in points:
         scale = 1.0 / (2.0 * p * p * math.prod(p * p - other * other for other in points if other != p))
-        factors += [(scale, p * scale, p * p * scale), (scale, -p * scale, p * p * scale)]
+        last = p * p * scale if stride == 1 else 0.0
+        factors += [(scale, p * scale, last), (scale, -p * scale, last)]
     factors.append((0.0, 0.0, 1.0))
     wide = pad_to(pad_to(w, 0, 16), 1, 16).astype(np.float64)
     for axis in (2, 3):
-        a, b, c = (np.take(wide, tap, axis=axis) for tap in range(3))
+        a, b, c = (np.take(wide, tap, axis=axis) for tap in ((0, 1, 2) if stride == 1 else (0, 2, 1)))
         wide = np.stack([f[0] * a + f[1] * b + f[2] * c for f in factors], axis=axis)
     split = wide.astype(w.dtype).reshape(wide.shape[0] // 16, 16, wide.shape[1] // 16, 16, -1)
     return np.ascontiguousarray(split.transpose(0, 4, 2, 3, 1))
