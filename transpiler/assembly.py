@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 
-from transpiler import __version__
 from transpiler.checks import FACTOR_EPS, FACTOR_EPS_HALF, FACTOR_TORCH
 from transpiler.emit import PackageView, emit_package, make_view, run_prepare, write_package
 from transpiler.frontend import Model
 from transpiler.ir import Program
 from transpiler.link import Binaries
 from transpiler.plan import KernelPlan
+from transpiler.provenance import options_of, tool_versions
 from transpiler.recording import Results, example_tolerance, magnitude
 from transpiler.request import Request
 from transpiler.structure import Leaf, Sequence_
 from transpiler.testing import FunctionTests, emit_tests
 from transpiler.tuning import Tuner, record_text
 from transpiler.verify import CaseError
-
-TOOLS = ("torch", "apache-tvm", "apache-tvm-ffi", "numpy", "torch-transpiler")
 
 
 def package_view(
@@ -71,21 +68,14 @@ def package_view(
         source=model.facts,
         verification=verification,
         sample=sample,
-        tool_versions={tool: _version(tool) for tool in TOOLS},
+        tool_versions=tool_versions(binaries.compiler),
+        options=options_of(request, list(binaries.libraries)),
+        weights_hash=model.weights_hash,
         graph_json=model.graph_json,
         bounds={name: function.bounds for name, function in model.functions.items()},
         examples={name: [array.shape for array in function.examples] for name, function in model.functions.items()},
         exact=request.exact,
     )
-
-
-def _version(tool: str) -> str:
-    if tool == "torch-transpiler":
-        return __version__
-    try:
-        return metadata.version(tool)
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def tuning_file(tuners: Mapping[str, Tuner]) -> dict[str, bytes]:

@@ -20,6 +20,8 @@ from transpiler.output import write_package
 from transpiler.plan import KernelPlan, output_names
 from transpiler.prepared import PrepareView, prepare_view, run_prepare, runtime_module, weights_key
 from transpiler.readme import ReadmeView, readme_view
+from transpiler.sbom import FILE as BILL_OF_MATERIALS
+from transpiler.sbom import NOTICES, bill_of_materials, notices
 from transpiler.templates import PLACEHOLDER, package_tree, render
 
 __all__ = ["PackageView", "SourceFacts", "emit_package", "make_view", "run_prepare", "write_package"]
@@ -111,6 +113,8 @@ def make_view(
     bounds: Mapping[str, Mapping[str, tuple[int, int]]] | None = None,
     examples: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
     exact: bool = False,
+    options: Mapping[str, Any] | None = None,
+    weights_hash: str = "",
 ) -> PackageView:
     """The package of a program's plans, one per function in its order.
 
@@ -124,6 +128,8 @@ def make_view(
         graph_json: the imported program (`transpiler.serialize`).
         bounds: inclusive bounds of integer inputs, by function and flat name.
         examples: shapes of each function's example inputs.
+        options: those that decided what the package is (`transpiler.provenance`).
+        weights_hash: of the state_dict.
         exact: whether faster algorithms with other rounding were left out.
 
     Raises:
@@ -162,6 +168,9 @@ def make_view(
         bounds=bounds or {},
         platform=platform_facts(binaries.shared_objects()),
         summary=comment(what),
+        options=options,
+        weights_hash=weights_hash,
+        third_party=sorted({part for linked in binaries.libraries.values() for part in linked.third_party}),
         examples=examples or {},
         exact=exact,
     )
@@ -224,6 +233,11 @@ def emit_package(view: PackageView, extra: Mapping[str, bytes] | None = None) ->
         files[target] = render(path, view).encode("utf-8") if content is None else content
     files = format_python(files)
     inside = f"src/{view.name}/"
+    if view.manifest["third_party"]:
+        files[f"{inside}{NOTICES}"] = notices(view.manifest["third_party"])
+    shipped = {path.removeprefix(inside): content for path, content in files.items() if path.startswith(inside)}
+    digests = {path: hashlib.sha256(content).hexdigest() for path, content in shipped.items()}
+    files[BILL_OF_MATERIALS] = bill_of_materials(view.manifest, digests)
     hashes = {path: hashlib.sha256(content).hexdigest() for path, content in sorted(files.items())}
     manifest = {
         **view.manifest,

@@ -6,8 +6,8 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from transpiler.errors import TranspileError, UsageError
 from transpiler.extension import load_installed
 from transpiler.ir import Array, Program
 from transpiler.lower import with_taps
+from transpiler.provenance import file_hash, state_hash
 from transpiler.serialize import load_graph, to_json
 from transpiler.weights import check_weights, expected_weights, load_weights
 
@@ -54,6 +55,11 @@ class Model:
     graph_json: str
     warnings: tuple[str, ...] = ()
 
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 of the state_dict."""
+        return state_hash(self.state)
+
 
 def read_model(request: Request) -> Model:
     """Capture and import the request's model.
@@ -62,15 +68,19 @@ def read_model(request: Request) -> Model:
         UsageError, TranspileErrors: see `transpiler.capture`, `transpiler.importer`, `transpiler.weights`.
     """
     load_installed()
-    if isinstance(request.model, str | Path):
-        path = Path(request.model)
-        if path.name.endswith(".graph.json") or path.suffix == ".json":
-            return _from_graph(request, path)
-        if path.suffix not in (".py", ".pt2", ".pt", ".pth", ".bin"):
-            raise UsageError(
-                "unknown-input",
-                f"{path.name} is no model: give model.py, model.pt2 or model.graph.json.",
-            )
+    if not isinstance(request.model, str | Path):
+        return _from_torch(request)
+    path = Path(request.model)
+    model = _read_file(request, path)
+    facts = {**model.facts.facts, "sha256": file_hash(path)}
+    return replace(model, facts=replace(model.facts, file=path.name, facts=facts))
+
+
+def _read_file(request: Request, path: Path) -> Model:
+    if path.name.endswith(".graph.json") or path.suffix == ".json":
+        return _from_graph(request, path)
+    if path.suffix not in (".py", ".pt2", ".pt", ".pth", ".bin"):
+        raise UsageError("unknown-input", f"{path.name} is no model: give model.py, model.pt2 or model.graph.json.")
     return _from_torch(request)
 
 

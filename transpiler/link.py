@@ -25,6 +25,7 @@ RATES_FILE = "rates.c"
 # Linked if a kernel calls one of their functions, which all have this prefix.
 SPECIAL_FILES = ("special_bessel.c", "special_error.c", "special_gamma.c", "special_polynomials.c")
 SPECIAL_PREFIX = b"tp_math_"
+CEPHES = (b"tp_math_bessel_", b"tp_math_airy_")  # the functions whose approximations are not our own
 RUNTIME_FILES = (
     "runtime.h", "exports.c", *SHARED_FILES, RATES_FILE,
     "special.h", "special_cephes.h", "special_tables.h", *SPECIAL_FILES,
@@ -44,19 +45,21 @@ OUTPUT = (f"-Wl,--version-script={EXPORTS}", "-o", "out.so")
 
 @dataclass(frozen=True)
 class Linked:
-    """A library for one ISA and the C text of its plan."""
+    """A library for one ISA, the C text of its plan, and whose code it holds besides (`transpiler.sbom`)."""
 
     library: bytes
     plan_source: str
+    third_party: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Binaries:
     """What is compiled of a package: a library per instruction set, best first, and the files for C programs by their
-    paths in the package (`transpiler.c_abi`)."""
+    paths in the package (`transpiler.c_abi`). `compiler` is what the compiler calls itself."""
 
     libraries: Mapping[str, Linked]
     c_files: Mapping[str, bytes]
+    compiler: str = "unknown"
 
     def shared_objects(self) -> list[bytes]:
         """All ELF files."""
@@ -123,7 +126,8 @@ def link_library(
             (work / file).write_bytes(content)
         define = f"-DTRANSPILE_PREFIX={prefix}"
         compiler.run([*COMPILE, define, "plan.c", "exports.c", *names, *OUTPUT, *LINK], work)
-        return Linked((work / "out.so").read_bytes(), source)
+        third_party = ("cephes",) if any(mark in item for item in objects for mark in CEPHES) else ()
+        return Linked((work / "out.so").read_bytes(), source, third_party)
 
 
 @cache

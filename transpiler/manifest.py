@@ -36,6 +36,9 @@ def build_manifest(
     bounds: Mapping[str, Mapping[str, tuple[int, int]]],
     platform: Mapping[str, Any],
     summary: str = "",
+    options: Mapping[str, Any] | None = None,
+    weights_hash: str = "",
+    third_party: Sequence[str] = (),
     examples: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
     exact: bool = False,
 ) -> dict[str, Any]:
@@ -45,7 +48,8 @@ def build_manifest(
     the names in "symbols", which says where each is read off: dimension `dim` of input `input` is
     `scale * value + offset`; `index` is its number in the native library. `examples` are the shapes of each function's
     example inputs. `exact` says that convolutions are direct sums, none by Winograd's algorithm. `platform` says what
-    the libraries need (`transpiler.elf`); "bundle" of the weights says where a wheel has them.
+    the libraries need (`transpiler.elf`); "bundle" of the weights says where a wheel has them,
+    "sha256" which state_dict they were made from (`transpiler.provenance.state_hash`).
     """
     main = program.main.name
     numbers = {symbol: view.index for symbol, view in symbol_views(plans).items()}
@@ -68,14 +72,16 @@ def build_manifest(
         "isas": list(isas),
         "machine": platform["machine"],
         "platform": dict(platform),
+        "third_party": list(third_party),
         "summary": summary,
+        "options": dict(options or {}),
         "function": main,
         **functions.pop(main),
         "functions": functions,
         "state": _state(plans[0]),
         "exact": exact,
         "rng": RANDOM if any(_draws(plan) for plan in plans) else None,
-        "weights": _weights(name, program, plans[0]),
+        "weights": {**_weights(name, program, plans[0]), "sha256": weights_hash},
         "kernels": _kernels(plans),
         "verified": bool(verification.get("verified", False)),
         "tolerance": dict(verification.get("tolerance", TOLERANCE)),

@@ -210,6 +210,7 @@ def _compile(
     from transpiler.compile import compile_kernels
     from transpiler.link import Binaries, link_library
     from transpiler.manifest import VERSION
+    from transpiler.provenance import compiler_version
 
     libraries = {}
     for target in targets:
@@ -219,7 +220,7 @@ def _compile(
         libraries[isa] = link_library(objects, lowered[isa].plans, name, isa, compiler)
     isas = [target.isa for target in targets]
     plans = lowered[isas[0].name].plans
-    return Binaries(libraries, c_files(name, plans, isas, VERSION, compiler))
+    return Binaries(libraries, c_files(name, plans, isas, VERSION, compiler), compiler_version(compiler.command))
 
 
 def _run_tests(folder: Path, progress: Progress) -> TestReport:

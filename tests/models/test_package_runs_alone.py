@@ -126,7 +126,8 @@ _COMMAND = "import sys; from transpiler.cli import main; main()"
 
 
 def test_same_input_same_bytes(tmp_path: Path) -> None:
-    """Two processes with different hash seeds, two folders: every file is the same, whatever the folder's name."""
+    """Two processes with different hash seeds, two folders: every file of the package and its wheel are the same,
+    whatever the folder's name."""
     weights = tmp_path / "mnist.safetensors"
     from safetensors.torch import save_file
 
@@ -135,11 +136,12 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
     for seed, folder in enumerate(folders):
         run(
             sys.executable, "-c", _COMMAND, FOLDER / "mnist.py", "--weights", weights, "--out", folder, "-q",
-            "--no-test", cwd=FOLDER.parent.parent, PYTHONHASHSEED=str(seed + 1),
+            "--no-test", "--wheel", cwd=FOLDER.parent.parent, PYTHONHASHSEED=str(seed + 1),
             PYTHONPATH=str(FOLDER.parent.parent),
         )  # fmt: skip
-    first, second = (_files(folder / "mnist") for folder in folders)
+    first, second = (_files(folder) for folder in folders)
     assert sorted(first) == sorted(second)
+    assert len([name for name in first if name.endswith(".whl")]) == 1
     assert [name for name in first if first[name] != second[name]] == []
     for folder in folders:
         assert not [name for name, data in first.items() if str(folder).encode() in data]
