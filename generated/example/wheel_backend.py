@@ -137,7 +137,12 @@ def _write_wheel(folder: str, inside: dict[str, Path | bytes]) -> str:
     """
     name = f"{STEM}-{TAG}.whl"
     part = Path(folder) / f".{name}.part"
-    files = [*sorted(inside.items()), (f"{INFO}/METADATA", _metadata()), (f"{INFO}/WHEEL", WHEEL.encode())]
+    described: dict[str, Path | bytes] = {
+        f"{INFO}/METADATA": _metadata(),
+        f"{INFO}/WHEEL": WHEEL.encode(),
+        f"{INFO}/sboms/{PROJECT}.cdx.json": (ROOT / "sbom.cdx.json").read_bytes(),
+    }
+    files = [*sorted(inside.items()), *described.items()]
     record = ""
     try:
         with zipfile.ZipFile(part, "w") as archive:

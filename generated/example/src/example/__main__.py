@@ -101,9 +101,12 @@ def info() -> int:
         numbers = f"{item['max_abs_error']:.3g} (tolerance {item['tolerance']:.3g})"
         print(f"error of {owner}{item['output']}: {numbers}")
     print("verified against PyTorch" if manifest["verified"] else "not verified against PyTorch")
-    for kind in ("source", "tools"):
+    print(f"weights sha256: {weights['sha256']}")
+    print(f"platform: {manifest['platform']['tag']}")
+    for kind in ("source", "options", "tools"):
         for key, value in sorted(manifest[kind].items()):
-            print(f"{kind} {key}: {value}")
+            text = ", ".join(map(str, value)) if isinstance(value, list) else value
+            print(f"{kind} {key}: {text}")
     return 0
 
 
