@@ -39,10 +39,10 @@ def floats(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=generator())
 
 
-def mask(batch: int, length: int) -> torch.Tensor:
+def mask(batch: int, length: int, padding: int = 3) -> torch.Tensor:
     """1 for tokens, 0 for padding: the second row ends early."""
     keep = torch.ones(batch, length, dtype=torch.int64)
-    keep[1:, length - 3 :] = 0
+    keep[1:, length - padding :] = 0
     return keep
 
 
@@ -55,12 +55,12 @@ def tokens(length: int = 12, *, masked: bool = True) -> Inputs:
     return draw
 
 
-def sequences(source: int = 10, target: int = 7, *, masked: bool = True) -> Inputs:
+def sequences(source: int = 10, target: int = 7, *, masked: bool = True, padding: int = 3) -> Inputs:
     """What encoder-decoders take."""
 
     def draw() -> tuple[tuple[Any, ...], dict[str, Any]]:
         given = {"input_ids": ids(2, source), "decoder_input_ids": ids(2, target)}
-        return (), {**given, "attention_mask": mask(2, source)} if masked else given
+        return (), {**given, "attention_mask": mask(2, source, padding)} if masked else given
 
     return draw
 
