@@ -44,6 +44,8 @@ class ModelSpec:
     dynamic: tuple[str, ...] = ()
     targets: tuple[str, ...] = ("cpu",)
     isa: tuple[str, ...] = ()
+    triple: str | None = None
+    glibc: str | None = None
     taps: str | None = None
     tune: Literal["none", "fast", "full"] = "none"
     tuning_record: str | None = None
@@ -69,7 +71,12 @@ class ModelSpec:
     def arguments(self, root: Path, out: Path) -> list[str]:
         """The command line of `transpile` that makes the package in `out`."""
         given = ["--name", self.package, "--out", str(out), "--tune", self.tune]
-        for flag, value in (("--entry", self.entry), ("--taps", self.taps)):
+        for flag, value in (
+            ("--entry", self.entry),
+            ("--taps", self.taps),
+            ("--triple", self.triple),
+            ("--glibc", self.glibc),
+        ):
             given += [flag, value] if value is not None else []
         for flag, path in (("--weights", self.weights), ("--tuning-record", self.tuning_record)):
             given += [flag, str(root / path)] if path is not None else []
@@ -276,6 +283,8 @@ _READ: dict[str, Callable[[_Reader, object], Any]] = {
     "dynamic": _Reader.dynamic,
     "targets": _Reader.targets,
     "isa": _Reader.texts,
+    "triple": _Reader.text,
+    "glibc": _Reader.text,
     "taps": _Reader.text,
     "tune": _Reader.tune,
     "tuning-record": _Reader.file,

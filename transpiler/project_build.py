@@ -156,18 +156,19 @@ def _declared(project: Project, model: ModelSpec) -> dict[str, Any]:
         "tools": {
             "python": platform.python_version(),
             "machine": platform.machine(),
-            "instruction sets": list(_instruction_sets(model)),
+            "instruction sets": _instruction_sets(model),
             "compiler": os.environ.get("CC", ""),
             "transpiler": _own_hash(),
         },
     }
 
 
-def _instruction_sets(model: ModelSpec) -> tuple[str, ...]:
-    """The kernels that come out where none are named depend on the machine."""
-    from transpiler.target import load_target
+def _instruction_sets(model: ModelSpec) -> list[str]:
+    """Those that come out: where none or "native" is named, it depends on the environment or the machine."""
+    from transpiler.target import default_isas, load_targets
 
-    return model.isa or tuple(load_target(target).isa.name for target in model.targets)
+    isas = model.isa or default_isas()
+    return [item.isa.name for target in model.targets for item in load_targets(target, isas, model.triple)]
 
 
 def _hashes(root: Path, paths: Sequence[str] | Mapping[str, Any]) -> dict[str, str | None]:

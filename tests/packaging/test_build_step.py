@@ -61,7 +61,7 @@ class Bench:
         done = subprocess.run(
             [str(part) for part in command],
             cwd=cwd or self.folder,
-            env={**kept, "BUILDS": str(self.folder / "builds"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+            env={**kept, "BUILDS": str(self.folder / "builds"), "TRANSPILE_BUILD_ISA": "native"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -80,6 +80,7 @@ class Bench:
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setenv("BUILDS", str(tmp_path / "builds"))
     monkeypatch.delenv("TRANSPILE_BUILD_DIR", raising=False)
+    monkeypatch.setenv("TRANSPILE_BUILD_ISA", "native")
     return Bench(tmp_path)
 
 

@@ -31,6 +31,7 @@ def test_every_key(tmp_path: Path) -> None:
         'entry = "Net"\ninit = { width = 8, name = "a b", deep = [1, 2.5], on = true }\n'
         'inputs = ["x=1x8:float32", "ids=1x4:int64[0..9]"]\nweights = "w.safetensors"\ndynamic = ["x.0=batch:1..64"]\n'
         'targets = ["cpu"]\nisa = ["avx2", "baseline"]\ntaps = "body.*"\ntune = "fast"\ntuning-record = "tuning.json"\n'
+        'triple = "x86_64-linux-gnu"\nglibc = "2.28"\n'
         'exact = true\nrng = true\ntest = false\ndepends = ["*.txt"]\n'
     )
     (model,) = read_project(project(tmp_path, text)).models
@@ -43,6 +44,8 @@ def test_every_key(tmp_path: Path) -> None:
         weights="w.safetensors",
         dynamic=("x.0=batch:1..64",),
         isa=("avx2", "baseline"),
+        triple="x86_64-linux-gnu",
+        glibc="2.28",
         taps="body.*",
         tune="fast",
         tuning_record="tuning.json",
@@ -55,6 +58,7 @@ def test_every_key(tmp_path: Path) -> None:
     # fmt: off
     assert model.arguments(Path("/p"), Path("/out")) == [
         "--name", "net", "--out", "/out", "--tune", "fast", "--entry", "Net", "--taps", "body.*",
+        "--triple", "x86_64-linux-gnu", "--glibc", "2.28",
         "--weights", "/p/w.safetensors", "--tuning-record", "/p/tuning.json", "--target", "cpu",
         "--input", "x=1x8:float32", "--input", "ids=1x4:int64[0..9]", "--dynamic", "x.0=batch:1..64",
         "--isa", "avx2", "--isa", "baseline", "--init", "width=8", "--init", "name='a b'", "--init", "deep=[1, 2.5]",

@@ -2,6 +2,7 @@
 meanwhile: other sessions, new weights, another number of threads, errors, models that come and go. Runs where there is
 nothing but numpy; results must be those of a lone call."""
 
+import ctypes
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,7 +43,35 @@ def main() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(call, range(4)))
+        # The C library finds its kernels on the first call: four threads make it at once.
+        native = ctypes.CDLL(str(package / "src" / name / "lib" / f"lib{name}.so"))
+        list(pool.map(lambda index: through_c(native, inputs, expected, index), range(4)))
     print("done")
+
+
+def through_c(native: ctypes.CDLL, inputs: list[list[Any]], expected: list[list[bytes]], index: int) -> None:
+    """Open the model in the package, run it, and take it down, as a C program does."""
+    last_error, start, run, destroy = (
+        getattr(native, f"{name}_{function}") for function in ("last_error", "open", "run", "destroy")
+    )
+    last_error.restype = ctypes.c_char_p
+    handle = ctypes.c_void_p()
+    failed = start(None, 2, ctypes.byref(handle))
+    assert not failed, last_error()
+    for turn in range(rounds):
+        chosen = (index + turn) % len(inputs)
+        arrays = [np.ascontiguousarray(array) for array in inputs[chosen]]
+        outputs = [np.zeros(len(content), np.uint8) for content in expected[chosen]]
+        failed = run(handle, 0, None, pointers(arrays), pointers(outputs), None)
+        assert not failed, last_error()
+        assert [array.tobytes() for array in outputs] == expected[chosen], f"C, thread {index}, turn {turn}"
+    assert run(handle, 7, None, None, None, None) == 1, "there is no such function"
+    assert b"function 7 does not exist" in last_error()
+    destroy(handle)
+
+
+def pointers(arrays: list[Any]) -> Any:
+    return (ctypes.c_void_p * len(arrays))(*[array.ctypes.data for array in arrays])
 
 
 main()

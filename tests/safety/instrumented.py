@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.models.support import load
-from transpiler import link, transpile
+from transpiler import c_abi, link, transpile
+from transpiler.c_compiler import Compiler
 
 HERE = Path(__file__).parent
 # What the C compiler is told; `fenced` gives every arena pages around it that cannot be touched.
@@ -28,31 +29,37 @@ PRELOADED = {"address": "libasan.so", "thread": "libtsan.so"}
 
 def build(name: str, folder: Path, patch: pytest.MonkeyPatch) -> dict[str, Path]:
     """The package of a model file in tests/models, once per entry of BUILDS; the model's kernels are compiled once."""
-    libraries: dict[str, bytes] = {}
-    plain = link.link_library
+    made: dict[str, list[bytes]] = {kind: [] for kind in BUILDS}
+    link_library, link_dispatcher = link.link_library, c_abi.link_dispatcher
+    compilers = {kind: Compiler(("gcc", *options)) for kind, options in BUILDS.items()}
 
-    def linked(*arguments: Any) -> Any:
-        with pytest.MonkeyPatch.context() as environment:
-            for kind, options in BUILDS.items():
-                environment.setenv("CC", " ".join(["gcc", *options]))
-                libraries[kind] = plain(*arguments[:4]).library
-        return plain(*arguments)
+    def library(*arguments: Any) -> Any:
+        for kind, compiler in compilers.items():
+            made[kind].append(link_library(*arguments[:-1], compiler).library)
+        return link_library(*arguments)
 
-    patch.setattr(link, "link_library", linked)
+    def dispatcher(*arguments: Any) -> Any:
+        for kind, compiler in compilers.items():
+            made[kind].append(link_dispatcher(*arguments[:-1], compiler))
+        return link_dispatcher(*arguments)
+
+    patch.setattr(link, "link_library", library)
+    patch.setattr(c_abi, "link_dispatcher", dispatcher)
     module, args, kwargs = load(name)
     package = transpile(module, args, kwargs, name=name, out=folder / "plain", isa="baseline")
     patch.undo()
-    return {kind: _exchanged(package.path, folder / kind / name, content) for kind, content in libraries.items()}
+    return {kind: _exchanged(package.path, folder / kind / name, *libraries) for kind, libraries in made.items()}
 
 
-def _exchanged(package: Path, target: Path, library: bytes) -> Path:
-    """A copy of the package with another library, and its hash."""
+def _exchanged(package: Path, target: Path, library: bytes, dispatcher: bytes) -> Path:
+    """A copy of the package with other libraries, and their hashes."""
     shutil.copytree(package, target)
     inside = target / "src" / package.name
-    (path,) = inside.glob(f"kernels/cpu/*/{package.name}.so")
-    path.write_bytes(library)
     manifest = json.loads((inside / "manifest.json").read_text())
-    manifest["files"][path.relative_to(inside).as_posix()] = hashlib.sha256(library).hexdigest()
+    for pattern, content in (("kernels/cpu/*/*.so", library), ("lib/*.so", dispatcher)):
+        (path,) = inside.glob(pattern)
+        path.write_bytes(content)
+        manifest["files"][path.relative_to(inside).as_posix()] = hashlib.sha256(content).hexdigest()
     (inside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return target
 
