@@ -22,6 +22,7 @@ import click
 from transpiler import __version__
 from transpiler.dims import evaluate, parse_dim
 from transpiler.errors import Problem, TranspileErrors, UsageError, render
+from transpiler.resources import PACKAGE
 
 if TYPE_CHECKING:
     from transpiler.request import Report, Request, TestsFailed
@@ -388,7 +389,10 @@ def run(prog_name: str | None = None) -> NoReturn:
     """The `transpile` command: `main`, without the second that PyTorch and TVM take to be torn down at exit."""
     code: object = 0
     try:
-        main(prog_name=prog_name)
+        if sys.argv[1:] == ["cmake-dir"]:  # where find_package(transpiler) finds it (docs/build_step.md)
+            click.echo(PACKAGE / "cmake")
+        else:
+            main(prog_name=prog_name)
     except SystemExit as stop:
         code = stop.code
     sys.stdout.flush()

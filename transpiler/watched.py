@@ -1,4 +1,6 @@
-"""`transpile` with a record of what the model was made of: `python -m transpiler.watched RECORD ROOT -- ARGUMENTS`.
+"""`transpile` with a record of what the model was made of:
+
+    python -m transpiler.watched RECORD ROOT [DEPFILE TARGET] -- ARGUMENTS
 
 A model.py is a program: it imports its neighbours and opens files. Builds that are to be repeated when one of them
 changes need their names. Python's audit hook tells them, and cannot be taken away again: hence a process of its own,
@@ -45,6 +47,17 @@ def run(record: Path, root: Path, arguments: Sequence[str]) -> int:
     return 0
 
 
+def write_depfile(record: Path, root: Path, depfile: Path, target: str) -> None:
+    """The record's files as a rule for make and ninja: `target` is to be made again if one of them changes."""
+
+    def escaped(path: str) -> str:
+        return path.replace("$", "$$").replace("#", "\\#").replace(" ", "\\ ")
+
+    files = [escaped(str(root.resolve() / file)) for file in json.loads(record.read_text(encoding="utf-8"))["files"]]
+    existing = [file for file in files if "\n" not in file]
+    depfile.write_text(f"{escaped(target)}: {' '.join(existing)}\n", encoding="utf-8")
+
+
 def _source(path: str) -> str:
     """The .py of a compiled module, whose file is what the import system opens."""
     if not path.endswith(".pyc"):
@@ -74,6 +87,8 @@ if __name__ == "__main__":
     separator = sys.argv.index("--")
     given = sys.argv[1:separator]
     exit_code = run(Path(given[0]), Path(given[1]), sys.argv[separator + 1 :])
+    if exit_code == 0 and len(given) == 4:
+        write_depfile(Path(given[0]), Path(given[1]), Path(given[2]), given[3])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)
