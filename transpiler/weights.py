@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,18 +66,17 @@ def _read_safetensors(path: Path) -> dict[str, Array]:
     for key, entry in header.items():
         if key == "__metadata__":
             continue
-        try:
-            dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            sizes_are_ints = all(type(n) is int and n >= 0 for n in (*shape, start, end))
-        except (TypeError, KeyError, ValueError) as error:
-            raise damaged(f"the entry of {key!r} is malformed") from error
+        match entry:
+            case {"dtype": str() as dtype, "shape": list() as shape, "data_offsets": [start, end]} if all(
+                type(number) is int and 0 <= number < 2**48 for number in (*shape, start, end)
+            ):
+                pass
+            case _:
+                raise damaged(f"the entry of {key!r} is malformed")
         if dtype not in _SAFETENSORS_DTYPES:
             raise TranspileError("unsupported-dtype", f"{path.name}: {key!r} has the unsupported dtype {dtype}")
         kind = numpy_dtype(_SAFETENSORS_DTYPES[dtype])
-        count = 1
-        for size in shape:
-            count *= size
-        if not sizes_are_ints or end - start != count * kind.itemsize:
+        if end - start != math.prod(shape) * kind.itemsize:
             raise damaged(f"the size of {key!r} does not fit its shape")
         if end > body.size:
             raise damaged(f"the data of {key!r} ends after the file (truncated?)")
