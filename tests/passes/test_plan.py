@@ -12,8 +12,10 @@ from torch import nn
 
 from tests.models import hf
 from tests.models.support import load
+from tests.passes.support import graph
 from transpiler.capture import capture_module
 from transpiler.importer import import_program
+from transpiler.ir import Program
 from transpiler.lower import lower, with_taps
 from transpiler.passes import PIPELINE, UNFOLDED_PIPELINE, run_passes
 from transpiler.passes.fusion import GroupStep, partition
@@ -133,3 +135,35 @@ def test_conv_batch_norm_relu_and_residual_are_one_kernel() -> None:
     kernels = [step.kernel for step in plan.steps if isinstance(step, Call)]
     assert any("winograd4x4_bias_add_relu" in name for name in kernels), kernels
     assert not any(name.startswith(("add", "relu")) for name in kernels), kernels
+
+
+def test_unpacking_joins_the_mapping_after_it_not_a_sum_on_blocked_maps() -> None:
+    """A residual on blocked maps whose sum is read channels last, as at the end of ConvNeXt's stages."""
+    program = Program(
+        {
+            "forward": graph(
+                """
+                func forward(
+                  %x: float32[1, 32, 8, 8] user "x",
+                  %r: float32[1, 8, 8, 32] user "r",
+                  %w: float32[32, 1, 3, 3] parameter "w",
+                ) {
+                  %c: float32[1, 32, 8, 8] = conv(%x, %w) {stride = (1, 1), padding = (1, 1),
+                    dilation = (1, 1), groups = 32}
+                  %d: float32[1, 32, 8, 8] = conv(%c, %w) {stride = (1, 1), padding = (1, 1),
+                    dilation = (1, 1), groups = 32}
+                  %p: float32[1, 32, 8, 8] = transpose(%r) {perm = (0, 3, 1, 2)}
+                  %s: float32[1, 32, 8, 8] = add(%p, %c)
+                  %l: float32[1, 8, 8, 32] = transpose(%s) {perm = (0, 2, 3, 1)}
+                  %y: float32[1, 8, 8, 32] = softmax(%l) {axis = 3}
+                  return %y, %d
+                }
+                """
+            )
+        }
+    )
+    _, main = split(run_passes(program).main)
+    groups = [step.group for step in partition(main, load_target("cpu")) if isinstance(step, GroupStep)]
+    names = [[node.op.name for node in group.nodes] for group in groups]
+    assert ["transpose", "pack_channels", "add"] in names
+    assert ["unpack_channels", "transpose"] in names

@@ -15,6 +15,7 @@ from transpiler.group import Group, make_group
 from transpiler.ir import Graph, Node, Value
 from transpiler.ops.base import Elementwise, Injective, Opaque, Reduce
 from transpiler.ops.creation import Full
+from transpiler.ops.packed import UnpackChannels
 from transpiler.ops.shape import BroadcastTo, Reshape
 from transpiler.target import Target
 
@@ -171,6 +172,9 @@ class _Partition:
             in_epilogue = anchor is not None and anchor.op.name in self.target.epilogue and not node.op.checks_index
             return anchor is None or (in_epilogue and self._is_result(members, anchor))
         if anchor is not None or cost > CHEAP or any(item.op.checks_index for item in members):
+            return False
+        if isinstance(node.op, UnpackChannels) and not _is_plain(members):
+            # Two layouts in one expression would be read with gaps; alone, it joins the mapping that follows.
             return False
         if isinstance(node.op, Injective):
             return not node.op.checks_index
