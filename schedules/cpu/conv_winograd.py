@@ -9,8 +9,9 @@ nests:
 * few tiles (small maps, where the filters are the larger part): V of the whole map first, the threads share its rows;
   then they share panel groups, so that each filter is read once.
 
-Limited by the products' multiply-adds; the transforms add about a tenth at 64 channels, less beyond. The stride
-between points is an odd number of vectors, so that the points of a tile fall into different sets of the cache.
+Limited by the products' multiply-adds; the transforms add about a tenth at 64 channels, less beyond. V lies point by
+point and P tile by tile: so there are gaps between what is stored, which can wait, and none between what is loaded.
+Strides are odd numbers of vectors, so that what is stored falls into different sets of the cache.
 
 A tile whose result is not finite is computed again as a direct sum, with the filter recovered from its values at the
 points: infinities would spread over the whole tile otherwise, and large values might overflow on the way.
@@ -220,7 +221,7 @@ class _Emitter:
             done = 0
             for size in steps(count, self.tile.rows):
                 maps = first + point * self.plan.map_stride + done
-                place = target + point * self.plan.product_stride + done
+                place = target + point + done * self.plan.product_stride
                 self._register_tile(panel, point, Tile(size, panels), maps, rows, place, prefetch=done == 0)
                 done += size
 
@@ -252,7 +253,7 @@ class _Emitter:
                 step(whole, lane)
         for p in range(tile.panels):
             for r in range(tile.rows):
-                place = target + p * self.plan.rows + r
+                place = target + (p * self.plan.rows + r) * self.plan.product_stride
                 self.scratch.store_vector(place * LANES, accumulators.vector(r, p))
 
     def filter_value(self, point: Expr) -> Expr:
@@ -269,7 +270,8 @@ class _Emitter:
             check = local(LANES)
             check.store_vector(0, splat(0.0))
             with T.serial(0, count) as t:
-                self._output_tile(image, panel + p, first + t, products + p * self.plan.rows + t, check)
+                place = products + (p * self.plan.rows + t) * self.plan.product_stride
+                self._output_tile(image, panel + p, first + t, place, check)
             total = local(1)
             total.store(0, tirx.const(0.0, "float32"))
             with T.serial(0, LANES) as lane:
@@ -285,7 +287,7 @@ class _Emitter:
         bias = splat(0.0) if self.bias is None else self.bias.vector(panel * LANES)
         lines = Lines(g.tile, width)
         for x in range(width):
-            points = [products + (y * width + x) * self.plan.product_stride for y in range(width)]
+            points = [products + y * width + x for y in range(width)]
             values = stored_vectors([self.scratch.vector(place * LANES) for place in points])
             lines.store_column(x, self.output_line(values))
 

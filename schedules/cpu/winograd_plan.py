@@ -75,7 +75,7 @@ class Plan:
     strips: int
     panels: int
     map_stride: int  # between points of V
-    product_stride: int  # between points of P
+    product_stride: int  # between tiles of P
     map_size: int
     product_size: int
 
@@ -113,8 +113,8 @@ def make_plan(g: Geometry, tile: Tile) -> Plan:
         count = -(-g.tiles // rows)
         strips = min(groups * count, STRIPS)
     map_stride = g.in_blocks * (rows if many else g.tiles) | 1
-    product_stride = tile.panels * rows | 1
+    product_stride = g.points | 1
     return Plan(
         many, rows, count, strips, tile.panels, map_stride, product_stride,
-        g.points * map_stride, g.points * product_stride,
+        g.points * map_stride, tile.panels * rows * product_stride,
     )  # fmt: skip
