@@ -95,7 +95,8 @@ def special_objects(compiler: Compiler) -> tuple[bytes, ...]:
 def _compiled(compiler: Compiler, files: Sequence[str], options: Sequence[str] = ()) -> tuple[bytes, ...]:
     with tempfile.TemporaryDirectory(prefix="transpile-runtime-") as folder:
         work = _work_folder(folder)
-        compiler.run([*COMPILE, *options, "-c", *files], work)
+        for file in files:  # zig makes one object per command
+            compiler.run([*COMPILE, *options, "-c", file], work)
         return tuple((work / file).with_suffix(".o").read_bytes() for file in files)
 
 

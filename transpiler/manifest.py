@@ -85,6 +85,7 @@ def build_manifest(
         "kernels": _kernels(plans),
         "verified": bool(verification.get("verified", False)),
         "tolerance": dict(verification.get("tolerance", TOLERANCE)),
+        "sample_tolerance": dict(verification.get("sample_tolerance", {})),
         "error": [{"function": main, **entry} for entry in verification.get("error", ())],
         "tools": dict(tools),
         "source": dict(source),

@@ -59,8 +59,8 @@ def is_parameter(name: str) -> bool:
 # fmt: off
 _MODEL_MEMBERS = frozenset({
     "close", "device", "flatten", "folder", "functions", "infer", "isa", "kernels", "load_state", "load_weights",
-    "manifest", "native", "prepare", "profile", "reset", "runnable_isas", "session", "state", "tap", "tap_values",
-    "taps", "taps_of", "threads",
+    "manifest", "native", "prepare", "profile", "reset", "runnable_isas", "save_prepared", "session", "state",
+    "tap", "tap_values", "taps", "taps_of", "threads",
 })
 # fmt: on
 

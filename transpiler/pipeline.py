@@ -16,7 +16,15 @@ from transpiler.errors import TranspileErrors, UsageError
 from transpiler.problems import NotImported
 from transpiler.progress import Progress, Silent
 from transpiler.request import Report, Request, TestsFailed
-from transpiler.target import Target, default_isas, host_triple, known_targets, load_targets, runs_here
+from transpiler.target import (
+    Target,
+    default_isas,
+    host_triple,
+    known_targets,
+    load_targets,
+    refuse_elsewhere,
+    runs_here,
+)
 
 if TYPE_CHECKING:
     from transpiler.c_compiler import Compiler
@@ -127,6 +135,7 @@ def _targets(request: Request) -> list[Target]:
     """One entry per ISA of the (one) target, best first."""
     from transpiler.errors import unknown
 
+    refuse_elsewhere()
     for name in request.targets:
         if name not in known_targets():
             raise unknown("target", name, known_targets(), code="unknown-target")

@@ -86,12 +86,6 @@ def record_results(model: Model, plans: Sequence[KernelPlan]) -> Results:
     return Results(tuple(recordings), steps, model.program.main.name)
 
 
-def example_tolerance(results: Results, error: CaseError) -> float:
-    """The tolerance of an output in its function's example."""
-    case = results.recording(error.function).cases[0]
-    return next(item.tolerance for item in (*case.outputs, *case.state) if item.name == error.output)
-
-
 def magnitude(results: Results, error: CaseError) -> float:
     """The largest finite magnitude of PyTorch's output in the case that the error was measured on."""
     case = next(case for case in results.recording(error.function).cases if case.name == error.case)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -120,6 +121,16 @@ def known_triples(name: str) -> list[str]:
     """What `triple` may be, this machine's kind first if it is among them."""
     triples = dict.fromkeys(item.triple for item in _isas(name))
     return sorted(triples, key=lambda triple: (triple != host_triple(), triple))
+
+
+def refuse_elsewhere() -> None:
+    """Raises TranspileError "not-linux" on a system that packages do not run on."""
+    if sys.platform != "linux":
+        name = {"darwin": "macOS", "win32": "Windows"}.get(sys.platform, sys.platform)
+        raise TranspileError(
+            "not-linux", f"transpile runs on Linux only, not on {name}.",
+            hints=["run it in a container or a virtual machine with Linux: its packages run there too"],
+        )  # fmt: skip
 
 
 def host_triple() -> str:

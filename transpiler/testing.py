@@ -274,13 +274,19 @@ class TestReport:
 
 
 def run_generated_tests(
-    folder: Path, *, quiet: bool = True, timeout: float = 1800.0, arguments: Sequence[str] = ()
+    folder: Path,
+    *,
+    quiet: bool = True,
+    timeout: float = 1800.0,
+    arguments: Sequence[str] = (),
+    python: Sequence[str] = (sys.executable,),
 ) -> TestReport:
     """Run `<folder>/tests` in a process of its own that sees `<folder>/src` and site-packages, without
     plugins.
 
     A crash, a time-out or tests that cannot be collected count as one failure. `arguments` are added for
-    pytest. Unless `quiet`, pytest writes to this process's standard output too.
+    pytest; `python` is the command that runs them, such as an emulator's. Unless `quiet`, pytest writes to
+    this process's standard output too.
     """
     folder = folder.resolve()
     environment = {key: value for key, value in os.environ.items() if key not in _CLEARED}
@@ -293,7 +299,7 @@ def run_generated_tests(
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         command = [
-            sys.executable, "-m", "pytest", "tests", "-q", "--no-header", "-p", "no:cacheprovider",
+            *python, "-m", "pytest", "tests", "-q", "--no-header", "-p", "no:cacheprovider",
             f"--rootdir={folder}", f"--junitxml={report}", f"--basetemp={scratch}/tmp", *arguments,
         ]  # fmt: skip
         try:

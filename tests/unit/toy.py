@@ -241,19 +241,18 @@ def view() -> PackageView:
         source=SourceFacts("toy.py", "Toy", 'A toy.\n\nWith """quotes""" and a \\ in it."', {"forward": ("states",)}),
         verification={
             "verified": True,
+            "sample_tolerance": {"h": 1e-5, "rows": 0.0},
             "error": [
                 {
                     "output": "h",
                     "max_abs_error": 1e-7,
                     "tolerance": 1e-5,
-                    "sample_tolerance": 1e-5,
                     "max_abs_reference": 2.0,
                 },
                 {
                     "output": "rows",
                     "max_abs_error": 0.0,
                     "tolerance": 0.0,
-                    "sample_tolerance": 0.0,
                     "max_abs_reference": 2.0,
                 },
             ],

@@ -1,0 +1,51 @@
+"""Pythons of another processor: Debian's packages and PyPI's wheels unpacked into a folder, run by qemu-user."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCES = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian {suite} main\n"
+# Its own lists and caches: the machine's packages stay as they are.
+CONFIGURATION = """
+Dir "{root}";
+Dir::State::status "{root}/var/lib/dpkg/status";
+APT::Architecture "{machine}";
+APT::Architectures {{ "{machine}"; }};
+APT::Install-Recommends "false";
+Acquire::Languages "none";
+"""
+WRAPPER = """#!/bin/sh
+exec {emulator} -0 "$0" -L {root} -E PYTHONHOME={root}/usr {root}/usr/bin/python{version} "$@"
+"""
+
+
+def unpack_debian(root: Path, suite: str, machine: str, packages: list[str]) -> None:
+    """The files of some packages, and of all that they need, below `root`."""
+    apt = root / "apt"
+    for folder in ("var/lib/apt/lists/partial", "var/cache/apt/archives/partial", "var/lib/dpkg", "etc/apt"):
+        (apt / folder).mkdir(parents=True)
+    (apt / "var/lib/dpkg/status").touch()
+    (apt / "etc/apt/sources.list").write_text(SOURCES.format(suite=suite))
+    configuration = apt / "apt.conf"
+    configuration.write_text(CONFIGURATION.format(root=apt, machine=machine))
+    environment = {"APT_CONFIG": str(configuration), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    for command in (["update", "-q"], ["install", "-y", "-q", "--download-only", *packages]):
+        subprocess.run(["apt-get", *command], env=environment, check=True, capture_output=True)
+    for archive in sorted((apt / "var/cache/apt/archives").glob("*.deb")):
+        subprocess.run(["dpkg", "-x", archive, root], check=True)
+
+
+def python_of(root: Path, *, suite: str, version: str, debian: str, machine: str, emulator: str) -> Path:
+    """A command that runs Python `version` with numpy and pytest, in processes that it starts too."""
+    unpack_debian(root, suite, debian, [f"python{version}", "libstdc++6"])
+    site = root / "usr/lib/python3/dist-packages"
+    site.mkdir(parents=True, exist_ok=True)
+    platforms = [f"--platform=manylinux{tag}_{machine}" for tag in ("2014", "_2_28")]
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", f"--python-version={version}", *platforms]
+    wheels = ["numpy", "pytest", "pluggy", "iniconfig", "packaging", "pygments"]
+    command = [sys.executable, "-m", "pip", "install", *options, f"--target={site}", *wheels]
+    subprocess.run(command, check=True)
+    wrapper = root / "python"
+    wrapper.write_text(WRAPPER.format(emulator=emulator, root=root, version=version))
+    wrapper.chmod(0o755)
+    return wrapper
