@@ -1,4 +1,4 @@
-"""The package's command line: info, verify, bench, profile."""
+"""The package's command line: info, verify, bench, profile; prepare and pkgconfig for C programs."""
 
 from __future__ import annotations
 
@@ -27,13 +27,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0 done, 1 the package is not what it should be, 2 wrong usage."""
     name = Model.folder.name
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=f"The transpiled model {name}.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="info | verify | bench | profile")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("info", help="signature, kernels, weights, how it was made")
     verifier = commands.add_parser("verify", help="hashes of all files, and the embedded sample")
     verifier.add_argument("--layers", action="store_true", help="every layer against PyTorch's values")
     verifier.add_argument(
         "--data", type=Path, metavar="FOLDER", help="for --layers: the project's tests/data"
     )
+    commands.add_parser("pkgconfig", help="the folder of the pkg-config file, for PKG_CONFIG_PATH")
+    preparer = commands.add_parser("prepare", help="PyTorch's weights as C programs open them")
+    preparer.add_argument("weights", type=Path, help="a safetensors file with the names of the state_dict")
+    preparer.add_argument("output", type=Path, help="the file to write")
     for command, text in (("bench", "time of a call"), ("profile", "time of every kernel")):
         child = commands.add_parser(command, help=text)
         child.add_argument("--threads", type=int, default=None, help="default: all processors")
@@ -53,6 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         match options.command:
             case "info":
                 return info()
+            case "pkgconfig":
+                print(Model.folder / "lib" / "pkgconfig")
+                return 0
+            case "prepare":
+                Model(weights=options.weights).save_prepared(options.output)
+                return 0
             case "verify" if options.layers:
                 return verify_layers(options.data)
             case "verify":
@@ -70,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "bench":
             return bench(*chosen)
         return profile(*chosen, each=options.each, path=options.trace)
-    except (PackageError, WeightsError) as error:
+    except (PackageError, WeightsError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -130,14 +140,7 @@ def verify() -> int:
         expected = sample.get(f"output.{index}")
         if expected is None:
             continue
-        tolerance = next(
-            (
-                entry["sample_tolerance"]
-                for entry in manifest["error"]
-                if (entry["function"], entry["output"]) == (manifest["function"], item["name"])
-            ),
-            0.0,
-        )
+        tolerance = manifest["sample_tolerance"].get(item["name"], 0.0)
         distance = difference(output, expected)
         good = distance <= tolerance
         failed += not good

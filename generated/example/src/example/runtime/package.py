@@ -27,7 +27,15 @@ from .random import Random
 from .safetensors import File, FormatError
 from .sizes import Shape
 from .state import State
-from .weights import PREPARED, Weights, map_prepared, own_weights, prepare_state, read_state
+from .weights import (
+    PREPARED,
+    Weights,
+    map_prepared,
+    own_weights,
+    prepare_state,
+    read_state,
+    write_prepared,
+)
 
 Array = npt.NDArray[Any]
 
@@ -321,6 +329,14 @@ class Package:
                 self._session = session
                 state.reset(weights)
         session.set_threads(self._threads)  # which may have been set while this one was made
+
+    def save_prepared(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights in the layout of the kernels: a file that C programs open, and `Model(weights=)`.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        write_prepared(path, self._running().weights, self.manifest["weights"])
 
     @cached_property
     def _constants(self) -> Mapping[str, Array]:

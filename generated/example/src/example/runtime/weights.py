@@ -14,7 +14,7 @@ from .arguments import as_array
 from .errors import WeightsError
 from .host import cast
 from .manifest import WEIGHTS
-from .safetensors import ALIGNMENT, File, FormatError, storage_dtype
+from .safetensors import ALIGNMENT, File, FormatError, encode, storage_dtype
 
 Array = npt.NDArray[Any]
 Prepare = Callable[[Mapping[str, Array], Mapping[str, Array], Mapping[str, Array]], None]
@@ -101,6 +101,21 @@ def map_prepared(path: Path, layout: Mapping[str, Any]) -> tuple[Array, Weights]
     if found != expected or file.data.nbytes != layout["bytes"] or file.data.ctypes.data % ALIGNMENT:
         raise WeightsError(f"{path} does not hold the tensors that this model's kernels read")
     return file.data, _views(file.data, layout)
+
+
+def write_prepared(
+    path: str | os.PathLike[str], weights: Mapping[str, Array], layout: Mapping[str, Any]
+) -> None:
+    """A file that `map_prepared` takes. Raises OSError."""
+    prepared: Mapping[str, Any] = layout["prepared"]
+    content = encode(
+        {name: weights[name] for name in prepared},
+        dtypes={name: item["dtype"] for name, item in prepared.items()},
+        offsets={name: item["offset"] for name, item in prepared.items()},
+        total=layout["bytes"],
+        metadata={PREPARED: layout["key"]},
+    )
+    Path(path).write_bytes(content)
 
 
 def read_state(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
