@@ -118,7 +118,9 @@ def test_pip_installs_and_removes_it(wheel: Path, bare: Environment) -> None:
     assert {name.split("/")[0] for name in new} == {"tagger", "tagger-0.1.0.dist-info"}
     run(bare.python, "-c", ASK.format("model = Model(verify=True)"), cwd=bare.folder)
     np.testing.assert_allclose(np.load(bare.folder / "y.npy"), expected(), atol=1e-5)
-    assert "the sample passed" in run(bare.python, "-m", "tagger", "verify", cwd=bare.folder)
+    verified = run(bare.python, "-m", "tagger", "verify", cwd=bare.folder, PYTHONDONTWRITEBYTECODE="")
+    assert "the sample passed" in verified
+    assert (bare.site / "tagger/__pycache__").exists()
     bare.pip("uninstall", "-y", "tagger")
     assert bare.files() == before
     assert not (bare.site / "tagger").exists()
@@ -230,6 +232,19 @@ def test_weights_of_more_than_two_gigabytes(package: Package, tmp_path: Path) ->
     environment.install(wheel)
     installed = environment.site / "tagger/weights.cpu.safetensors"
     assert installed.stat().st_size == size
+
+
+@pytest.mark.slow
+def test_a_resnet_50_without_weights_is_a_megabyte(tmp_path: Path) -> None:
+    """With the kernels of all instruction sets."""
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    module = ResNetForImageClassification(ResNetConfig(return_dict=False)).eval()
+    package = transpile(module, (torch.zeros(1, 3, 224, 224),), name="resnet50", out=tmp_path)
+    with zipfile.ZipFile(package.wheel(bundle_weights="none")) as archive:
+        assert sum(name.endswith("/resnet50.so") for name in archive.namelist()) == 3
+    assert package.wheel(bundle_weights="none").stat().st_size <= 1_000_000
+    assert package.wheel().stat().st_size > 100_000_000
 
 
 def test_a_tied_weight_is_stored_once(package: Package) -> None:
