@@ -1,5 +1,7 @@
 """Exchanging weights: while calls run, from every kind of source, with every fault named, and without a second copy."""
 
+import json
+import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -147,6 +149,25 @@ def test_floats_are_cast_as_in_pytorch(model: Any, dtype: Any, as_file: bool, tm
         {key: torch.from_numpy(array.astype(np.float32)) for key, array in other.items()}, strict=False
     )
     np.testing.assert_allclose(model(X), expected(module), atol=1e-5)
+
+
+def test_a_file_of_more_than_four_gigabytes(package: Package, tmp_path: Path) -> None:
+    """A hole stands for the first tensor: what lies behind 32 bits is read, and nothing else is touched."""
+    hole, tail = 5 << 30, np.arange(6, dtype=np.float32)
+    entries = {
+        "hole": {"dtype": "U8", "shape": [hole], "data_offsets": [0, hole]},
+        "tail": {"dtype": "F32", "shape": [2, 3], "data_offsets": [hole, hole + 24]},
+    }
+    header = json.dumps(entries).encode()
+    with (tmp_path / "large.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.seek(hole, 1)
+        file.write(tail.tobytes())
+    read_state = sys.modules[package.load().load_weights.__module__].read_state
+    state = read_state(tmp_path / "large.safetensors")
+    np.testing.assert_array_equal(state["tail"], tail.reshape(2, 3))
+    assert state["hole"].shape == (hole,)
+    assert state["hole"][-1] == 0
 
 
 def test_the_prepared_file_of_another_build(package: Package, model: Any) -> None:

@@ -173,7 +173,7 @@ def encode(
         ValueError: offsets that overlap, or a dtype that the format does not have.
     """
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    pieces: list[bytes] = []
+    pieces: list[bytes | memoryview] = []
     end = 0
 
     def pad_to(offset: int) -> None:
@@ -197,7 +197,7 @@ def encode(
         if start < end:
             raise ValueError(f"{name!r} at byte {start} overlaps the tensor before it, which ends at {end}")
         pad_to(start)
-        content = np.ascontiguousarray(array).tobytes()
+        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         end = start + len(content)
         header[name] = {"dtype": CODES[dtype], "shape": list(array.shape), "data_offsets": [start, end]}
         pieces.append(content)
