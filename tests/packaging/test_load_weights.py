@@ -198,6 +198,9 @@ def test_every_fault_is_named(model: Any) -> None:
         "  unexpected: head",
         "  unexpected: layers.9.weight",
     ]
+    with pytest.raises(ValueError, match=r"missing: norm\.weight \(merged with norm\.running_var\)"):
+        model.load_weights(weights, strict=False)
+    weights["norm.weight"] = np.ones(WIDTH, np.float32)
     with pytest.raises(ValueError, match="do not fit") as caught:
         model.load_weights(weights, strict=False)
     assert [line.split()[1] for line in str(caught.value).splitlines()[1:]] == [
