@@ -173,6 +173,25 @@ def loop(count: Extent, *, parallel: bool = False) -> Any:
     return T.parallel(0, count) if parallel else T.serial(0, count)
 
 
+@contextmanager
+def own_turns(count: Extent, *, parallel: bool = False) -> Iterator[tuple[Expr, Expr]]:
+    """The body once per thread, with the first and the number of the turns of a loop over 0..count that fall to it.
+
+    Unlike in a `parallel` loop, a thread sees how many turns it has: it may take several at once, or in another order.
+    """
+    if not parallel:
+        yield tirx.const(0, "int32"), count
+        return
+    with T.attr(0, "pragma_parallel_launch_point", 1):
+        number, following = local(1, "int32"), local(1, "int32")
+        number.store(0, 0)
+        following.store(0, 0)
+        with T.parallel(0, count) as turn:
+            number.store(0, number[0] + 1)
+            following.store(0, turn + 1)
+        yield following[0] - number[0], number[0]
+
+
 @dataclass(frozen=True)
 class _VectorScope:
     """An open vector loop and the temporaries that were made for it before it began."""

@@ -8,6 +8,7 @@ accumulators fit. A's elements come from L1 (rows x K), a B panel group (panels 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,11 @@ Expr = Any
 
 MAX_ROWS = 14
 TILES_TO_TRY = 8
+# Panels read at once by a product of one row: enough to hide the latency of L3, and
+MAX_STREAMS = 16
+# no more than this many whose lines fall into the same set of an 8-way L1 of 64 sets.
+STREAMS_PER_SET = 4
+L1_SETS = 64
 # Accumulators in flight that hide the latency of the multiply-add on both ports.
 LATENCY_TILES = 8
 
@@ -81,6 +87,22 @@ def choose_tile(isa: Isa, rows: int, panels: int) -> Tile:
     return choose("tile", candidates[:TILES_TO_TRY], candidates[0])
 
 
+def streams(isa: Isa, panels: int, distance: int) -> int:
+    """How many of `panels` panels, `distance` vectors from each other, a product of one row reads at once: a power of
+    two."""
+    distinct_sets = L1_SETS // math.gcd(distance, L1_SETS)
+    most = min(MAX_STREAMS, STREAMS_PER_SET * distinct_sets, register_budget(isa) - 2, panels)
+    return 1 << (max(1, most).bit_length() - 1)
+
+
+def split_of_sums(isa: Isa, panels: int, k: int) -> int:
+    """Into how many sums a product of one row deals k, so that enough multiply-adds are in flight: a power of two."""
+    split = 1
+    while split * panels < LATENCY_TILES and 2 * split * panels <= register_budget(isa) - 2 and 2 * split <= k:
+        split *= 2
+    return split
+
+
 class Accumulators:
     """rows x panels vectors in registers: one small buffer per panel, indexed by Python-level constants. The last panel
     has `last` lanes, so that fewer columns cost less."""
@@ -104,6 +126,23 @@ class Accumulators:
             for panel, lanes, vector in zip(self._panels, self.lanes, bound, strict=True):
                 factors = wide if lanes == LANES else splat(factor, lanes=lanes)
                 panel.store_vector(row * lanes, panel.vector(row * lanes, lanes) + factors * vector, lanes)
+
+    def multiply_add_row(self, row: int, scalar: Expr, vectors: Sequence[Expr]) -> None:
+        """acc[row][p] += scalar * vectors[p]."""
+        factor = splat(scalar)
+        factor = T.bind(factor) if self.tile.panels > 1 else factor
+        for panel, vector in zip(self._panels, vectors, strict=True):
+            panel.store_vector(row * LANES, panel.vector(row * LANES) + factor * vector)
+
+    def fold_rows(self) -> None:
+        """acc[0][p] = the sum of all rows, by halves."""
+        distance = self.tile.rows // 2
+        while distance:
+            for panel in self._panels:
+                for row in range(distance):
+                    other = panel.vector((row + distance) * LANES)
+                    panel.store_vector(row * LANES, panel.vector(row * LANES) + other)
+            distance //= 2
 
     def vector(self, row: int, panel: int) -> Expr:
         return self._panels[panel].vector(row * LANES)

@@ -76,6 +76,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
                 ),
                 epilogue=epilogue,
                 place=lambda row, column: [*index, row, column],
+                adjacent=packed is None,
             )  # fmt: skip
             emit_product(target.isa, product, parallel=parallel)
 

@@ -21,9 +21,9 @@ from tvm.tirx.script.builder import ir as T
 from transpiler.target import Isa
 
 from ..sizes import Extent, ceil_div, is_fixed, is_large, smaller
-from ..tir import LANES, Buffer, local, loop, when
+from ..tir import LANES, Buffer, local, loop, own_turns, when
 from .epilogue import Epilogue
-from .gemm import Accumulators, Tile, choose_tile
+from .gemm import Accumulators, Tile, choose_tile, split_of_sums, streams
 
 Expr = Any
 Placed = Callable[..., Any]
@@ -51,6 +51,8 @@ class Product:
     epilogue: Epilogue
     place: Callable[[Expr, Expr], Sequence[Expr]]
     bias: Buffer | None = None
+    # Whether B's panels lie side by side in rows, rather than one after the other.
+    adjacent: bool = False
     # Asks for the vector (panel, k) of B to be brought into L2.
     fetch_b: Callable[[Expr, Expr], None] | None = None
 
@@ -58,6 +60,9 @@ class Product:
 def emit_product(isa: Isa, product: Product, *, parallel: bool = True) -> None:
     """The loops of `product`; `parallel` allows them to be split over the threads."""
     panels = ceil_div(product.n, LANES)
+    if is_fixed(product.m, product.n, product.k) and product.m == 1:
+        _matrix_vector(isa, product, panels, parallel and is_large(product.n * product.k))
+        return
     tile = product_tile(isa, product.m, product.n)
     parallel = parallel and is_large(product.m * product.n * product.k)
     if not is_fixed(panels):
@@ -103,6 +108,41 @@ def _panel_groups(product: Product, tile: Tile, first_panel: int, groups: Extent
         if rest:
             with when(None if chunks == 1 else first + per_chunk >= tiles):
                 _tile(product, Tile(rest, tile.panels), full * tile.rows, panel)
+
+
+def _matrix_vector(isa: Isa, product: Product, panels: int, parallel: bool) -> None:
+    """One row: every thread reads its panels once, as many at a time as it has and the caches bear."""
+    widest = streams(isa, panels, 1 if product.adjacent else product.k)
+    with own_turns(panels, parallel=parallel and panels > 1) as (first, number):
+        done = tirx.const(0, "int32")
+        width = widest
+        while width:
+            # All that are left of the widest, then at most one of each half.
+            times = tirx.floordiv(number if width == widest else tirx.floormod(number, 2 * width), width)
+            with T.serial(0, times) as turn:
+                _row_tile(isa, product, width, first + done + turn * width)
+            done = done + times * width
+            width //= 2
+
+
+def _row_tile(isa: Isa, product: Product, panels: int, first_panel: Expr) -> None:
+    """`panels` panels of a product of one row; k is dealt to several sums where panels are few."""
+    split = split_of_sums(isa, panels, product.k)
+    tile = Tile(split, panels)
+    accumulators = Accumulators(tile)
+    accumulators.zero()
+
+    def add(part: int, step: Expr) -> None:
+        vectors = [product.load_b(first_panel + panel, step) for panel in range(panels)]
+        accumulators.multiply_add_row(part, product.load_a(0, step), vectors)
+
+    with T.serial(0, product.k // split) as group:
+        for part in range(split):
+            add(part, group * split + part)
+    for step in range(product.k // split * split, product.k):
+        add(step % split, step)
+    accumulators.fold_rows()
+    _write(product, Tile(1, panels), accumulators, 0, first_panel)
 
 
 def _symbolic_panel_groups(product: Product, tile: Tile, first_panel: int, groups: Extent, parallel: bool) -> None:
@@ -168,6 +208,19 @@ def _tile(
             [partial(product.load_a, first_row + row, step) for row in range(tile.rows)],
             [product.load_b(first_panel + panel, step) for panel in range(tile.panels)],
         )
+    _write(product, tile, accumulators, first_row, first_panel, compact=compact)
+
+
+def _write(
+    product: Product,
+    tile: Tile,
+    accumulators: Accumulators,
+    first_row: Expr,
+    first_panel: Expr,
+    *,
+    compact: bool = False,
+) -> None:
+    """The sums of a tile, through the epilogue, to the output."""
     epilogue, bias = product.epilogue, product.bias
     for panel in range(tile.panels):
         column = (first_panel + panel) * LANES

@@ -28,7 +28,7 @@ from transpiler.target import Target
 
 from ..fuse import lowered
 from ..sizes import extent, is_fixed
-from ..tir import Buffer, KernelBuilder, loop
+from ..tir import Buffer, KernelBuilder, own_turns
 from ..vectors import Registers, Vectors, accumulators, held
 from .rows import lane_loop
 
@@ -112,12 +112,13 @@ class _Scan:
             old = held(tirx.floormod(count, 2) * self._state_size)
             full = self.units // v.lanes
             if full:
-                # Halves, for two threads; each goes back and forth, so that a step begins with what L2 still holds.
-                half = full // 2 if full % 2 == 0 else full
-                with loop(full, parallel=full > 1 and self._is_split()) as panel:
-                    place = tirx.floormod(panel, half)
-                    turned = tirx.Select(tirx.EQ(old, 0), place, half - 1 - place)
-                    self._panel(step, old, held(panel - place + turned), None)
+                # A thread goes back and forth over its panels, so that a step begins with what L2 still holds.
+                with (
+                    own_turns(full, parallel=full > 1 and self._is_split()) as (first, number),
+                    T.serial(0, number) as turn,
+                ):
+                    place = tirx.Select(tirx.EQ(old, 0), turn, number - 1 - turn)
+                    self._panel(step, old, held(first + place), None)
             if self.units % v.lanes:
                 self._panel(step, old, full, self.units % v.lanes)
         self._copy(self.h, self.steps % 2 * self._state_size, self.padded, builder.outputs[1], 0, self.units)

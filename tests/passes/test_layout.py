@@ -211,3 +211,31 @@ def test_transposed_convolutions_are_blocked(case: tuple[int, int, int, int, *tu
     verify(after.main)
     assert "conv_blocked" in [node.op.name for node in after.main.nodes]
     assert_same_meaning(before, after)
+
+
+@pytest.mark.parametrize(("shape", "moves"), [((2, 3, 5), True), ((1, 6, 5), False), ((6, 5), False)])
+def test_a_linear_layer_between_views_works_on_the_shape_around_it(shape: tuple[int, ...], moves: bool) -> None:
+    text = ", ".join(map(str, shape))
+    program = Program(
+        {
+            "forward": graph(
+                f"""
+                func forward(
+                  %x: float32[2, 3, 4] user "x",
+                  %w: float32[5, 4] parameter "w",
+                ) {{
+                  %m: float32[6, 4] = reshape(%x) {{shape = (6, 4)}}
+                  %l: float32[6, 5] = linear(%m, %w)
+                  %y: float32[{text}] = reshape(%l) {{shape = ({text})}}
+                  %r: float32[{text}] = relu(%y)
+                  return %r
+                }}
+                """
+            )
+        }
+    )
+    after = layout.linear_views(program.main)
+    verify(after)
+    assert_same_meaning(program, program.with_function(after))
+    (linear,) = (node for node in simplify.views(after).nodes if node.op.name == "linear")
+    assert linear.output.shape == ((2, 3, 5) if moves else (6, 5))

@@ -251,12 +251,28 @@ def test_profile_writes_a_trace(package: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "of roofline" in done.stdout
-    events = json.loads(path.read_text())["traceEvents"]
+    *events, lane = json.loads(path.read_text())["traceEvents"]
+    assert (lane["ph"], lane["tid"], lane["args"]) == ("M", 0, {"name": "thread 0"})
     assert [event["name"] for event in events] == ["fc_relu", "take_rows"]
     assert all(event["ph"] == "X" and event["dur"] >= 0 for event in events)
     assert events[0]["ts"] == 0
     assert events[1]["ts"] >= events[0]["dur"]
     assert events[0]["args"]["computes"]
+
+
+def test_a_trace_has_a_lane_per_thread(package: Path) -> None:
+    text = runs(
+        package,
+        """
+from toy.runtime.profile import Event, trace
+facts = {"kernels": {"fc": {"summary": "linear", "flops": 2, "bytes": 8}}}
+print(trace([Event("fc", 1e-6, 5e-6, "fc.py:1", {2: (2e-6, 4e-6)})], facts, {}))
+""",
+    )
+    items = json.loads(text)["traceEvents"]
+    spans = [(item["tid"], item["ts"], item["dur"]) for item in items if item["ph"] == "X"]
+    np.testing.assert_allclose(spans, [(0, 1, 4), (2, 2, 2)])
+    assert [item["tid"] for item in items if item["ph"] == "M"] == [0, 2]
 
 
 def test_damage_is_noticed(package: Path, tmp_path: Path) -> None:

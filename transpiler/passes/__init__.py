@@ -38,6 +38,7 @@ PIPELINE: tuple[Pass, ...] = (
     on_each(decompose.conv1d),
     on_each(layout.blocked_channels),
     FAST_CONVOLUTIONS,
+    on_each(layout.linear_views),
     on_each(layout.packed_linear),
     on_each(layout.packed_recurrent),
     *CLEAN_UP,

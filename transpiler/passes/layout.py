@@ -253,6 +253,36 @@ def _fixed_map(value: Value) -> bool:
     return all(isinstance(dim, int) for dim in value.shape[1:])
 
 
+def linear_views(graph: Graph) -> Graph:
+    """Linear layers on the shape that the model has around them, so that what follows can join their kernel.
+
+    before: %m = reshape(%x) {shape = (64, 768)}; %l = linear(%m, %w); %y = reshape(%l) {shape = (1, 64, 768)}
+    after:  %l = linear(%x, %w); %m = reshape(%l) {shape = (64, 768)}; %y = reshape(%m) {shape = (1, 64, 768)}
+
+    Only where every reader of the result wants that shape; the two views that remain cancel.
+    """
+    producers, consumers, kept = graph.producers(), graph.consumers(), graph.kept_names()
+
+    def visit(rewriter: Rewriter, node: Node) -> list[Value] | None:
+        view = producers.get(node.inputs[0].name) if node.inputs else None
+        if not isinstance(node.op, Linear) or view is None or not isinstance(view.op, Reshape):
+            return None
+        source, output = view.inputs[0], node.output
+        if source.type.rank < 2 or source.shape[-1] != node.inputs[0].shape[-1] or output.name in kept:
+            return None
+        wanted = (*source.shape[:-1], output.shape[-1])
+        readers = consumers[output.name]
+        if not readers or any(
+            not isinstance(reader.op, Reshape) or reader.output.shape != wanted for reader in readers
+        ):
+            return None
+        unnamed = replace(output, name=source.name)  # the view has the name
+        whole = rewriter.emit(node.op, source, *node.inputs[1:], like=unnamed)
+        return [rewriter.emit(Reshape(output.shape), whole, like=output)]
+
+    return rewrite(graph, visit)
+
+
 def packed_linear(graph: Graph) -> Graph:
     """Pack the weights of linear layers; an embedding that shares one reads the packed form.
 

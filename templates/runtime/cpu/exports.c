@@ -68,7 +68,16 @@ int ABI(run_packed)(void *const *request) { return tp_model_run_packed(request);
 /* As run; call i lasts from seconds[2 * i] to seconds[2 * i + 1], counted from the first one's start. */
 int ABI(run_timed)(tp_model *model, int32_t function, void *state, const void *const *inputs, void *const *outputs,
                    const int64_t *symbols, double *seconds) {
-  return tp_model_run(model, function, state, inputs, outputs, symbols, seconds);
+  tp_clock clock = {.seconds = seconds};
+  return tp_model_run(model, function, state, inputs, outputs, symbols, &clock);
+}
+
+/* As run_timed; `lanes` has room for `threads` pairs per call and gets those of the threads that helped: pair t of call i is
+ * when thread t began its first part of that call and ended its last one. The others stay, pair 0 (the caller's) too. */
+int ABI(run_traced)(tp_model *model, int32_t function, void *state, const void *const *inputs, void *const *outputs,
+                    const int64_t *symbols, double *seconds, double *lanes, int32_t threads) {
+  tp_clock clock = {.seconds = seconds, .lanes = lanes, .threads = threads};
+  return tp_model_run(model, function, state, inputs, outputs, symbols, &clock);
 }
 
 /* One kernel of a function on the caller's buffers: its inputs, then its outputs. */

@@ -22,22 +22,26 @@
 /* Longer than the gap between two kernels or two calls in a loop, short enough not to heat an idle core. */
 #define SPIN_NANOSECONDS 100000
 
-/* `ticket` is odd while the slot is idle or claimed, even while it is open; on its own cache line. */
+/* What one thread is to run. `ticket` is odd while the slot is idle or claimed, even while it is open; the rest is written
+ * before it is opened. All of it is one cache line: a region reaches a worker in one transfer between two cores, of which
+ * a short region has several as it is. */
 typedef struct {
   _Alignas(64) _Atomic uint32_t ticket;
   _Atomic uint32_t asleep;
+  tp_lambda lambda;
+  void *data;
+  tp_environment environment;
+  const tp_clock *clock;
+  int32_t participants;
 } tp_slot;
 
 _Thread_local char tp_error[TP_ERROR_BYTES];
 _Thread_local int32_t tp_threads = 1;
+_Thread_local const tp_clock *tp_region_clock = NULL;
 
 static struct {
   atomic_flag busy;     /* taken by the caller whose region runs */
   int32_t worker_count; /* worker i serves slots[i], i from 1; only the taker of `busy` changes it */
-  tp_lambda lambda;     /* the region: written before the slots are opened */
-  void *data;
-  int32_t participants;
-  tp_environment environment;
   _Atomic int32_t failure; /* the first error of a region and its text */
   char error[TP_ERROR_BYTES];
   _Alignas(64) _Atomic uint32_t pending; /* slots not finished */
@@ -87,10 +91,17 @@ static int spin_until(_Atomic uint32_t *address, uint32_t mask, uint32_t wanted)
 
 /* --- regions --------------------------------------------------------------------------------------------------- */
 
+double tp_seconds_since(const struct timespec *start) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (double)(time.tv_sec - start->tv_sec) + 1e-9 * (double)(time.tv_nsec - start->tv_nsec);
+}
+
 /* The tasks of one slot, on whichever thread claimed it. */
-static void run_slot(int32_t slot) {
-  for (int32_t task = slot; task < pool.environment.num_task; task += pool.participants) {
-    int code = pool.lambda(task, &pool.environment, pool.data);
+static void run_slot(int32_t number) {
+  tp_slot *slot = &pool.slots[number];
+  for (int32_t task = number; task < slot->environment.num_task; task += slot->participants) {
+    int code = slot->lambda(task, &slot->environment, slot->data);
     int32_t none = 0;
     if (code && atomic_compare_exchange_strong(&pool.failure, &none, code)) {
       memcpy(pool.error, tp_error, TP_ERROR_BYTES);
@@ -118,7 +129,11 @@ static void *worker(void *argument) {
       atomic_store(&slot->asleep, 0);
     }
     if (claim(slot)) {
+      const tp_clock *clock = slot->clock;
+      double *lane = clock && id < clock->threads ? clock->lanes + 2 * id : NULL;
+      if (lane && lane[1] <= 0) lane[0] = tp_seconds_since(&clock->start);
       run_slot(id);
+      if (lane) lane[1] = tp_seconds_since(&clock->start);
       finish_slot();
     }
   }
@@ -160,22 +175,25 @@ int tp_launch(tp_lambda lambda, void *data, int tasks) {
     return run_alone(lambda, data, tasks ? tasks : 1);
   }
   start_workers(threads - 1);
-  pool.lambda = lambda;
-  pool.data = data;
-  pool.participants = threads;
-  pool.environment = (tp_environment){NULL, tasks ? tasks : threads};
-  atomic_store(&pool.failure, 0);
-  atomic_store(&pool.pending, (uint32_t)threads - 1);
-  for (int32_t id = 1; id < threads; ++id) {
-    atomic_fetch_or(&pool.slots[id].ticket, 1); /* a slot that never had a worker is 0 */
-    atomic_fetch_add(&pool.slots[id].ticket, 1);
-    if (atomic_load(&pool.slots[id].asleep)) futex_wake(&pool.slots[id].ticket);
+  if (atomic_load_explicit(&pool.failure, memory_order_relaxed)) atomic_store(&pool.failure, 0);
+  atomic_store_explicit(&pool.pending, (uint32_t)threads - 1, memory_order_relaxed);
+  for (int32_t id = 0; id < threads; ++id) {
+    tp_slot *slot = &pool.slots[id];
+    slot->lambda = lambda;
+    slot->data = data;
+    slot->environment = (tp_environment){NULL, tasks ? tasks : threads};
+    slot->clock = tp_region_clock;
+    slot->participants = threads;
+    if (!id) continue;
+    /* An odd ticket is nobody else's to change; a slot that never had a worker is 0. */
+    atomic_store(&slot->ticket, (atomic_load_explicit(&slot->ticket, memory_order_relaxed) | 1) + 1);
+    if (atomic_load(&slot->asleep)) futex_wake(&slot->ticket);
   }
 
   int32_t caller_threads = tp_threads;
   tp_threads = 1; /* a region inside of a region runs alone */
   run_slot(0);
-  for (int32_t id = 1; id < threads; ++id) {
+  for (int32_t id = 1; id < threads && atomic_load(&pool.pending); ++id) {
     if (claim(&pool.slots[id])) {
       run_slot(id);
       atomic_fetch_sub(&pool.pending, 1);

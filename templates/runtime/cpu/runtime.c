@@ -297,14 +297,8 @@ static void finish(const tp_function *function, const tp_places *places, void *c
   }
 }
 
-static double seconds_since(const struct timespec *start) {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return (double)(time.tv_sec - start->tv_sec) + 1e-9 * (double)(time.tv_nsec - start->tv_nsec);
-}
-
 int tp_model_run(tp_model *model, int32_t index, void *state, const void *const *inputs, void *const *outputs,
-                 const int64_t *symbols, double *seconds) {
+                 const int64_t *symbols, tp_clock *clock) {
   const tp_function *function = function_at(index);
   if (!function) return TP_FAILED;
   if (check_state(state)) return TP_FAILED;
@@ -337,19 +331,21 @@ int tp_model_run(tp_model *model, int32_t index, void *state, const void *const 
   }
 
   const tp_places places = {model->weights, arena->memory, state, layout, in, out};
-  struct timespec start;
-  if (seconds) clock_gettime(CLOCK_MONOTONIC, &start);
+  if (clock) clock_gettime(CLOCK_MONOTONIC, &clock->start);
+  if (clock && clock->lanes) tp_region_clock = clock;
   for (uint32_t number = 0; number < function->call_count && code == TP_OK; ++number) {
     const tp_call *call = &function->calls[number];
     const tp_kernel *kernel = &PROGRAM->kernels[call->kernel];
     for (uint32_t i = 0; i < kernel->input_count + kernel->output_count; ++i) {
       pointers[i] = resolve(&call->arguments[i], &places);
     }
-    if (seconds) seconds[2 * number] = number ? seconds_since(&start) : 0.0;
+    if (clock) clock->seconds[2 * number] = number ? tp_seconds_since(&clock->start) : 0.0;
     code = invoke(model, call, pointers, arena->memory, layout);
     if (kernel->in_place && code == TP_OK) changed = TP_STATE_CHANGED;
-    if (seconds) seconds[2 * number + 1] = seconds_since(&start);
+    if (clock) clock->seconds[2 * number + 1] = tp_seconds_since(&clock->start);
+    if (clock && clock->lanes) clock->lanes += 2 * clock->threads;
   }
+  tp_region_clock = NULL;
 
   if (code == TP_OK) finish(function, &places, outputs);
   release(model, arena);

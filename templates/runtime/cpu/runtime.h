@@ -3,6 +3,7 @@
 #define TRANSPILE_RUNTIME_H
 
 #include <stdint.h>
+#include <time.h>
 
 #define TP_ABI_VERSION 6
 #define TP_ALIGNMENT 64     /* of arenas, of the weights and of the state: a vector never spans two cache lines */
@@ -133,6 +134,18 @@ typedef struct {
 } tp_environment;
 typedef int (*tp_lambda)(int task, tp_environment *environment, void *data);
 
+/* Where the times of a call go: see run_traced. `lanes` points to the pairs of the kernel that runs. */
+typedef struct {
+  double *seconds, *lanes;
+  int32_t threads;
+  struct timespec start;
+} tp_clock;
+
+/* The clock that times the regions which this thread starts, or NULL. */
+extern _Thread_local const tp_clock *tp_region_clock;
+
+double tp_seconds_since(const struct timespec *start);
+
 /* Runs `lambda` for every task; `tasks` 0 means one per thread. */
 int tp_launch(tp_lambda lambda, void *data, int tasks);
 
@@ -160,7 +173,7 @@ void tp_model_destroy(tp_model *model);
 void tp_model_set_threads(tp_model *model, int32_t threads);
 int tp_model_reset(tp_model *model, void *state);
 int tp_model_run(tp_model *model, int32_t function, void *state, const void *const *inputs, void *const *outputs,
-                 const int64_t *symbols, double *seconds);
+                 const int64_t *symbols, tp_clock *clock);
 int32_t tp_clamp_threads(int32_t threads);
 int tp_model_run_packed(void *const *request);
 int tp_model_call(tp_model *model, int32_t function, int32_t call, void *const *buffers, const int64_t *symbols);

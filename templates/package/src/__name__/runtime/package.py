@@ -20,7 +20,7 @@ from .function import Arguments, Function
 from .host import unblock
 from .isas import runnable_isas
 from .manifest import check_files, check_own_weights, functions_of, read_manifest
-from .native import KernelLibrary, Session
+from .native import KernelLibrary, PlainCall, Session
 from .processors import default_threads
 from .profile import Event, Rates
 from .random import Random
@@ -97,6 +97,7 @@ class Package:
         if seed is not None:
             self.seed(seed)
         self._session: Session | None = None
+        self._plain: Mapping[str | None, PlainCall] = {}
         self._state: State | None = None
         self._loading = threading.Lock()
         if verify:
@@ -129,9 +130,10 @@ class Package:
             IndexError: an index (of an embedding, a gather) is out of bounds.
             ZeroDivisionError: integers were divided by zero.
         """
+        plain = self._plain.get(function)
+        if plain is not None and self.native:
+            return plain(inputs)
         callee = self._function(function)
-        if callee.is_plain and self.native and not self._keeps_state:
-            return self._run_plain(callee, inputs)
         call = self._take(callee, inputs)
         if not self._keeps_state:
             outputs = self._run(callee, self._running(), self._owned(), call)
@@ -158,16 +160,6 @@ class Package:
         if self._random is None:
             raise ValueError("this model draws no random numbers: there is nothing to seed")
         self._random = Random(seed)
-
-    def _run_plain(self, callee: Function, inputs: Sequence[Any]) -> tuple[Array, ...]:
-        """The shortest way from arrays to arrays: small models spend half of their time here."""
-        if len(inputs) != len(callee.inputs):
-            raise TypeError(f"{callee.name}: expected {len(callee.inputs)} arrays, got {len(inputs)}")
-        buffers = [*map(TensorSpec.take, callee.inputs, inputs)]
-        outputs = (*map(TensorSpec.allocate, callee.outputs),)
-        buffers += outputs
-        (self._session or self._running()).run(callee.index, None, buffers)
-        return outputs
 
     def _run(self, callee: Function, session: Session, state: State, call: Arguments) -> tuple[Array, ...]:
         if not self.native:
@@ -234,16 +226,23 @@ class Package:
         return self._library.measure_rates(self.threads)
 
     def timeline(self, *inputs: Any, function: str | None = None) -> list[Event]:
-        """As `profile`: when every call starts and ends, and the source line that it comes from."""
+        """As `profile`: when every call starts and ends, on which threads, and the source line that it comes
+        from."""
         callee = self._function(function)
         session = self._running()
         state = self._owned().copy(session.weights)
         call = self._take(callee, inputs)
         outputs = [spec.allocate(call.sizes) for spec in callee.outputs]
-        seconds = session.run_timed(callee.index, state, call.arrays, outputs, call.symbols)
+        seconds, lanes = session.run_timed(
+            callee.index, state, call.arrays, outputs, call.symbols, self.threads
+        )
         sources = self._library.sources(callee.index)
-        named = zip(self._library.calls[callee.index], seconds.tolist(), sources, strict=True)
-        return [Event(kernel, start, end, source) for kernel, (start, end), source in named]
+        kernels = self._library.calls[callee.index]
+        named = zip(kernels, seconds.tolist(), sources, lanes.tolist(), strict=True)
+        return [
+            Event(kernel, start, end, source, {n: (*lane,) for n, lane in enumerate(helped) if lane[1]})
+            for kernel, (start, end), source, helped in named
+        ]
 
     # --- state --------------------------------------------------------------------------------------------
 
@@ -322,11 +321,12 @@ class Package:
     def _open(self, data: Array, weights: Weights) -> None:
         # One assignment swaps them: a running call holds the session that it started with.
         session = Session(self._library, data, weights, self._threads)
+        plain = {} if self._keeps_state else self._plain_calls(session)
         if self._state is None:
-            self._session, self._state = session, self._initial_state(weights)
+            self._session, self._plain, self._state = session, plain, self._initial_state(weights)
         else:
             with self._state.turn(lost=True) as state:
-                self._session = session
+                self._session, self._plain = session, plain
                 state.reset(weights)
         session.set_threads(self._threads)  # which may have been set while this one was made
 
@@ -337,6 +337,14 @@ class Package:
             OSError: the file cannot be written.
         """
         write_prepared(path, self._running().weights, self.manifest["weights"])
+
+    def _plain_calls(self, session: Session) -> Mapping[str | None, PlainCall]:
+        """Calls of the functions that need nothing but their inputs checked; None stands for the main one."""
+        plain = [callee for callee in self._functions.values() if callee.is_plain]
+        calls: dict[str | None, PlainCall] = {
+            callee.name: session.plain_call(callee.index, callee.inputs, callee.outputs) for callee in plain
+        }
+        return {**calls, None: calls[self._main.name]} if self._main.is_plain else calls
 
     @cached_property
     def _constants(self) -> Mapping[str, Array]:
@@ -430,6 +438,7 @@ class Package:
     def close(self) -> None:
         """Give the memory back; later calls raise RuntimeError. Calls that are running finish."""
         self._session = self._state = None
+        self._plain = {}
 
     def __enter__(self) -> Any:
         return self

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .sizes import Sizes, parse_size
+
+# Of a cache that is read again and again: fuller than this, and parts of it are pushed out in between.
+USABLE = 0.75
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,8 @@ class Rates:
     levels: tuple[tuple[float, float], ...]
 
     def bandwidth(self, size: float) -> float:
-        """Bytes per second of the first level that holds `size` bytes."""
-        return next(rate for capacity, rate in self.levels if capacity >= size or capacity == 0)
+        """Bytes per second of the first level that holds `size` bytes beside what else is in use."""
+        return next(rate for capacity, rate in self.levels if capacity * USABLE >= size or capacity == 0)
 
     def __str__(self) -> str:
         read = ", ".join(f"{rate * 1e-9:.0f}" for _, rate in self.levels)
@@ -30,12 +33,17 @@ class Rates:
 
 @dataclass(frozen=True)
 class Event:
-    """A kernel call: seconds from the start of the model's call, and the user's source line."""
+    """A kernel call: seconds from the start of the model's call, and the user's source line.
+
+    `helpers` are the threads beside the caller's that took part: from the start of the first part to the end
+    of the last.
+    """
 
     kernel: str
     start: float
     end: float
     source: str
+    helpers: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,17 +133,19 @@ def _line(time: KernelTime, width: int, total: float, least: float) -> str:
 
 
 def trace(events: Sequence[Event], manifest: Mapping[str, Any], sizes: Sizes) -> str:
-    """One run in the JSON format of Chrome's tracing, which Perfetto (ui.perfetto.dev) reads."""
+    """One run in the JSON format of Chrome's tracing, which Perfetto (ui.perfetto.dev) reads.
+
+    Every thread has a lane, the caller's is the first.
+    """
     kernels = manifest["kernels"]
+
+    def span(event: Event, thread: int, start: float, end: float) -> dict[str, Any]:
+        times = {"ts": start * 1e6, "dur": (end - start) * 1e6}
+        return {"name": event.kernel, "cat": "kernel", "ph": "X", **times, "pid": 0, "tid": thread}
+
     items = [
         {
-            "name": event.kernel,
-            "cat": "kernel",
-            "ph": "X",
-            "ts": event.start * 1e6,
-            "dur": (event.end - event.start) * 1e6,
-            "pid": 0,
-            "tid": 0,
+            **span(event, 0, event.start, event.end),
             "args": {
                 "call": index,
                 "source": event.source,
@@ -145,6 +155,14 @@ def trace(events: Sequence[Event], manifest: Mapping[str, Any], sizes: Sizes) ->
             },
         }
         for index, event in enumerate(events)
+    ]
+    items += [
+        span(event, thread, start, end) for event in events for thread, (start, end) in event.helpers.items()
+    ]
+    threads = sorted({0, *(thread for event in events for thread in event.helpers)})
+    items += [
+        {"name": "thread_name", "ph": "M", "pid": 0, "tid": thread, "args": {"name": f"thread {thread}"}}
+        for thread in threads
     ]
     return json.dumps({"displayTimeUnit": "ns", "traceEvents": items}, indent=1) + "\n"
 
