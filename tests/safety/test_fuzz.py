@@ -4,6 +4,7 @@
 """
 
 import copy
+import importlib
 import json
 import random
 import string
@@ -20,11 +21,13 @@ import torch
 from safetensors.numpy import save
 
 from tests.safety.archives import CONSTANTS, MODEL, WEIGHTS, records, saved, write
+from tests.unit import toy
 from tests.unit.graphs import everything
-from transpiler.api import Package, transpile
 from transpiler.elf import ElfError, read_needs
+from transpiler.emit import emit_package, write_package
 from transpiler.errors import TranspileErrors
 from transpiler.exported_file import load_exported_program
+from transpiler.loading import load_package
 from transpiler.naming import c_comment, c_string, comment, docstring, identifier
 from transpiler.prepared import runtime_module
 from transpiler.project import read_project
@@ -209,18 +212,16 @@ def names(rng: random.Random, folder: Path) -> None:
 
 
 @cache
-def package(folder: Path) -> tuple[Package, Any]:
-    """A package, and its runtime, which stays whole."""
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU())
-    made = transpile(model, (torch.randn(2, 6),), name="fuzzed", out=folder / "package", isa="baseline")
-    return made, runtime_module("manifest")
+def package(folder: Path) -> tuple[Path, Any]:
+    """The folder of a package that is imported, and its module that reads manifests, loaded while it is whole."""
+    made = write_package(emit_package(toy.view()), folder / "package" / "toy")
+    runtime = importlib.import_module(f"{load_package(made, 'toy').__name__}.runtime.manifest")
+    return made / "src" / "toy", runtime
 
 
 def package_files(rng: random.Random, folder: Path) -> None:
     """Any change of any file but the manifest is found; one of the manifest gives its own error, or is none."""
-    made, runtime = package(folder)
-    inside = made.path / "src" / made.name
+    inside, runtime = package(folder)
     files = sorted(path for path in inside.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     path = rng.choice(files)
     before = path.read_bytes()
@@ -239,8 +240,8 @@ def package_files(rng: random.Random, folder: Path) -> None:
 
 
 def libraries(rng: random.Random, folder: Path) -> None:
-    made, _ = package(folder)
-    (path,) = made.path.glob("src/*/kernels/cpu/*/*.so")
+    inside, _ = package(folder)
+    (path,) = inside.glob("kernels/cpu/*/*.so")
     with suppress(ElfError):
         read_needs(bent(path.read_bytes(), rng))
 
