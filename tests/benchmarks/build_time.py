@@ -37,7 +37,9 @@ def warm(scratch: Path) -> float:
     def run(index: int) -> None:
         # Another size each time: nothing that an earlier build compiled is found again.
         width = 33 + index
-        transpile(torch.nn.Linear(19, width).eval(), (torch.randn(5, 19),), name=f"linear{width}", out=scratch)
+        transpile(
+            torch.nn.Linear(19, width).eval(), (torch.randn(5, 19),), name=f"linear{width}", out=scratch, isa="native"
+        )
 
     run(100)
     return median(run)

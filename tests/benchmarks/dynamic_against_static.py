@@ -61,7 +61,7 @@ def build(name: str, size: int | None, layers: int, folder: Path, first: int) ->
     torch.manual_seed(0)
     inputs = draw(name, size or first)
     shapes = dict.fromkeys(inputs, DIMS[name]) if size is None else None
-    transpile(MODELS[name](layers), kwargs=inputs, dynamic_shapes=shapes, name=package, out=folder)
+    transpile(MODELS[name](layers), kwargs=inputs, dynamic_shapes=shapes, name=package, out=folder, isa="native")
     print(f"{package} built", flush=True)
 
 

@@ -68,7 +68,7 @@ def package(name: str, folder: Path, threads: int) -> None:
     from transpiler import transpile
 
     module, inputs = MODELS[name].build()
-    transpile(module, inputs, name=name, out=folder)
+    transpile(module, inputs, name=name, out=folder, isa="native")
 
 
 STEPS: dict[str, Callable[[str, Path, int], None]] = {

@@ -13,6 +13,7 @@ APT::Architecture "{machine}";
 APT::Architectures {{ "{machine}"; }};
 APT::Install-Recommends "false";
 Acquire::Languages "none";
+Acquire::Check-Valid-Until "false"; // the lists of a mirror that stands still run out
 """
 WRAPPER = """#!/bin/sh
 exec {emulator} -0 "$0" -L {root} -E PYTHONHOME={root}/usr {root}/usr/bin/python{version} "$@"
@@ -33,6 +34,9 @@ def unpack_debian(root: Path, suite: str, machine: str, packages: list[str]) -> 
         subprocess.run(["apt-get", *command], env=environment, check=True, capture_output=True)
     for archive in sorted((apt / "var/cache/apt/archives").glob("*.deb")):
         subprocess.run(["dpkg", "-x", archive, root], check=True)
+    for name in ("lib", "lib64"):  # newer releases have them as links, which belong to no package
+        if not (root / name).exists():
+            (root / name).symlink_to(f"usr/{name}")
 
 
 def python_of(root: Path, *, suite: str, version: str, debian: str, machine: str, emulator: str) -> Path:

@@ -149,7 +149,7 @@ def test_a_device_is_replaced_only_when_asked(module: Any, monkeypatch: pytest.M
 # --- whole generated suites under emulators: long -----------------------------------------------------------
 
 MAX = "qemu-x86_64 -cpu max"
-SUITES = ["mnist", "lstm", "bottleneck_block", "dynamic_nets"]
+SUITES = ["mnist", "lstm", "bottleneck_block", "bi_gru"]
 
 
 @pytest.mark.slow
@@ -187,7 +187,7 @@ def test_the_generated_suite_passes_without_avx512(name: str, processor: str, is
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("version", "suite"), [("3.11", "bookworm"), ("3.13", "trixie")])
+@pytest.mark.parametrize(("version", "suite"), [("3.11", "bookworm"), ("3.13", "trixie"), ("3.14", "forky")])
 def test_the_generated_suite_passes_with_other_pythons(version: str, suite: str, tmp_path: Path) -> None:
     """Interpreters of Debian releases, with their own C library."""
     model, args, kwargs = load("mnist")

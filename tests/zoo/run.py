@@ -107,7 +107,7 @@ def run(entry: Entry) -> Result:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="zoo-") as out:
         try:
-            package = transpile(module, args, kwargs, name="zoo_" + entry.name, out=Path(out), quiet=True)
+            package = transpile(module, args, kwargs, name="zoo_" + entry.name, out=Path(out), isa="native", quiet=True)
             seconds = time.perf_counter() - start
             return _compare(entry, package, module, args, kwargs, seconds)
         except TranspileErrors as error:
