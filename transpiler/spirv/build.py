@@ -1,0 +1,178 @@
+"""TVM's lowering for a GPU, up to its split into host and device side, and the kernels of the device side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+
+from transpiler.errors import Problem, TranspileErrors
+
+from .arithmetic import Arithmetic
+from .dtypes import FEATURES, Capability, DType, parse
+from .kernel import Binding, Kernel
+from .memory import Memory
+from .module import Module, encode, text_words
+from .opcodes import GL_COMPUTE, Decoration, ExecutionMode, Op
+from .statements import Statements
+
+DEVICE_FUNCTION = 2  # TVM's calling convention of kernels
+BUILD_FUNCTION = "target.build.vulkan"
+
+
+def lower(module: Any, target: Any) -> tuple[Any, Any]:
+    """Scheduled PrimFuncs (thread axes bound) -> (host side, device side).
+
+    The host side launches kernels with `call_ffi_kernel`; the device side is what `build_kernels` takes.
+    """
+    module = tirx.transform.BindTarget(target.with_host("llvm"))(module)
+    module = tvm.ir.transform.Sequential(_passes())(module)
+    host = {name: f for name, f in module.functions.items() if _convention(f) != DEVICE_FUNCTION}
+    device = {name: f for name, f in module.functions.items() if _convention(f) == DEVICE_FUNCTION}
+    finish = tvm.ir.transform.Sequential([tirx.transform.LowerIntrin(), tirx.transform.StmtSimplify()])
+    return tvm.IRModule(host), finish(tvm.IRModule(device))
+
+
+def _convention(function: Any) -> int:
+    return int(function.attrs.get("calling_conv", 0)) if function.attrs is not None else 0
+
+
+def _passes() -> list[Any]:
+    s, t = s_tir.transform, tirx.transform
+    return [
+        s.CanonicalizeLoop(), s.LowerCrossThreadReduction(), s.LowerInitBlock(),
+        s.PlanAndUpdateBufferAllocationLocation(), s.ConvertBlocksToOpaque(), s.LiftThreadBinding(),
+        s.CompactBufferAllocation(), s.UnifyThreadBinding(), s.LowerMatchBuffer(), s.StmtSimplify(),
+        s.AnnotateIrregularLoop(), s.LowerOpaqueBlock(), t.FlattenBuffer(), t.NarrowDataType(32), s.LoopPartition(),
+        t.VectorizeLoop(True), s.InjectVirtualThread(), s.InjectDoubleBuffer(), t.StorageRewrite(),
+        s.HoistIfThenElse(), t.UnrollLoop(), s.RenormalizeSplitPattern(), t.StmtSimplify(), t.RemoveNoOp(),
+        s.RewriteUnsafeSelect(), t.CommonSubexprElim(), t.VerifyMemory(), t.AnnotateEntryFunc(),
+        s.ThreadSync("shared"), s.ThreadSync("shared.dyn"), s.LowerThreadAllreduce(),
+        s.MergeSharedMemoryAllocations(), t.SplitHostDevice(),
+    ]  # fmt: skip
+
+
+def build_kernels(module: Any) -> dict[str, Kernel]:
+    """The kernels of a device side by name, in its order.
+
+    Raises:
+        TranspileErrors: what has no SPIR-V, for every kernel that has such a thing; the messages name the kernels.
+    """
+    kernels, problems = {}, []
+    for name, function in module.functions.items():
+        symbol = str(function.attrs["global_symbol"]) if "global_symbol" in function.attrs else str(name.name_hint)
+        try:
+            kernels[symbol] = build_kernel(symbol, function)
+        except TranspileErrors as error:
+            problems += [
+                Problem(each.code, f"Kernel {symbol!r}: {each.message}", each.locations, each.notes, each.hints)
+                for each in error.problems
+            ]
+    if problems:
+        raise TranspileErrors(problems)
+    return kernels
+
+
+def build_kernel(name: str, function: Any) -> Kernel:
+    """One device function.
+
+    Raises:
+        TranspileError: something in it has no SPIR-V.
+    """
+    module = Module()
+    s = Arithmetic(module)
+    memory = Memory(s)
+    attributes = function.attrs
+    tags = tuple(str(tag) for tag in attributes.get("tirx.kernel_launch_params", ()))
+    body = Statements(s, memory, tags)
+    restrict = bool(attributes.get("tirx.noalias", False))
+    void = module.type(Op.TYPE_VOID)
+    signature = module.type(Op.TYPE_FUNCTION, void)
+    main = module.new_id()
+    module.name(main, name)
+    module.begin(module.new_id())
+    buffers, scalars = [], []
+    for position, parameter in enumerate(function.params):
+        if hasattr(parameter.ty, "element_type"):
+            dtype, _ = parse(str(parameter.ty.element_type.dtype))
+            buffers.append((position, parameter, dtype))
+            body.storages[parameter] = memory.buffer(parameter.name, dtype, len(buffers) - 1, restrict=restrict)
+        else:
+            scalars.append((position, parameter, _scalar_dtype(parameter)))
+    push, values = memory.push_constants([(position, p.name, dtype) for position, p, dtype in scalars])
+    for (_, parameter, _), value in zip(scalars, values, strict=True):
+        body.variables[parameter] = (value,)
+    body.statement(function.body)
+    module.leave()
+    for _, parameter, _ in buffers:
+        if not body.storages[parameter].written:
+            module.decorate(body.storages[parameter].variable, Decoration.NON_WRITABLE)
+    controls = _float_controls(module, main)
+    launch = body.launch
+    entry = encode(Op.ENTRY_POINT, GL_COMPUTE, main, *text_words(name), *module.interface)
+    entry += encode(Op.EXECUTION_MODE, main, ExecutionMode.LOCAL_SIZE, *launch.workgroup)
+    return Kernel(
+        name=name,
+        code=module.assemble(entry, _function(module, void, main, signature)),
+        buffers=tuple(
+            Binding(p.name, str(dtype), position, body.storages[p].written) for position, p, dtype in buffers
+        ),
+        push=tuple(push),
+        workgroup=(launch.workgroup[0], launch.workgroup[1], launch.workgroup[2]),
+        grid=(launch.grid[0], launch.grid[1], launch.grid[2]),
+        folded=launch.folded,
+        shared_bytes=memory.shared_bytes,
+        features=tuple(FEATURES[item] for item in sorted(module.capabilities) if item in FEATURES),
+        float_controls=controls,
+    )
+
+
+def _scalar_dtype(parameter: Any) -> DType:
+    dtype, lanes = parse(str(parameter.ty.dtype))
+    assert lanes == 1, f"{parameter.name} is a vector"
+    return dtype
+
+
+def _function(module: Module, void: int, main: int, signature: int) -> list[int]:
+    """The words of the function: its variables stand first in its first block."""
+    label, rest = module.body[:2], module.body[2:]
+    head = encode(Op.FUNCTION, void, main, 0, signature)
+    return [*head, *label, *module.variables, *rest, *encode(Op.FUNCTION_END)]
+
+
+def _float_controls(module: Module, main: int) -> tuple[str, ...]:
+    """Asks for signed zeros, infinities and NaN, and for rounding to nearest, in every width of floats that is used."""
+    widths = sorted(module.float_bits)
+    small = Capability.FLOAT16 in module.capabilities or Capability.STORAGE_BUFFER_16BIT in module.capabilities
+    if 16 in widths and not small:
+        module.need(Capability.FLOAT16)
+    controls = []
+    for mode, capability, property_ in (
+        (
+            ExecutionMode.SIGNED_ZERO_INF_NAN_PRESERVE,
+            Capability.SIGNED_ZERO_INF_NAN_PRESERVE,
+            "SignedZeroInfNanPreserve",
+        ),
+        (ExecutionMode.ROUNDING_MODE_RTE, Capability.ROUNDING_MODE_RTE, "RoundingModeRTE"),
+    ):
+        for bits in widths:
+            module.need(capability)
+            module.modes += encode(Op.EXECUTION_MODE, main, mode, bits)
+            controls.append(f"shader{property_}Float{bits}")
+    return tuple(controls)
+
+
+def register() -> bool:
+    """Makes this TVM's code generator for Vulkan, unless it has one of its own; whether it did.
+
+    It gives a map from a kernel's name to its module, not a runtime module: TVM's runtime is not what launches them.
+    """
+    if tvm.get_global_func(BUILD_FUNCTION, allow_missing=True) is not None:
+        return False
+
+    def build(module: Any, target: Any) -> dict[str, bytes]:
+        return {name: kernel.code for name, kernel in build_kernels(module).items()}
+
+    tvm.register_global_func(BUILD_FUNCTION, build)
+    return True

@@ -1,0 +1,106 @@
+"""Structured control flow: choices and loops whose values meet in phis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .arithmetic import Arithmetic, Value
+from .opcodes import Op
+
+Lanes = Sequence[Value]
+
+
+def choose(
+    s: Arithmetic, condition: Value, then: Callable[[], Lanes], otherwise: Callable[[], Lanes]
+) -> tuple[Value, ...]:
+    """Only the chosen side is computed. Both give as many values of the same dtypes, or none (statements)."""
+    module = s.module
+    labels = module.new_id(), module.new_id()
+    merge = module.new_id()
+    module.emit(Op.SELECTION_MERGE, merge, 0)
+    module.branch_if(condition.id, *labels)
+    sides: list[tuple[Lanes, int]] = []
+    for label, write in zip(labels, (then, otherwise), strict=True):
+        module.begin(label)
+        with module.scope():
+            values = write()
+        sides.append((values, module.block))
+        module.branch(merge)
+    module.begin(merge)
+    (left, left_block), (right, right_block) = sides
+    return tuple(_phi(s, x, (x.id, left_block, y.id, right_block)) for x, y in zip(left, right, strict=True))
+
+
+def _phi(s: Arithmetic, like: Value, incoming: tuple[int, ...]) -> Value:
+    type_ = s.module.scalar_type(like.dtype.register)
+    return Value(s, s.module.result(Op.PHI, type_, *incoming), like.dtype)
+
+
+class Loop:
+    """The labels that `break` and `continue` go to."""
+
+    def __init__(self, s: Arithmetic) -> None:
+        self.header, self.test, self.body, self.next, self.merge = (s.module.new_id() for _ in range(5))
+
+
+def loop(
+    s: Arithmetic,
+    stop: Value,
+    state: Lanes,
+    step: Callable[[Value, Lanes], Lanes],
+    *,
+    start: Value | None = None,
+    stride: Value | None = None,
+    entered: Callable[[Loop], None] = lambda _: None,
+) -> tuple[Value, ...]:
+    """`state` after `for (i = start; i < stop; i += stride) state = step(i, state)`.
+
+    `entered` gets the loop before its body is written.
+    """
+    module = s.module
+    start = start if start is not None else s.const(0, stop.dtype)
+    stride = stride if stride is not None else s.const(1, stop.dtype)
+    labels = Loop(s)
+    before = module.block
+    module.branch(labels.header)
+    module.begin(labels.header)
+    # The values of the next round have ids before they are written.
+    following = [module.new_id() for _ in (start, *state)]
+    current = [_phi(s, x, (x.id, before, id_, labels.next)) for x, id_ in zip((start, *state), following, strict=True)]
+    module.emit(Op.LOOP_MERGE, labels.merge, labels.next, 0)
+    module.branch(labels.test)
+    module.begin(labels.test)
+    with module.scope():
+        again = s.compare("lt", current[0], stop)
+        module.branch_if(again.id, labels.body, labels.merge)
+        module.begin(labels.body)
+        entered(labels)
+        after = step(current[0], current[1:])
+        module.branch(labels.next)
+        module.begin(labels.next)
+        type_ = module.scalar_type(start.dtype.register)
+        module.emit(Op.I_ADD, type_, following[0], current[0].id, stride.id)
+        for id_, value in zip(following[1:], after, strict=True):
+            # A copy: the value has an id already. x | x is x, and a loop's state is of ints.
+            module.emit(Op.BITWISE_OR, module.scalar_type(value.dtype.register), id_, value.id, value.id)
+        module.branch(labels.header)
+    module.begin(labels.merge)
+    return tuple(current[1:])
+
+
+def repeat_while(s: Arithmetic, condition: Callable[[], Value], body: Callable[[Loop], None]) -> None:
+    module = s.module
+    labels = Loop(s)
+    module.branch(labels.header)
+    module.begin(labels.header)
+    module.emit(Op.LOOP_MERGE, labels.merge, labels.next, 0)
+    module.branch(labels.test)
+    module.begin(labels.test)
+    with module.scope():
+        module.branch_if(condition().id, labels.body, labels.merge)
+        module.begin(labels.body)
+        body(labels)
+        module.branch(labels.next)
+        module.begin(labels.next)
+        module.branch(labels.header)
+    module.begin(labels.merge)
