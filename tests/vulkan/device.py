@@ -127,7 +127,7 @@ class Device:
             vk.VkWriteDescriptorSet(
                 dstSet=descriptors, dstBinding=i, descriptorCount=1,
                 descriptorType=vk.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
-                pBufferInfo=[vk.VkDescriptorBufferInfo(buffer=buffer, offset=0, range=max(-(-array.nbytes // 4) * 4, 4))],
+                pBufferInfo=[vk.VkDescriptorBufferInfo(buffer=buffer, offset=0, range=padded(array))],
             )
             for i, (array, (buffer, _)) in enumerate(zip(arrays, buffers, strict=True))
         ]  # fmt: skip
@@ -165,7 +165,7 @@ class Device:
         vk = self.vk
         buffer = vk.vkCreateBuffer(
             self.device,
-            vk.VkBufferCreateInfo(size=max(-(-array.nbytes // 4) * 4, 4), usage=vk.VK_BUFFER_USAGE_STORAGE_BUFFER_BIT),
+            vk.VkBufferCreateInfo(size=padded(array), usage=vk.VK_BUFFER_USAGE_STORAGE_BUFFER_BIT),
             None,
         )
         needed = vk.vkGetBufferMemoryRequirements(self.device, buffer)
@@ -202,6 +202,11 @@ def folded_grid(kernel: Kernel, limit: int = 65535) -> tuple[int, int, int]:
         grid[kernel.folded] = -(-grid[0] // limit)
         grid[0] = min(grid[0], limit)
     return grid[0], grid[1], grid[2]
+
+
+def padded(array: np.ndarray[Any, Any]) -> int:
+    """Bytes of the buffer of an array: whole words, at least one."""
+    return max(-(-array.nbytes // 4) * 4, 4)
 
 
 @cache

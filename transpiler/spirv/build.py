@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tvm
@@ -19,6 +20,16 @@ from .statements import Statements
 
 DEVICE_FUNCTION = 2  # TVM's calling convention of kernels
 BUILD_FUNCTION = "target.build.vulkan"
+
+
+def _as_function(name: str) -> Callable[[Any], Any]:
+    return lambda call: tirx.call_pure_extern(str(call.ty.dtype), name, *call.args)
+
+
+# TVM would lower `sigmoid` to exp(-x), which overflows, and `round` to ties to even here, though for LLVM they are
+# rounded away from zero: that one is refused as the unknown function it becomes.
+tirx.op.register_intrin_lowering("tirx.sigmoid", target="vulkan", f=_as_function("sigmoid"), level=99)
+tirx.op.register_intrin_lowering("tirx.round", target="vulkan", f=_as_function("tirx.round"), level=99)
 
 
 def lower(module: Any, target: Any) -> tuple[Any, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,14 +180,9 @@ class Statements(Expressions):
             raise unsupported(f"a loop of kind {kind.name}")
         start, extent = self.scalar(node.min), self.scalar(node.extent)
         stride = self.scalar(node.step) if getattr(node, "step", None) is not None else None
-        if extent.literal == 1:
-            self.variables[node.loop_var] = (start,)
-            with self.s.module.scope():
-                self.statement(node.body)
-            return
         stop = extent if start.literal == 0 else start + extent
 
-        def body(index: Value, state: Lanes) -> Lanes:
+        def body(index: Value, state: Sequence[Value]) -> Lanes:
             self.variables[node.loop_var] = (index,)
             self.s.module.name(index.id, node.loop_var.name)
             self.statement(node.body)
@@ -205,10 +200,23 @@ class Statements(Expressions):
         repeat_while(self.s, lambda: self.scalar(node.condition), body)
 
     def _do_Break(self, node: Any) -> None:
-        self.s.module.branch(self.loops[-1].merge)
+        self.s.module.branch(self._loop().merge)
 
     def _do_Continue(self, node: Any) -> None:
-        self.s.module.branch(self.loops[-1].next)
+        self.s.module.branch(self._loop().next)
+
+    def _loop(self) -> Loop:
+        if not self.loops:
+            raise unsupported("a break or a continue outside of a loop")
+        return self.loops[-1]
+
+    def _call_break_loop(self, node: Any) -> Lanes:
+        self._do_Break(node)
+        return ()
+
+    def _call_continue_loop(self, node: Any) -> Lanes:
+        self._do_Continue(node)
+        return ()
 
     # --- calls for their effect
     def _do_Evaluate(self, node: Any) -> None:

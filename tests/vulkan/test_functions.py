@@ -1,0 +1,155 @@
+"""Error bounds of the mathematical functions, against float64, on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tvm import tirx
+
+from tests.vulkan.device import Device
+from tests.vulkan.kernels import build, elementwise, validation_errors
+from transpiler.errors import TranspileErrors
+from transpiler.spirv import doubles, functions
+from transpiler.spirv.kernel import Kernel
+
+COUNT = 1 << 16
+SPECIAL = np.array(
+    [0, -0.0, np.inf, -np.inf, np.nan, 1, -1, 2, -2, 0.5, 3, -3, 2.0**-149, -1e-40, 3.4e38, -3.4e38], "f4"
+)
+TWO = frozenset({"pow", "atan2", "fmod"})
+Array = np.ndarray[Any, Any]
+
+
+def sigmoid(x: Array) -> Array:
+    return np.where(x < 0, np.exp(x) / (1 + np.exp(x)), 1 / (1 + np.exp(-x)))
+
+
+REFERENCE: dict[str, Callable[..., Array]] = {
+    "exp": np.exp, "exp2": np.exp2, "exp10": lambda x: np.power(10.0, x), "expm1": np.expm1, "log": np.log,
+    "log2": np.log2, "log10": np.log10, "log1p": np.log1p, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x),
+    "sigmoid": sigmoid, "tanh": np.tanh, "erf": np.vectorize(math.erf), "sin": np.sin, "cos": np.cos, "tan": np.tan,
+    "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh, "asinh": np.arcsinh,
+    "acosh": np.arccosh, "atanh": np.arctanh, "pow": np.power, "atan2": np.arctan2, "fmod": np.fmod,
+}  # fmt: skip
+
+
+def call(name: str, dtype: str) -> Callable[..., Any]:
+    return lambda *x: tirx.call_pure_extern(dtype, name, *x)
+
+
+@cache
+def kernels() -> dict[str, Kernel]:
+    items = [
+        elementwise(f"{name}_float32", ["float32"] * (1 + (name in TWO)), "float32", call(name, "float32"), COUNT)
+        for name in functions.ULPS
+    ]
+    items += [
+        elementwise(f"{name}_float64", ["float64"], "float64", call(name, "float64"), COUNT) for name in doubles.ULPS
+    ]
+    items += [
+        elementwise(f"{name}_float16", ["float16"], "float16", call(name, "float16"), COUNT) for name in ("exp", "erf")
+    ]
+    return build(items)
+
+
+def run(device: Device, name: str, dtype: str, inputs: list[Array]) -> Array:
+    kernel = kernels()[f"{name}_{dtype}"]
+    result = np.zeros(COUNT, dtype)
+    named = {f"in{i}": array for i, array in enumerate(inputs)} | {"out": result}
+    device.run(kernel, [named[binding.name.removesuffix("_ptr")] for binding in kernel.buffers])
+    return result
+
+
+def values(seed: int) -> Array:
+    """Any bits, small and common numbers."""
+    random = np.random.default_rng(seed)
+    bits = random.integers(0, 1 << 32, COUNT // 2, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    near = np.concatenate([random.uniform(-2, 2, COUNT // 4), random.uniform(-100, 100, COUNT // 4)])
+    return np.concatenate([bits, near.astype(np.float32)])
+
+
+def arguments(name: str) -> list[Array]:
+    first, second = values(1), np.random.default_rng(3).permutation(values(2))
+    count = len(SPECIAL)
+    if name not in TWO:
+        first[:count] = SPECIAL
+        return [first]
+    first[: count**2], second[: count**2] = np.tile(SPECIAL, count), np.repeat(SPECIAL, count)
+    if name == "pow":
+        first[COUNT // 2 :] = np.abs(first[COUNT // 2 :])
+    return [first, second]
+
+
+def units(got: Array, exact: Array) -> Array:
+    """Errors in units of the last place; where the exact value is denormal, 0 counts as right."""
+    rounded = exact.astype(got.dtype)
+    tiny = np.finfo(got.dtype).tiny
+    same = (got == rounded) | (np.isnan(got) & np.isnan(rounded)) | ((np.abs(exact) < tiny) & (got == 0))
+    spacing = np.spacing(np.maximum(np.abs(rounded), tiny)).astype(np.float64)
+    error = np.abs(got.astype(np.float64) - exact.astype(np.float64)) / spacing
+    return np.where(same, 0, np.where(np.isnan(error), np.inf, error))
+
+
+@pytest.mark.parametrize("name", functions.ULPS)
+def test_float32_functions_keep_their_bounds(name: str, device: Device) -> None:
+    inputs = arguments(name)
+    got = run(device, name, "float32", inputs)
+    with np.errstate(all="ignore"):
+        exact = REFERENCE[name](*(x.astype(np.float64) for x in inputs))
+        denormal = np.any([(x != 0) & (np.abs(x) < np.finfo(np.float32).tiny) for x in inputs], 0)
+        error = units(got, exact)
+    error[denormal & (error > functions.ULPS[name])] = 0 if not np.isnan(got[denormal]).any() else np.inf
+    worst = int(error.argmax())
+    assert error[worst] <= functions.ULPS[name], ([x[worst] for x in inputs], got[worst], exact[worst])
+
+
+@pytest.mark.parametrize("name", doubles.ULPS)
+def test_float64_functions_are_computed_in_float64(name: str, device: Device) -> None:
+    random = np.random.default_rng(0)
+    x = np.concatenate([random.uniform(-720, 720, COUNT // 2), random.lognormal(0, 3, COUNT // 2)])
+    x[: len(SPECIAL)] = SPECIAL
+    got = run(device, name, "float64", [x])
+    with np.errstate(all="ignore"):
+        exact = REFERENCE[name](x.astype(np.longdouble))
+        rounded = exact.astype(np.float64)
+        same = (
+            (got == rounded)
+            | (np.isnan(got) & np.isnan(rounded))
+            | ((np.abs(rounded) < 1e-307) & (np.abs(got) < 1e-307))
+        )
+        error = np.abs(got - exact) / np.spacing(np.maximum(np.abs(rounded), 1e-307))
+    error = np.where(same, 0, error)
+    assert error.max() <= doubles.ULPS[name], x[error.argmax()]
+
+
+@pytest.mark.parametrize("name", ["exp", "erf"])
+def test_float16_functions_are_rounded_once(name: str, device: Device) -> None:
+    x = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    got = run(device, name, "float16", [x])
+    with np.errstate(all="ignore"):
+        exact = REFERENCE[name](x.astype(np.float64))
+        error = units(got, exact)
+    assert error.max() <= 0.502, x[error.argmax()]
+
+
+@pytest.mark.usefixtures("validator")
+def test_every_module_is_valid(tmp_path: Path) -> None:
+    assert [text for kernel in kernels().values() if (text := validation_errors(kernel, tmp_path))] == []
+
+
+@pytest.mark.parametrize("name", ["sin", "pow", "erf", "fmod"])
+def test_float64_functions_that_are_missing_are_refused(name: str) -> None:
+    count = 1 + (name in TWO)
+    with pytest.raises(TranspileErrors, match=f"Kernel '{name}_kernel': No SPIR-V for {name} of float64"):
+        build([elementwise(name, ["float64"] * count, "float64", call(name, "float64"), 64)])
+
+
+def test_unknown_functions_are_refused() -> None:
+    with pytest.raises(TranspileErrors, match="No SPIR-V for the call"):
+        build([elementwise("riddle", ["float32"], "float32", call("lgammaf", "float32"), 64)])
