@@ -111,7 +111,8 @@ def comment(text: str, width: int = 200) -> str:
 
 def c_comment(text: str, width: int = 200) -> str:
     """`text` as the inside of a C comment."""
-    return comment(text, width).replace("*/", "* /").replace("/*", "/ *").replace("\\", "/")
+    # Backslashes first: what they become must not end the comment.
+    return comment(text, width).replace("\\", "/").replace("*/", "* /").replace("/*", "/ *")
 
 
 def docstring(text: str, width: int = 100) -> str:

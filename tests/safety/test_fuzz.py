@@ -272,6 +272,10 @@ def test_in_ci(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fuzz(300, tmp_path, monkeypatch)
 
 
+def test_a_backslash_does_not_end_a_comment() -> None:
+    assert c_comment("*\\ int injected; /*") == "* / int injected; / *"
+
+
 @pytest.mark.slow
 def test_ten_thousand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(READERS.values()) == 100
