@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import subprocess
 import sys
@@ -158,3 +159,38 @@ def said(done: subprocess.CompletedProcess[bytes]) -> str:
 
 def emulated(command: tuple[str | Path, ...], processor: str) -> list[str | Path]:
     return ["qemu-x86_64", "-cpu", processor, *command]
+
+
+class Total(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.tensor([1.0, -2.0, 0.5]))
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.total.add_(x)
+        self.calls.add_(1)
+        return self.total * self.calls
+
+
+def test_a_state_starts_as_the_buffers_and_moves_on(tmp_path: Path) -> None:
+    x = np.array([1, 2, 3], np.float32)
+    package = transpile(Total(), (torch.from_numpy(x),), name="totals", out=tmp_path)
+    library = ctypes.CDLL(str(package.path / "src/totals/lib/libtotals.so"))
+    library.totals_last_error.restype = ctypes.c_char_p
+    library.totals_state_bytes.restype = ctypes.c_uint64
+    model = ctypes.c_void_p()
+    assert library.totals_open(None, 1, ctypes.byref(model)) == 0, library.totals_last_error()
+    memory = np.full(library.totals_state_bytes() + 128, 255, np.uint8)
+    state = memory.ctypes.data + -memory.ctypes.data % 64
+    assert library.totals_reset(model, ctypes.c_void_p(state + 8)) == 1
+    assert library.totals_last_error() == b"the state must be aligned to 64 bytes"
+    out = np.empty(3, np.float32)
+    pointers = [(ctypes.c_void_p * 1)(array.ctypes.data) for array in (x, out)]
+    for _ in range(2):  # reset twice: nothing of the first round is left
+        assert library.totals_reset(model, ctypes.c_void_p(state)) == 0
+        module = Total()
+        for _ in range(3):
+            assert library.totals_run(model, 0, ctypes.c_void_p(state), *pointers, None) == 0
+            np.testing.assert_array_equal(out, module(torch.from_numpy(x)).numpy())
+    library.totals_destroy(model)
