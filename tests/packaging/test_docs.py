@@ -46,9 +46,8 @@ def test_the_program_in_cpp(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_ci_job(tmp_path: Path) -> None:
     """With `transpile` and numpy of this environment; pip needs the network for nothing else."""
-    shutil.copy(FOLDER / "mlp.py", tmp_path / "mlp.py")
+    shutil.copy(FOLDER / "mlp.py", tmp_path / "model.py")
     _, script = blocks("sh")
-    script = script.replace("model.py", "mlp.py")
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "transpile").write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m transpiler "$@"\n')
