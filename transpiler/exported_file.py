@@ -35,6 +35,7 @@ RECORDS = re.compile(
 MAX_JSON = 256 << 20
 MAX_DEPTH = 100
 MAX_SIZE = 2**48
+MAX_ELEMENTS = 2**31 - 1  # of one value: kernels count in 32 bits
 # A weight may be a view that repeats its data; this is what it may grow to.
 MAX_REPEATED = 1 << 30
 
@@ -200,8 +201,10 @@ def _check_program(program: Any) -> None:
             case (("name" | "as_name" | "forward_arg_names"), str()):
                 _check_name(value)
             case (("tensor_values" | "sym_int_values" | "sym_bool_values" | "sym_float_values"), dict()):
-                for name in value:
+                for name, meta in value.items():
                     _check_name(name)
+                    if key == "tensor_values":
+                        _check_shape(name, meta["sizes"])
             case (("as_custom_obj" | "custom_obj" | "token" | "custom_obj_values"), _) if value:
                 raise _unsafe("it has an object that is no tensor")
             case (("in_spec" | "out_spec"), str()):
@@ -217,6 +220,13 @@ def _check_program(program: Any) -> None:
             case _:
                 pass
     _check_keywords(program)
+
+
+def _check_shape(name: str, sizes: Sequence[Any]) -> None:
+    """Of a value of the graph; sizes that vary have bounds of their own."""
+    elements = math.prod(_number(size) for size in sizes if "as_int" in size)
+    if elements > MAX_ELEMENTS:
+        raise _bad(f"{name[:100]!r} has {elements} elements; a value has at most {MAX_ELEMENTS}")
 
 
 def _check_name(name: str) -> None:

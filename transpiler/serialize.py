@@ -26,6 +26,7 @@ FORMAT = "transpiler-graph"
 VERSION = 1
 INLINE_BYTES = 1024
 MAX_BYTES = 256 * 1024 * 1024
+MAX_ELEMENTS = 2**31 - 1  # of one value: kernels count in 32 bits
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -195,6 +196,8 @@ def _check_graph(graph: Graph, constants: Mapping[str, Array]) -> None:
             if TensorType(str(array.dtype), array.shape) != item.value.type:
                 raise bad_graph(f"constant {item.key!r} is {array.dtype}{list(array.shape)}, not {item.value.type}")
     for value in graph.values():
+        if value.type.is_static and math.prod(value.type.static_shape()) > MAX_ELEMENTS:
+            raise bad_graph(f"%{value.name} is {value.type}; a value has at most {MAX_ELEMENTS} elements")
         for size in value.shape:
             if unknown := sorted(free_symbols(size) - set(graph.symbols)):
                 raise bad_graph(f"%{value.name} has the unknown symbol {', '.join(unknown)}")

@@ -199,6 +199,14 @@ def test_shapes_of_weights(tmp_path: Path, canary: Path, size: int, message: str
     assert message in str(refused(changed(tmp_path / "net.pt2", WEIGHTS, change), canary))
 
 
+@pytest.mark.parametrize("size", [2**40, -1])
+def test_shapes_of_values(tmp_path: Path, canary: Path, size: int) -> None:
+    def change(data: Any) -> None:
+        data["graph_module"]["graph"]["tensor_values"]["linear"]["sizes"][1]["as_int"] = size
+
+    assert refused(changed(tmp_path / "net.pt2", MODEL, change), canary).code == "bad-pt2"
+
+
 @pytest.mark.parametrize("kept", [0, 1, 100, 2000, 0.5, 0.99])
 def test_truncated(tmp_path: Path, canary: Path, kept: float) -> None:
     data = saved()

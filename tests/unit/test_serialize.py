@@ -82,6 +82,7 @@ FORWARD = ("functions", "forward")
         ((*FORWARD, "nodes", 0, "outputs", 0, "shape"), [-4, 4], "is not a size"),
         ((*FORWARD, "nodes", 0, "outputs", 0, "shape"), [1] * 99, "rank"),
         ((*FORWARD, "nodes", 0, "outputs", 0, "shape"), [True, 4], "is not a size"),
+        ((*FORWARD, "inputs", 0, "shape"), [2**40, 4], "at most 2147483647 elements"),
         ((*FORWARD, "inputs", 0, "role"), "admin", "unknown role"),
         ((*FORWARD, "inputs", 0, "key"), 3, "is not a short line"),
         ((*FORWARD, "inputs", 3, "key"), "other", "constant 'other' is missing"),
