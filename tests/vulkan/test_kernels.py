@@ -97,6 +97,14 @@ def many_groups(y: T.Buffer((70001,), "int32")):
     y[block + thread] = block * 3
 
 
+@T.prim_func(s_tir=True)
+def histogram(x: T.Buffer((640,), "int32"), y: T.Buffer((8,), "int32")):
+    T.func_attr({"global_symbol": "histogram", "tirx.noalias": True})
+    block = T.launch_thread("blockIdx.x", 10)
+    thread = T.launch_thread("threadIdx.x", 64)
+    T.evaluate(T.call_extern("int32", "atomic_add", T.address_of(y[T.bitwise_and(x[block * 64 + thread], 7)]), 1))
+
+
 def symbolic() -> Any:
     """out[i, j] = in[j, i] of sizes that come with the call."""
     n, m = te.var("n", "int32"), te.var("m", "int32")
@@ -132,7 +140,7 @@ def softmax() -> Any:
 
 @cache
 def kernels() -> dict[str, Kernel]:
-    functions = [reverse, collatz, vectors, guarded, many_groups, symbolic()]
+    functions = [reverse, collatz, vectors, guarded, many_groups, histogram, symbolic()]
     functions += [scheduled(f"matmul_{dtype}", matmul(dtype)) for dtype in ("float32", "float16")]
     functions.append(scheduled("softmax", softmax()))
     return build(functions)
@@ -200,6 +208,13 @@ def test_more_workgroups_than_an_axis_has(device: Device) -> None:
     assert (kernel.grid, kernel.folded) == ((70001, 1, 1), 2)
     run(device, "many_groups", y, names="y")
     np.testing.assert_array_equal(y, np.arange(70001) * 3)
+
+
+def test_atomic_additions(device: Device) -> None:
+    x = np.random.default_rng(0).integers(0, 1000, 640).astype(np.int32)
+    y = np.zeros(8, np.int32)
+    run(device, "histogram", x, y, names="xy")
+    np.testing.assert_array_equal(y, np.bincount(x & 7))
 
 
 @pytest.mark.parametrize(("n", "m"), [(3, 50), (1, 1), (17, 9)])

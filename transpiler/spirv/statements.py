@@ -11,7 +11,7 @@ from tvm.tirx.stmt import ForKind
 
 from .arithmetic import Arithmetic, Value
 from .control import Loop, choose, loop, repeat_while
-from .dtypes import FLOAT32, INT32, UINT32, parse, unsupported
+from .dtypes import INT32, UINT32, parse, unsupported
 from .expressions import Expressions, Lanes, dtype_of
 from .memory import Memory
 from .opcodes import (
@@ -235,19 +235,13 @@ class Statements(Expressions):
         return ()
 
     def _call_atomic_add(self, node: Any, address: Any, value: Any) -> Lanes:
-        """Adds to an element and gives what was there. float32 by compare and exchange, on every device."""
+        """Adds to a 32-bit int and gives what was there."""
         place = address.args[0]
-        buffer = place.buffer if hasattr(place, "buffer") else place.args[0]
-        indices = place.indices if hasattr(place, "indices") else place.args[1:]
-        storage, (index,) = self.storage(buffer), self.index(indices)
+        buffer = place.buffer if hasattr(place, "buffer") else place.source
+        storage, (index,) = self.storage(buffer), self.index(place.indices)
         addend = self.scalar(value)
         if storage.dtype not in (INT32, UINT32):
-            hint = (
-                "float32 atomics need a compare-and-exchange on a buffer of uint32"
-                if storage.dtype == FLOAT32
-                else None
-            )
-            raise unsupported(f"atomic addition of {storage.dtype}", hint=hint)
+            raise unsupported(f"atomic addition of {storage.dtype}")
         storage.written = True
         shared = storage.storage_class == StorageClass.WORKGROUP
         scope = self.s.const(WORKGROUP_SCOPE if shared else DEVICE_SCOPE, UINT32)
