@@ -182,7 +182,10 @@ def own_turns(count: Extent, *, parallel: bool = False) -> Iterator[tuple[Expr, 
     if not parallel:
         yield tirx.const(0, "int32"), count
         return
-    with T.attr(0, "pragma_parallel_launch_point", 1):
+    # StorageRewrite moves local buffers out of a launch point, where all threads would share them; it leaves them in
+    # the scope of a virtual thread, which means nothing else here.
+    scope = tirx.IterVar(tvm.ir.Range(0, 1), tirx.Var("own", "int32"), tirx.IterVar.ThreadIndex, "own")
+    with T.attr(0, "pragma_parallel_launch_point", 1), T.attr(scope, "virtual_thread", 1):
         number, following = local(1, "int32"), local(1, "int32")
         number.store(0, 0)
         following.store(0, 0)

@@ -54,9 +54,13 @@ def _compile(kernels: Sequence[Lowered], target: Target) -> bytes:
 
 def build_module(kernels: Sequence[Lowered], target: Target) -> Any:
     """The compiled tvm runtime module of some kernels."""
+    return tvm.get_global_func("target.build.llvm")(lower_kernels(kernels, target), _tvm_target(target))
+
+
+def lower_kernels(kernels: Sequence[Lowered], target: Target) -> tvm.IRModule:
+    """What LLVM gets of some kernels."""
     with _LOWERING:
-        lowered = _pipeline(target)(tvm.IRModule({item.kernel.name: item.function for item in kernels}))
-    return tvm.get_global_func("target.build.llvm")(lowered, _tvm_target(target))
+        return _pipeline(target)(tvm.IRModule({item.kernel.name: item.function for item in kernels}))
 
 
 @cache
