@@ -113,22 +113,25 @@ def _panel_groups(product: Product, tile: Tile, first_panel: int, groups: Extent
 def _matrix_vector(isa: Isa, product: Product, panels: int, parallel: bool) -> None:
     """One row: every thread reads its panels once, as many at a time as it has and the caches bear."""
     widest = streams(isa, panels, 1 if product.adjacent else product.k)
-    with own_turns(panels, parallel=parallel and panels > 1) as (first, number):
+    parallel = parallel and panels > 1
+    # How panels are dealt to threads must not change a result: then all of them have the sums of the widest.
+    together = split_of_sums(isa, widest, product.k)
+    with own_turns(panels, parallel=parallel) as (first, number):
         done = tirx.const(0, "int32")
         width = widest
         while width:
             # All that are left of the widest, then at most one of each half.
             times = tirx.floordiv(number if width == widest else tirx.floormod(number, 2 * width), width)
             with T.serial(0, times) as turn:
-                _row_tile(isa, product, width, first + done + turn * width)
+                split = together if parallel else split_of_sums(isa, width, product.k)
+                _row_tile(product, Tile(split, width), first + done + turn * width)
             done = done + times * width
             width //= 2
 
 
-def _row_tile(isa: Isa, product: Product, panels: int, first_panel: Expr) -> None:
-    """`panels` panels of a product of one row; k is dealt to several sums where panels are few."""
-    split = split_of_sums(isa, panels, product.k)
-    tile = Tile(split, panels)
+def _row_tile(product: Product, tile: Tile, first_panel: Expr) -> None:
+    """Some panels of a product of one row; k is dealt to as many sums as the tile has rows."""
+    split, panels = tile.rows, tile.panels
     accumulators = Accumulators(tile)
     accumulators.zero()
 

@@ -1,6 +1,6 @@
 """Runs scheduled kernels alone: object code, a two-thread stand-in for the runtime, ctypes.
 
-The stand-in runs the two halves of every parallel loop one after the other, poisons nothing and checks nothing: it
+The stand-in runs the parts of every parallel loop one after the other, poisons nothing and checks nothing: it
 is for a kernel's numbers. The real runtime is tested with the packages.
 """
 
@@ -28,8 +28,9 @@ STUB = r"""
 #include <stdint.h>
 #include <stdlib.h>
 typedef struct { void *sync; int32_t num_task; } env_t;
+int32_t threads = 2;
 static int launch(int (*f)(int, env_t *, void *), void *data, int n) {
-  env_t env = {0, n ? n : 2};
+  env_t env = {0, n ? n : threads};
   for (int t = 0; t < env.num_task; ++t) { int r = f(t, &env, data); if (r) return r; }
   return 0;
 }
@@ -60,10 +61,12 @@ class KernelLibrary:
         subprocess.run(["cc", "-O1", "-fPIC", "-shared", "-o", library, folder / "stub.c", *objects, "-lm"], check=True)
         self._library = ctypes.CDLL(str(library))
 
-    def run(self, name: str, *inputs: Array, sizes: Mapping[str, int] | None = None) -> tuple[Array, ...]:
+    def run(
+        self, name: str, *inputs: Array, sizes: Mapping[str, int] | None = None, threads: int = 2
+    ) -> tuple[Array, ...]:
         """Outputs of one call; raises what the kernel reported (see `raise_status`).
 
-        `sizes` are the values of the kernel's symbols.
+        `sizes` are the values of the kernel's symbols, `threads` into how many parts parallel loops are split.
         Output and workspace memory starts as NaN bits, and 64 bytes behind each output must stay untouched.
         """
         kernel, symbols = self.kernels[name], sizes or {}
@@ -81,6 +84,7 @@ class KernelLibrary:
         pointers = [array.ctypes.data for array in (*arrays, *guarded)]
         pointers += [workspace.ctypes.data] * (kernel.workspace != 0) + [status.ctypes.data] * kernel.checks_index
         function = getattr(self._library, name)
+        ctypes.c_int32.in_dll(self._library, "threads").value = threads
         values = [ctypes.c_int32(symbols[symbol]) for symbol in kernel.symbols]
         assert function(*(ctypes.c_void_p(pointer) for pointer in pointers), *values) == 0
         for memory in (*guarded, workspace):

@@ -1,37 +1,56 @@
-"""`own_turns` gives every thread local buffers of its own; shared ones would make results depend on chance."""
+"""`own_turns`: threads have buffers of their own, and how the turns are dealt to them changes no bit of a result."""
 
 import re
 
 import numpy as np
 import pytest
 
-from tests.conformance.kernels import op_group
+from tests.conformance.kernels import KernelLibrary, op_group
 from transpiler.compile import lower_kernels
+from transpiler.group import Lowered
+from transpiler.ir import Array
 from transpiler.ops.base import Op
 from transpiler.ops.packed import LinearPacked
 from transpiler.ops.rnn import GruScan, LstmScan
 from transpiler.schedule import schedule
-from transpiler.target import load_target
+from transpiler.target import Target, load_target
+
+CASES: dict[str, tuple[str, Op, list[tuple[int, ...]]]] = {
+    "17_panels": ("linear", LinearPacked(272), [(1, 256), (17, 256, 16)]),
+    "6_panels": ("linear", LinearPacked(90), [(1, 1024), (6, 1024, 16), (90,)]),
+    "lstm": ("rnn", LstmScan(), [(3, 1, 512), (1, 128), (1, 128), (512, 128)]),
+    "gru": ("rnn", GruScan(), [(3, 1, 480), (1, 160), (480, 160), (480,)]),
+}
+ISAS = ["avx512", "avx2", "baseline"]
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
-@pytest.mark.parametrize(
-    ("rule", "op", "shapes"),
-    [
-        ("linear", LinearPacked(512), [(1, 256), (32, 256, 16)]),
-        ("rnn", LstmScan(), [(3, 1, 512), (1, 128), (1, 128), (512, 128)]),
-        ("rnn", GruScan(), [(3, 1, 480), (1, 160), (480, 160), (480,)]),
-    ],
-    ids=["matrix_vector", "lstm", "gru"],
-)
-def test_no_buffer_of_the_kernel_is_written_by_all_threads(
-    rule: str, op: Op, shapes: list[tuple[int, ...]], isa: str
-) -> None:
+def scheduled(case: str, target: Target) -> tuple[Lowered, list[Array]]:
+    rule, op, shapes = CASES[case]
+    rng = np.random.default_rng(1)
+    inputs = [rng.standard_normal(shape, np.float32) for shape in shapes]
+    return schedule(op_group(op, inputs), target, rule), inputs
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", CASES)
+def test_no_buffer_of_the_kernel_is_written_by_all_threads(case: str, isa: str) -> None:
     target = load_target("cpu", isa)
-    item = schedule(op_group(op, [np.zeros(shape, np.float32) for shape in shapes]), target, rule)
+    item, _ = scheduled(case, target)
     text = str(lower_kernels([item], target)[item.kernel.name].script())
     before, region = text.split("pragma_parallel_launch_point", 1)
     shared = set(re.findall(r"(\w+) = T\.alloc_buffer", before))
     written = set(re.findall(r"(\w+)\[[^=\n]*\] = ", region))
     assert re.findall(r"(\w+) = T\.alloc_buffer", region), "a thread counts its turns in a buffer"
     assert not shared & written
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_number_of_threads_changes_no_bit(case: str) -> None:
+    """A call that finds the pool taken runs alone: it must give what it gives with all threads."""
+    target = load_target("cpu", "baseline")
+    item, inputs = scheduled(case, target)
+    library = KernelLibrary([item], target)
+    alone = library.run(item.kernel.name, *inputs, threads=1)
+    for threads in (2, 3, 7):
+        together = library.run(item.kernel.name, *inputs, threads=threads)
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(together, alone, strict=True)), threads
