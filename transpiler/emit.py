@@ -14,7 +14,7 @@ from transpiler.forward import ForwardView, KernelMethodView, forward_view, kern
 from transpiler.interface import Argument, CallView, Records, RecordView, call_arguments, interface
 from transpiler.ir import Array, Program, Role
 from transpiler.link import Binaries
-from transpiler.manifest import VERSION, build_manifest
+from transpiler.manifest import VERSION, build_manifest, manifest_hash
 from transpiler.naming import comment, docstring, package_name
 from transpiler.output import write_package
 from transpiler.plan import KernelPlan, output_names
@@ -225,7 +225,7 @@ def emit_package(view: PackageView, extra: Mapping[str, bytes] | None = None) ->
     """The files of a package: relative path -> content, sorted. `extra` are further files, such as the tests.
 
     Python files are formatted. manifest.json holds the hashes of all others: "files" those of the package's
-    own folder, relative to it; "project_files" the rest.
+    own folder, relative to it; "project_files" the rest; "sha256" its own.
     """
     files: dict[str, bytes] = {**view.binaries, **(extra or {})}
     for path, content in package_tree():
@@ -244,6 +244,7 @@ def emit_package(view: PackageView, extra: Mapping[str, bytes] | None = None) ->
         "files": {path.removeprefix(inside): digest for path, digest in hashes.items() if path.startswith(inside)},
         "project_files": {path: digest for path, digest in hashes.items() if not path.startswith(inside)},
     }
+    manifest["sha256"] = manifest_hash(manifest)
     files[f"{inside}manifest.json"] = (json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
     return dict(sorted(files.items()))
 

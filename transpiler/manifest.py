@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -90,6 +92,12 @@ def build_manifest(
         "tools": dict(tools),
         "source": dict(source),
     }
+
+
+def manifest_hash(manifest: Mapping[str, Any]) -> str:
+    """Of what manifest.json says but its own hash, as runtime/manifest.py of packages computes it."""
+    said = {key: value for key, value in json.loads(json.dumps(manifest)).items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _function(

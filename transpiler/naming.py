@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import keyword
 import re
+import sys
 import textwrap
 from collections.abc import Iterable
 
@@ -16,20 +17,36 @@ from transpiler.errors import Location, TranspileError, UsageError
 
 _C_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 RESERVED = frozenset(keyword.kwlist) | frozenset(keyword.softkwlist) | frozenset(dir(builtins))
+# Python would import, `#include <name.h>` find and `-lname` link something else; or these it would hide from others.
+# fmt: off
+_OTHERS = frozenset(sys.stdlib_module_names) | frozenset({
+    "numpy", "test",
+    "alloca", "assert", "complex", "ctype", "dlfcn", "endian", "errno", "fcntl", "features", "fenv", "float",
+    "inttypes", "iso646", "limits", "locale", "math", "pthread", "sched", "setjmp", "signal", "stdalign", "stdarg",
+    "stdatomic", "stdbool", "stddef", "stdint", "stdio", "stdlib", "stdnoreturn", "string", "strings", "tgmath",
+    "threads", "time", "uchar", "unistd", "wchar", "wctype",
+    "c", "dl", "gcc_s", "m", "rt", "util",
+})
+# fmt: on
 
 
 def package_name(name: str) -> str:
-    """`name` itself if it can name a Python package and prefix C symbols.
+    """`name` itself if it can name a Python package, its project, C symbols, a header and a library.
 
     Raises:
         UsageError: "bad-name", with the name that would do.
     """
-    if _C_IDENTIFIER.fullmatch(name) and name not in RESERVED and not name.startswith("_") and len(name) <= 64:
+    fits = _C_IDENTIFIER.fullmatch(name) and name.strip("_") == name and len(name) <= 64
+    if fits and name not in RESERVED | _OTHERS:
         return name
+    better = identifier(name, "model").strip("_").lower()
+    if better in RESERVED | _OTHERS:
+        better = f"{better}_model"
+    why = ": it is that of another Python or C library" if fits and name in _OTHERS else ""
     raise UsageError(
         "bad-name",
-        f"{name!r} cannot be the name of a Python package.",
-        hints=(f"Give one of letters, digits and _, such as --name {identifier(name, 'model').lower()}.",),
+        f"{name!r} cannot be the name of a Python package{why}.",
+        hints=(f"Give one of letters, digits and inner _, such as --name {better}.",),
     )
 
 

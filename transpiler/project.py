@@ -10,6 +10,7 @@ Every key is that of the command's option, lists where the option can be repeate
 from __future__ import annotations
 
 import difflib
+import keyword
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -212,8 +213,10 @@ class _Reader:
 
     def name(self, value: object) -> str:
         parts = self.text(value).split(".")
-        for part in parts:
-            package_name(part)
+        for part in parts[:-1]:
+            if not part.isidentifier() or keyword.iskeyword(part):
+                raise ValueError(f"{part!r} cannot be the name of a Python package")
+        package_name(parts[-1])
         return ".".join(parts)
 
     def inside(self, value: object) -> str:

@@ -121,8 +121,10 @@ def _manifest(bundle: str) -> bytes:
     """manifest.json of a wheel, which says where its weights are."""
     beside = {name: separate_name(name) for name in weights_files()} if bundle == "separate" else {}
     weights = {**MANIFEST["weights"], "bundle": bundle, "beside": beside}
-    text = json.dumps({**MANIFEST, "weights": weights}, indent=1, sort_keys=True, allow_nan=False)
-    return f"{text}\n".encode()
+    manifest = {key: value for key, value in {**MANIFEST, "weights": weights}.items() if key != "sha256"}
+    # As runtime/manifest.py computes it, which is no module that could be imported from here without numpy.
+    manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return (json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def _metadata() -> bytes:

@@ -178,6 +178,18 @@ def test_the_prepared_file_of_another_build(package: Package, model: Any) -> Non
     assert model(X).tobytes() == before
 
 
+def test_a_prepared_file_made_in_another_way(package: Package, model: Any, tmp_path: Path) -> None:
+    """Its tensors have the names, types and places of this model's, but not its key."""
+    before = model(X).tobytes()
+    content = (package.path / "src/stack/weights.cpu.safetensors").read_bytes()
+    key = model.manifest["weights"]["key"].encode()
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(content.replace(key, key[:-4] + b"none"))
+    with pytest.raises(ValueError, match="was prepared for stack cpu"):
+        model.load_weights(other)
+    assert model(X).tobytes() == before
+
+
 def test_every_fault_is_named(model: Any) -> None:
     weights = state(stack(1))
     before = model(X).tobytes()

@@ -16,6 +16,7 @@ import pytest
 from tests.models.support import load
 from transpiler import c_abi, link, transpile
 from transpiler.c_compiler import Compiler
+from transpiler.manifest import manifest_hash
 
 HERE = Path(__file__).parent
 # What the C compiler is told; `fenced` gives every arena pages around it that cannot be touched.
@@ -60,6 +61,7 @@ def _exchanged(package: Path, target: Path, library: bytes, dispatcher: bytes) -
         (path,) = inside.glob(pattern)
         path.write_bytes(content)
         manifest["files"][path.relative_to(inside).as_posix()] = hashlib.sha256(content).hexdigest()
+    manifest["sha256"] = manifest_hash(manifest)
     (inside / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return target
 

@@ -384,10 +384,20 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     assert manifest["verified"] is False
 
 
-@pytest.mark.parametrize("name", ["", "class", "a-b", "1a", "ä", "a b", "../a", "__init__", "print"])
+@pytest.mark.parametrize("name", ["", "class", "a-b", "1a", "ä", "a b", "../a", "__init__", "print", "net_", "class_"])
 def test_bad_package_names(name: str) -> None:
-    with pytest.raises(UsageError, match="cannot be the name"):
+    with pytest.raises(UsageError, match="cannot be the name") as caught:
         package_name(name)
+    (hint,) = caught.value.problems[0].hints
+    proposed = hint.removesuffix(".").rpartition(" ")[2]
+    assert package_name(proposed) == proposed
+
+
+@pytest.mark.parametrize("name", ["time", "test", "numpy", "stdint", "c", "m"])
+def test_names_of_other_libraries(name: str) -> None:
+    with pytest.raises(UsageError, match="of another Python or C library") as caught:
+        package_name(name)
+    assert f"--name {name}_model." in caught.value.problems[0].hints[0]
 
 
 def test_names() -> None:

@@ -48,7 +48,7 @@ class Processor:
 
     def reason_against(self, isa: str) -> str:
         """Why kernels for `isa` cannot run here; empty if they can."""
-        if self._supported(isa.encode()):
+        if self._supported(os.fsencode(isa)):
             return ""
         return str(self._last_error().decode("utf-8", "replace"))
 

@@ -21,13 +21,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PackageError(f"{path} is missing or damaged: {error}") from error
     if type(version) is not int or version != FORMAT:
         newer = type(version) is int and version > FORMAT
         what = "was made by a newer version of transpile" if newer else "is not of this package"
         raise PackageError(f"{path} {what}: it has format {version}, this runtime reads format {FORMAT}")
+    if manifest.get("sha256") != manifest_hash(manifest):
+        raise PackageError(f"{path} was changed: it has not the hash that it says")
     return manifest
+
+
+def manifest_hash(manifest: Mapping[str, Any]) -> str:
+    """Of all that it says but its own hash. Kernels rely on the shapes that arrays are given by it."""
+    said = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def functions_of(manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -303,11 +303,11 @@ class Package:
         Raises:
             WeightsError: lists every missing, unexpected and mismatched key; the old weights stay.
         """
-        if isinstance(weights, str | os.PathLike) and _is_prepared(Path(weights)):
-            self._open(*map_prepared(Path(weights), self.manifest["weights"]))
-            return
-        state = read_state(weights)
         with self._loading:  # two at once would hold three copies, and one could lose what the other set
+            if isinstance(weights, str | os.PathLike) and _is_prepared(Path(weights)):
+                self._open(*map_prepared(Path(weights), self.manifest["weights"]))
+                return
+            state = read_state(weights)
             current = None
             if not strict:
                 current = self._session.weights if self._session else None

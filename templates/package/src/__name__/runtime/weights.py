@@ -100,6 +100,11 @@ def map_prepared(path: Path, layout: Mapping[str, Any]) -> tuple[Array, Weights]
     found = {name: (entry.dtype, entry.shape, entry.start) for name, entry in file.entries.items()}
     if found != expected or file.data.nbytes != layout["bytes"] or file.data.ctypes.data % ALIGNMENT:
         raise WeightsError(f"{path} does not hold the tensors that this model's kernels read")
+    # Tensors of the same shapes may have been made in another way, such as with another epsilon.
+    if file.metadata.get(PREPARED) != layout["key"]:
+        raise WeightsError(
+            f"{path} was prepared for {file.metadata.get(PREPARED, 'nothing')}, not for {layout['key']}"
+        )
     return file.data, _views(file.data, layout)
 
 
