@@ -34,6 +34,7 @@ def run(record: Path, root: Path, arguments: Sequence[str]) -> int:
             opened.add(os.path.abspath(path))
 
     sys.addaudithook(watch)
+    watch_safetensors(opened)
     from transpiler.cli import main
 
     code = main.main(list(arguments), prog_name="transpile", standalone_mode=False)
@@ -45,6 +46,21 @@ def run(record: Path, root: Path, arguments: Sequence[str]) -> int:
     files = [path.removeprefix(inside) for path in sources if path.startswith(inside) and _counts(path, inside)]
     record.write_text(json.dumps({"files": files, "distributions": _distributions()}, indent=1), encoding="utf-8")
     return 0
+
+
+def watch_safetensors(opened: set[str]) -> None:
+    """Weights are opened by compiled code, which no audit hook sees: `safe_open`, and all that is built on it and
+    imported after this call, add what they open to `opened`."""
+    import safetensors
+
+    original = safetensors.safe_open
+
+    class Watched:  # a class, as the original, which stands in annotations
+        def __new__(cls, filename: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+            opened.add(os.path.abspath(os.fspath(filename)))
+            return original(filename, *args, **kwargs)
+
+    vars(safetensors)["safe_open"] = Watched
 
 
 def write_depfile(record: Path, root: Path, depfile: Path, target: str) -> None:

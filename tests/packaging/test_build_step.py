@@ -85,6 +85,23 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return Bench(tmp_path)
 
 
+def test_weights_that_safetensors_opens_are_seen(tmp_path: Path) -> None:
+    """Its compiled code raises no audit event."""
+    text = (
+        "from transpiler.watched import watch_safetensors; opened = set(); watch_safetensors(opened)\n"
+        "import numpy as np; from safetensors import safe_open; from safetensors.numpy import load_file, save_file\n"
+        "for name in 'ab': save_file({name: np.ones(3)}, name)\n"
+        "assert list(load_file('a')) == ['a']\n"
+        "with safe_open(filename='b', framework='np') as file: assert list(file.keys()) == ['b']\n"
+        "print(*sorted(opened))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == [str(tmp_path / "a"), str(tmp_path / "b")]
+
+
 def wheel_files(wheel: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
