@@ -42,7 +42,7 @@ def stack(seed: int) -> nn.Module:
     return Stack().eval()
 
 
-def state(module: nn.Module) -> dict[str, np.ndarray]:
+def state(module: nn.Module) -> dict[Any, np.ndarray]:
     return {key: array.copy() for key, array in state_arrays(module.state_dict()).items()}
 
 
@@ -199,7 +199,7 @@ def test_every_fault_is_named(model: Any) -> None:
     weights["layers.0.weight"] = np.zeros((WIDTH, 5), np.float64)
     weights["layers.1.bias"] = np.zeros(WIDTH, np.int64)
     weights["layers.2.bias"] = [0.0] * WIDTH
-    weights["layers.9.weight"] = weights["head"] = np.zeros(1, np.float32)
+    weights["layers.9.weight"] = weights["head"] = weights[7] = np.zeros(1, np.float32)
     with pytest.raises(ValueError, match="do not fit") as caught:
         model.load_weights(weights)
     assert str(caught.value).splitlines() == [
@@ -209,6 +209,7 @@ def test_every_fault_is_named(model: Any) -> None:
         f"  mismatched: layers.0.weight: expected float32[{WIDTH}, {WIDTH}], got float64[{WIDTH}, 5]",
         f"  mismatched: layers.1.bias: expected float32[{WIDTH}], got int64[{WIDTH}]",
         "  mismatched: layers.2.bias: expected an array, got list",
+        "  unexpected: 7",
         "  unexpected: head",
         "  unexpected: layers.9.weight",
     ]

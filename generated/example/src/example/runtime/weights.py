@@ -243,6 +243,9 @@ def _given(state: Mapping[str, Any], layout: Mapping[str, Any], *, strict: bool)
     origin: dict[str, str] = {}
     faults, unexpected = [], []
     for key in state:
+        if not isinstance(key, str):
+            unexpected.append(repr(key))
+            continue
         stored = aliases.get(key, key)
         if stored not in keys:
             if not (key in aliases or key in ignored or key.endswith("num_batches_tracked")):
