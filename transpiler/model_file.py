@@ -50,12 +50,21 @@ def load_model_file(
 ) -> Loaded:
     """Run the user's model.py (trusted code), build the model and its example inputs.
 
+    PyTorch's generator starts from the same seed every time: weights and inputs that the file draws without a seed
+    of its own are the same in every build.
+
     Raises:
         TranspileError: the file does not run (the user's line is shown), no or several models, constructor
         arguments
             or example inputs missing, something that is no nn.Module.
         UsageError: `entry`, `init` or `inputs` do not fit the file.
     """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _load(path, entry, init, inputs)
+
+
+def _load(path: str | Path, entry: str | None, init: Mapping[str, Any] | None, inputs: Sequence[InputSpec]) -> Loaded:
     source = read_source(path)
     chosen = choose_entry(source, entry)
     init = dict(init or {})
