@@ -58,7 +58,7 @@ def c_compiler(triple: str | None = None, glibc: str | None = None) -> Compiler:
     """
     triple = triple or host_triple()
     if glibc is not None:
-        _check_glibc(triple.partition("-")[0], glibc)
+        check_glibc(triple, glibc)
     if glibc is not None or (triple != host_triple() and not os.environ.get("CC")):
         return _zig(triple, glibc)
     chosen = shlex.split(os.environ.get("CC", ""))
@@ -74,9 +74,14 @@ def c_compiler(triple: str | None = None, glibc: str | None = None) -> Compiler:
     )
 
 
-def _check_glibc(machine: str, glibc: str) -> None:
+def check_glibc(triple: str, glibc: str) -> None:
+    """Refuse what is no version ("2.17") or older than the first one for the triple's processors.
+
+    Raises:
+        UsageError: "bad-glibc".
+    """
     found = re.fullmatch(r"2\.(\d{1,2})", glibc)
-    oldest = OLDEST_GLIBC[machine]
+    oldest = OLDEST_GLIBC[triple.partition("-")[0]]
     if not found or (2, int(found[1])) < oldest:
         least = ".".join(map(str, oldest))
         raise UsageError("bad-glibc", f"--glibc {glibc!r}: expected a version such as 2.28, at least {least}.")

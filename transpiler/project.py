@@ -10,6 +10,7 @@ Every key is that of the command's option, lists where the option can be repeate
 from __future__ import annotations
 
 import difflib
+import itertools
 import keyword
 import re
 import tomllib
@@ -18,10 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from transpiler.c_compiler import check_glibc
 from transpiler.errors import Problem, TranspileErrors, UsageError, render
 from transpiler.naming import package_name
 from transpiler.specs import parse_dynamic, parse_init, parse_input
-from transpiler.target import known_targets
+from transpiler.target import host_triple, known_targets, load_targets
 
 FILE = "pyproject.toml"
 TABLE = "tool.transpile.models"
@@ -158,7 +160,25 @@ class _Reader:
             model = ModelSpec(**values)
             if names.setdefault(model.name, index) != index:
                 self.wrong(f"{TABLE}[{index}].name", f"{model.name!r} is the name of {TABLE}[{names[model.name]}] too")
+            self.check_machine(f"{TABLE}[{index}]", model)
             yield model
+        for inner, outer in itertools.permutations(names, 2):
+            if inner.startswith(f"{outer}."):
+                place = f"{TABLE}[{names[inner]}].name"
+                self.wrong(place, f"{inner!r} would lie inside of the package that is generated for {outer!r}")
+
+    def check_machine(self, place: str, model: ModelSpec) -> None:
+        """Keys that say together what the kernels are built for."""
+        key = "triple"
+        try:
+            load_targets(model.targets[0], (), model.triple)
+            key = "isa"
+            load_targets(model.targets[0], model.isa, model.triple)
+            key = "glibc"
+            if model.glibc is not None:
+                check_glibc(model.triple or host_triple(), model.glibc)
+        except UsageError as error:
+            self.wrong(f"{place}.{key}", render(error.problems))
 
     def values(self, place: str, entry: object) -> dict[str, Any]:
         """The fields of a model, each checked."""
@@ -230,6 +250,8 @@ class _Reader:
         path = self.inside(value)
         if not (self.root / path).is_file():
             raise ValueError(f"there is no file {path!r} in {self.root}")
+        if not (self.root / path).resolve().is_relative_to(self.root):
+            raise ValueError(f"{path!r} is a link to a file outside of the project's folder")
         return path
 
     def source(self, value: object) -> str:

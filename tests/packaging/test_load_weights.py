@@ -72,6 +72,15 @@ def expected(module: nn.Module) -> np.ndarray:
         return module(torch.from_numpy(X)).numpy()
 
 
+def test_a_closed_model_takes_no_weights(package: Package) -> None:
+    model = package.load(threads=1)
+    model.close()
+    with pytest.raises(RuntimeError, match="the model is closed"):
+        model.load_weights(state(stack(1)))
+    with pytest.raises(RuntimeError, match="the model is closed"):
+        model(X)
+
+
 def test_calls_run_on_while_weights_change(model: Any) -> None:
     """A call's result is that of the weights before or after a load that overlaps it, bit for bit; once a load has
     returned, no later call sees the old ones."""

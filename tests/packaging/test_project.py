@@ -93,9 +93,15 @@ def test_nothing_is_tuned_by_default(tmp_path: Path) -> None:
         ("init = [1]", "models[0].init: expected a table, got a list"),
         ("init = { when = 2020-01-01 }", "models[0].init: when: expected numbers, texts, bools and lists of them"),
         ('entry = "a\\nb"', "models[0].entry: expected a line of text"),
+        ('isa = ["foo"]', "models[0].isa: Unknown ISA 'foo'; known: "),
+        ('isa = ["neon"]', "models[0].isa: neon is not an instruction set of x86_64-unknown-linux-gnu"),
+        ('triple = "riscv64-unknown-linux-gnu"', "models[0].triple: "),
+        ('glibc = "abc"', "models[0].glibc: --glibc 'abc': expected a version such as 2.28"),
+        ('weights = "link.safetensors"', "models[0].weights: 'link.safetensors' is a link to a file outside"),
     ],
 )
 def test_a_wrong_key_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "link.safetensors").symlink_to(__file__)
     with pytest.raises(TranspileErrors) as caught:
         read_project(project(tmp_path, f"{MODEL}{text}\n"))
     assert [problem.code for problem in caught.value.problems] == ["bad-project"]
@@ -112,6 +118,10 @@ def test_a_wrong_key_is_named(tmp_path: Path, text: str, message: str) -> None:
         ('name = "a"\nsource = "pyproject.toml"', "models[0].source: 'pyproject.toml' is no model"),
         ('name = "../evil"\nsource = "net.py"', "models[0].name: '' cannot be the name of a Python package"),
         ('name = "shop.class"\nsource = "net.py"', "models[0].name: 'class' cannot be the name"),
+        (
+            'name = "shop"\nsource = "net.py"\n[[tool.transpile.models]]\nname = "shop.net"\nsource = "net.py"',
+            "models[1].name: 'shop.net' would lie inside of the package that is generated for 'shop'",
+        ),
     ],
 )
 def test_name_and_source(tmp_path: Path, text: str, message: str) -> None:

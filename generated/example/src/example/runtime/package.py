@@ -100,6 +100,7 @@ class Package:
         self._plain: Mapping[str | None, PlainCall] = {}
         self._state: State | None = None
         self._loading = threading.Lock()
+        self._closed = False
         if verify:
             check_files(self.folder, self.manifest, lambda file: True)
         if weights is not None:
@@ -278,6 +279,7 @@ class Package:
         other._state = self._initial_state(self._running().weights)
         other._random = self._random and self._random.copy()
         other._loading = threading.Lock()
+        other._closed = False
         return other
 
     def _owned(self) -> State:
@@ -302,8 +304,11 @@ class Package:
 
         Raises:
             WeightsError: lists every missing, unexpected and mismatched key; the old weights stay.
+            RuntimeError: the model is closed.
         """
         with self._loading:  # two at once would hold three copies, and one could lose what the other set
+            if self._closed:
+                raise RuntimeError("the model is closed")
             if isinstance(weights, str | os.PathLike) and _is_prepared(Path(weights)):
                 self._open(*map_prepared(Path(weights), self.manifest["weights"]))
                 return
@@ -436,9 +441,11 @@ class Package:
             self._session.set_threads(self._threads)
 
     def close(self) -> None:
-        """Give the memory back; later calls raise RuntimeError. Calls that are running finish."""
-        self._session = self._state = None
-        self._plain = {}
+        """Give the memory back; later calls raise RuntimeError. Calls and loads that are running finish."""
+        with self._loading:
+            self._closed = True
+            self._session = self._state = None
+            self._plain = {}
 
     def __enter__(self) -> Any:
         return self
