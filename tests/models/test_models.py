@@ -31,7 +31,7 @@ def test_file(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(LAYERS))
 def test_layer(name: str, tmp_path: Path) -> None:
     module, inputs = LAYERS[name]()
-    transpile_and_check((redraw(module, 1), inputs, {}), name, tmp_path)
+    transpile_and_check((redraw(module, 1), inputs, {}), f"layer_{name}", tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(hf.FAST))
