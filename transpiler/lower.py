@@ -12,8 +12,9 @@ from transpiler.group import Group, Lowered
 from transpiler.ir import Graph, Program, Tap, Value
 from transpiler.memory import Arena, aligned, plan_arena, roots
 from transpiler.ops.base import Op
+from transpiler.ops.blocked_conv import BlockedConv, ConvBlocked, ConvDepthwise, ConvStem
 from transpiler.ops.custom import KernelError
-from transpiler.ops.packed import BlockedConv, ConvBlocked, ConvDepthwise, ConvStem, LinearPacked
+from transpiler.ops.packed import LinearPacked
 from transpiler.ops.winograd import ConvWinograd
 from transpiler.passes.fusion import FusedStep, GroupStep, ViewStep, partition
 from transpiler.passes.weights import prepared_values, split_program

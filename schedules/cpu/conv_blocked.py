@@ -20,7 +20,8 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group, Lowered
-from transpiler.ops.packed import ConvBlocked, ConvStem, blocks
+from transpiler.ops.blocked_conv import ConvBlocked, ConvStem
+from transpiler.ops.packed import blocks
 from transpiler.target import Target
 
 from ..fuse import lowered

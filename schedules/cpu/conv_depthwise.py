@@ -16,7 +16,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group, Lowered
-from transpiler.ops.packed import ConvDepthwise
+from transpiler.ops.blocked_conv import ConvDepthwise
 from transpiler.target import Target
 
 from ..fuse import lowered

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from transpiler.dims import Dim
 from transpiler.group import Group
 from transpiler.ir import Node, fixed_size
-from transpiler.ops.packed import BlockedConv
+from transpiler.ops.blocked_conv import BlockedConv
 
 from ..sizes import is_fixed
 from ..tir import Buffer, KernelBuilder

@@ -6,7 +6,8 @@ import pytest
 from tests.conformance.kernels import KernelLibrary, op_group
 from tests.passes.support import assert_same_meaning, graph
 from transpiler.ir import Array, Program, verify
-from transpiler.ops.packed import ConvBlocked, PackChannels, PackConv, UnpackChannels
+from transpiler.ops.blocked_conv import ConvBlocked
+from transpiler.ops.packed import PackChannels, PackConv, UnpackChannels
 from transpiler.ops.winograd import ConvWinograd, PackWinograd
 from transpiler.passes import EXACT_PIPELINE, FAST_CONVOLUTIONS, PIPELINE, run_passes
 from transpiler.passes.winograd import best_tile

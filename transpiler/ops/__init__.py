@@ -3,6 +3,7 @@
 from transpiler.ops import activation as activation
 from transpiler.ops import adaptive_pool as adaptive_pool
 from transpiler.ops import attention as attention
+from transpiler.ops import blocked_conv as blocked_conv
 from transpiler.ops import compare as compare
 from transpiler.ops import complex_pairs as complex_pairs
 from transpiler.ops import conv as conv

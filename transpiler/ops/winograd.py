@@ -19,7 +19,8 @@ import numpy as np
 
 from transpiler.ir import Array, TensorType, fixed_size
 from transpiler.ops.base import Expr, Injective, Load, OpError, Sample, Scalar, rng
-from transpiler.ops.packed import BLOCK, BlockedConv, PackChannels, UnpackChannels, blocks
+from transpiler.ops.blocked_conv import BlockedConv
+from transpiler.ops.packed import BLOCK, PackChannels, UnpackChannels, blocks
 
 # Outputs per tile and dim -> p of the evaluation points +-p.
 POINTS: dict[int, tuple[float, ...]] = {2: (1.0,), 4: (0.625, 1.5)}

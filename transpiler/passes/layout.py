@@ -13,14 +13,12 @@ from dataclasses import replace
 from transpiler.ir import Graph, Layout, Node, TensorType, Value, fixed_size
 from transpiler.ops.adaptive_pool import AdaptiveAvgPool
 from transpiler.ops.base import Elementwise
+from transpiler.ops.blocked_conv import ConvBlocked, ConvDepthwise, ConvStem
 from transpiler.ops.conv import Conv, ConvTranspose
 from transpiler.ops.index import Take
 from transpiler.ops.linalg import Linear
 from transpiler.ops.packed import (
     BLOCK,
-    ConvBlocked,
-    ConvDepthwise,
-    ConvStem,
     LinearPacked,
     PackChannels,
     PackConv,

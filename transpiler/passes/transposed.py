@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transpiler.ir import Value, fixed_size
+from transpiler.ops.blocked_conv import ConvBlocked
 from transpiler.ops.conv import ConvTranspose
-from transpiler.ops.packed import BLOCK, ConvBlocked, PackConv, blocks
+from transpiler.ops.packed import BLOCK, PackConv, blocks
 from transpiler.ops.phases import PhaseFilters, window
 from transpiler.ops.shape import Concat, Reshape, Slice, Transpose
 from transpiler.passes.rewrite import Rewriter

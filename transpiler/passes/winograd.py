@@ -8,9 +8,10 @@ from dataclasses import fields
 from transpiler.ir import Graph, Node, Value
 from transpiler.ops.activation import HardSigmoid, Sigmoid, Tanh
 from transpiler.ops.base import Elementwise, Injective
+from transpiler.ops.blocked_conv import BlockedConv, ConvBlocked
 from transpiler.ops.conv import Conv
 from transpiler.ops.elementwise_unary import Atan, Clamp, Cos, Erf, Sin
-from transpiler.ops.packed import BLOCK, BlockedConv, ConvBlocked, PackConv, blocks
+from transpiler.ops.packed import BLOCK, PackConv, blocks
 from transpiler.ops.pool import AvgPool, MaxPool
 from transpiler.ops.softmax import Softmax
 from transpiler.ops.winograd import POINTS, ConvWinograd, PackWinograd, span

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,14 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import numpy.typing as npt
 
-from .arguments import TensorSpec, check_names, flatten
+from .arguments import check_names, flatten
 from .devices import open_device
-from .errors import TapError, WeightsError
 from .function import Arguments, Function
-from .host import unblock
 from .isas import runnable_isas
 from .manifest import check_files, check_own_weights, functions_of, read_manifest
 from .native import KernelLibrary, PlainCall, Session
@@ -25,8 +21,8 @@ from .processors import default_threads
 from .profile import Event, Rates
 from .random import Random
 from .safetensors import File, FormatError
-from .sizes import Shape
 from .state import State
+from .taps import Taken, check_path
 from .weights import (
     PREPARED,
     Weights,
@@ -100,11 +96,10 @@ class Package:
         self._plain: Mapping[str | None, PlainCall] = {}
         self._state: State | None = None
         self._loading = threading.Lock()
-        self._closed = False
         if verify:
             check_files(self.folder, self.manifest, lambda file: True)
         if weights is not None:
-            self.load_weights(weights)
+            self._load(weights, None)
             return
         path = own_weights(self.folder, self.manifest)
         if verify and path.parent != self.folder:
@@ -279,7 +274,6 @@ class Package:
         other._state = self._initial_state(self._running().weights)
         other._random = self._random and self._random.copy()
         other._loading = threading.Lock()
-        other._closed = False
         return other
 
     def _owned(self) -> State:
@@ -307,20 +301,18 @@ class Package:
             RuntimeError: the model is closed.
         """
         with self._loading:  # two at once would hold three copies, and one could lose what the other set
-            if self._closed:
-                raise RuntimeError("the model is closed")
-            if isinstance(weights, str | os.PathLike) and _is_prepared(Path(weights)):
-                self._open(*map_prepared(Path(weights), self.manifest["weights"]))
-                return
+            current = self._running().weights
+            self._load(weights, None if strict else current)
+
+    def _load(
+        self, weights: str | os.PathLike[str] | Mapping[str, Any], current: Mapping[str, Array] | None
+    ) -> None:
+        """Without `current`, where missing keys are found, there must be exactly the keys that are needed."""
+        layout = self.manifest["weights"]
+        if isinstance(weights, str | os.PathLike) and _is_prepared(Path(weights)):
+            self._open(*map_prepared(Path(weights), layout))
+        else:
             state = read_state(weights)
-            current = None
-            if not strict:
-                current = self._session.weights if self._session else None
-                if current is None:
-                    raise WeightsError(
-                        "strict=False keeps the values of missing keys, but there are none yet"
-                    )
-            layout = self.manifest["weights"]
             self._open(*prepare_state(state, layout, self.prepare, self._constants, current))
 
     def _open(self, data: Array, weights: Weights) -> None:
@@ -377,16 +369,7 @@ class Package:
             TapError: there is no such value; the text names the nearest one that exists.
         """
         callee = self._function(function)
-        taps: Mapping[str, Any] = callee.entry["taps"]
-        if path not in taps:
-            fused: Mapping[str, str] = callee.entry["fused"]
-            if path in fused:
-                raise TapError(
-                    f"{path!r} was fused with its neighbours; the nearest value is {fused[path]!r}"
-                )
-            close = difflib.get_close_matches(path, [*taps, *fused], n=3)
-            hint = f"; close: {', '.join(map(repr, close))}" if close else "; see model.taps"
-            raise TapError(f"the model has no value {path!r}{hint}")
+        check_path(path, callee.entry)
 
         def run(*args: Any, **kwargs: Any) -> Array:
             (value,) = self.tap_values([path], getattr(self, callee.bind)(*args, **kwargs), callee.name)
@@ -408,24 +391,8 @@ class Package:
         state = self._owned().copy(session.weights)
         before = {name: array.copy() for name, array in state.cells.items()}
         self._step_by_step(callee, session, state, call, tape)
-        values = []
-        for item in (callee.entry["taps"][path] for path in paths):
-            match item["kind"]:
-                case "input":
-                    value = call.arrays[item["index"]]
-                case "weight":
-                    value = session.weights[item["value"]]
-                case "state":
-                    value = before[item["value"]]
-                case _:
-                    value = tape[item["index"]][item["output"]]
-            if item["blocked_channels"] is not None:
-                value = unblock(value, item["blocked_channels"])
-            shape = Shape(item["shape"]).at(call.sizes)
-            values.append(
-                np.array(TensorSpec(item["value"], item["dtype"], shape).give(value.reshape(shape)))
-            )
-        return values
+        taken = Taken(tape, call.arrays, call.sizes, session.weights, before)
+        return [taken.value(callee.entry["taps"][path]) for path in paths]
 
     # --- resources ----------------------------------------------------------------------------------------
 
@@ -443,7 +410,6 @@ class Package:
     def close(self) -> None:
         """Give the memory back; later calls raise RuntimeError. Calls and loads that are running finish."""
         with self._loading:
-            self._closed = True
             self._session = self._state = None
             self._plain = {}
 
