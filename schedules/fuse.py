@@ -263,9 +263,16 @@ def merge_dims(shapes: Sequence[tuple[Dim, ...]], full: tuple[Dim, ...]) -> list
 
 
 def describe(
-    group: Group, name: str, *, flops: Dim, workspace: Dim = 0, checks_index: bool = False, in_place: bool = False
+    group: Group,
+    name: str,
+    *,
+    flops: Dim,
+    reread: Dim = 0,
+    workspace: Dim = 0,
+    checks_index: bool = False,
+    in_place: bool = False,
 ) -> Kernel:
-    """The kernel record; `workspace` in bytes."""
+    """The kernel record; `workspace` and `reread`, the weights that a call reads again, in bytes."""
     moved: Dim = 0
     for value in group.inputs:
         moved = moved + (_bytes(value.type) if group.anchor is not None else _read(group, value))
@@ -281,6 +288,7 @@ def describe(
         checks_index=checks_index,
         flops=flops,
         bytes=moved,
+        reread_bytes=reread,
         symbols=tuple(symbol_parameters()),
         in_place=in_place,
     )
@@ -300,9 +308,23 @@ def _bytes(type_: TensorType) -> Dim:
     return size
 
 
-def lowered(group: Group, builder: KernelBuilder, *, flops: Dim, workspace: Dim = 0, in_place: bool = False) -> Lowered:
-    """`Lowered` of a finished builder; `workspace` in bytes."""
+def lowered(
+    group: Group,
+    builder: KernelBuilder,
+    *,
+    flops: Dim,
+    reread: Dim = 0,
+    workspace: Dim = 0,
+    in_place: bool = False,
+) -> Lowered:
+    """`Lowered` of a finished builder; see `describe`."""
     kernel = describe(
-        group, builder.name, flops=flops, workspace=workspace, checks_index=builder.checks_index, in_place=in_place
+        group,
+        builder.name,
+        flops=flops,
+        reread=reread,
+        workspace=workspace,
+        checks_index=builder.checks_index,
+        in_place=in_place,
     )
     return Lowered(kernel, builder.function)

@@ -219,6 +219,7 @@ def _kernels(plans: Sequence[KernelPlan]) -> dict[str, Any]:
             "flops": _size(kernel.flops),
             "bytes": _size(kernel.bytes),
             "weight_bytes": _size(weights.get(kernel.name, 0)),
+            **({"reread_bytes": _size(kernel.reread_bytes)} if kernel.reread_bytes != 0 else {}),
             "calls": counts.get(kernel.name, 0),
         }
         for kernel in plans[0].kernels

@@ -27,7 +27,8 @@ class Kernel:
     `workspace` is the scratch it needs in bytes (0: no such parameter). A kernel with `checks_index` writes 1 to
     `status` where an index was out of bounds. One that runs `in_place` finds the old content of its only output there
     and changes a part of it; if an index is out of bounds it changes nothing. `flops` and `bytes` are what one call
-    computes and moves at least.
+    of the algorithm that was chosen computes and moves at least, every input read once; `reread_bytes` are the weights
+    that it reads again, step by step.
     `symbols` are the sizes it takes as parameters; the other sizes are expressions over them.
     """
 
@@ -39,6 +40,7 @@ class Kernel:
     checks_index: bool = False
     flops: Dim = 0
     bytes: Dim = 0
+    reread_bytes: Dim = 0
     symbols: tuple[str, ...] = ()
     in_place: bool = False
 

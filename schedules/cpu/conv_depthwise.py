@@ -16,6 +16,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group, Lowered
+from transpiler.ir import fixed_size
 from transpiler.ops.blocked_conv import ConvDepthwise
 from transpiler.target import Target
 
@@ -47,8 +48,17 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
             image = task // cb if is_several(n) else 0
             with T.serial(0, oh) as row:
                 emitter.row(task, image, block, row, ow, run)
-    flops = 2 * n * op.channels * oh * ow * kh * kw
-    return lowered(group, builder, flops=flops)
+    return lowered(group, builder, flops=2 * n * op.channels * taps_inside(op, conv.height, conv.width))
+
+
+def taps_inside(op: ConvDepthwise, height: int, width: int) -> int:
+    """Multiply-adds of a channel: positions of the kernel that lie in the map, over all outputs."""
+    counts = []
+    for axis, size, out in zip((0, 1), (height, width), op.output_map(height, width), strict=True):
+        kernel, stride, dilation, before = op.kernel[axis], op.stride[axis], op.dilation[axis], op.padding[axis]
+        places = (o * stride + k * dilation - before for o in range(fixed_size(out)) for k in range(kernel))
+        counts.append(sum(0 <= place < size for place in places))
+    return counts[0] * counts[1]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ points: infinities would spread over the whole tile otherwise, and large values 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -42,6 +43,7 @@ from .winograd import (
     Factors,
     Lines,
     input_line,
+    operations,
     output_line,
     stored,
     strided_input_line,
@@ -86,8 +88,20 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
                 emitter.share_tiles(image, parallel)
             else:
                 emitter.share_panels(image, parallel)
-    flops = 2 * n * op.channels * oh * ow * 9 * op.in_channels
-    return lowered(group, builder, flops=flops, workspace=size * 4)
+    return lowered(group, builder, flops=n * _image_flops(g, op.channels), workspace=size * 4)
+
+
+def _image_flops(g: Geometry, channels: int) -> int:
+    """Operations of an image: the products of all tiles, as many as are computed, and the transforms."""
+    into, out = _transforms(g.stride)
+    before = operations(into, g.tile, 2 * g.span, g.span) * g.in_channels
+    after = operations(out, g.tile, g.span + g.tile, g.span) * channels
+    return g.tiles * (2 * g.points * g.in_channels * channels + before + after)
+
+
+def _transforms(stride: int) -> tuple[Callable[..., list[Expr]], Callable[..., list[Expr]]]:
+    """Of a line of inputs and of a line of products."""
+    return (input_line, output_line) if stride == 1 else (strided_input_line, strided_output_line)
 
 
 @dataclass(frozen=True)
@@ -177,12 +191,10 @@ class _Emitter:
         return tirx.floordiv(number, g.across) * g.tile, tirx.floormod(number, g.across) * g.tile
 
     def input_line(self, line: list[Expr]) -> list[Expr]:
-        transform = input_line if self.g.stride == 1 else strided_input_line
-        return transform(self.g.tile, line, self.factors)
+        return _transforms(self.g.stride)[0](self.g.tile, line, self.factors)
 
     def output_line(self, line: list[Expr]) -> list[Expr]:
-        transform = output_line if self.g.stride == 1 else strided_output_line
-        return transform(self.g.tile, line, self.factors)
+        return _transforms(self.g.stride)[1](self.g.tile, line, self.factors)
 
     def transform(self, image: Expr, channel: Expr, number: Expr, target: Expr) -> None:
         """V of one tile and 16 channels, from vector `target` on."""

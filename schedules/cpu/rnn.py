@@ -21,7 +21,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from transpiler.dims import Dim
+from transpiler.dims import Dim, dim_max
 from transpiler.group import Group, Lowered
 from transpiler.ir import fixed_size
 from transpiler.target import Target
@@ -62,7 +62,9 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         # The same tensor may stand for several inputs.
         scan.emit(builder, [builder.inputs[group.input_index(value)] for value in node.inputs])
     width = 8 if scan.dtype == "float64" else 4
-    return lowered(group, builder, flops=scan.flops, workspace=scan.workspace * width)
+    # Every step reads all weights, for a tile of rows at a time; what the first one reads is an input's.
+    reread = (dim_max(scan.step_count, 1) - 1) * scan.weights * width
+    return lowered(group, builder, flops=scan.flops, reread=reread, workspace=scan.workspace * width)
 
 
 class _Scan:
@@ -78,6 +80,7 @@ class _Scan:
         self.padded = self.panels * self.v.lanes
         self.step_flops = 2 * rows * self.gates * self.units**2
         self.flops = steps * self.step_flops
+        self.step_count, self.weights = steps, self.gates * self.units**2
         self.packed: bool = getattr(op, "packed", False)
         limit = accumulators(target, self.v)
         most = max(1, limit // self.gates)

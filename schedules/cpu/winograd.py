@@ -9,7 +9,7 @@ need every register, went through the stack.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -112,6 +112,26 @@ def strided_output_line(tile: int, line: Sequence[Expr], factors: Factors) -> li
     """The outputs of both parts."""
     points, plain = line[: tile + 1], line[tile + 1 :]
     return [a + b for a, b in zip(output_line(tile, points, factors), plain, strict=True)]
+
+
+class _Counted:
+    """A number that counts the operations on it and its like."""
+
+    def __init__(self) -> None:
+        self.operations = 0
+
+    def _operation(self, _other: _Counted) -> _Counted:
+        self.operations += 1
+        return self
+
+    __add__ = __sub__ = __mul__ = _operation
+
+
+def operations(transform: Callable[..., list[Any]], tile: int, lines: int, length: int) -> int:
+    """Additions and multiplications of a one-dimensional transform of `lines` lines of `length` values."""
+    value = _Counted()
+    transform(tile, [value] * length, lambda _factor: value)
+    return lines * value.operations
 
 
 class Lines:

@@ -12,7 +12,7 @@ import torch
 
 from tests.benchmarks.measure import held
 from tests.benchmarks.models import MODELS, statistics
-from tests.benchmarks.report import best_peer, chart, page, ratio, table
+from tests.benchmarks.report import best_peer, chart, limit, page, ratio, roofline, table
 from tests.benchmarks.worker import relative_error, timed
 
 
@@ -36,8 +36,22 @@ def test_best_peer_and_ratio() -> None:
 def test_the_table_marks_the_best_peer_and_missed_bars() -> None:
     text = table(RESULTS)
     assert text.index("MNIST") < text.index("ResNet-50"), "in the order of the models"
-    assert "| MNIST classifier | 60.0 µs | 120.0 µs | **100.0 µs** |  | 0.60 | 0.75 |" in text
-    assert "| ResNet-50 | 90.00 ms | **100.00 ms** |  | 200.00 ms | 0.90 (!) | 0.75 |" in text
+    assert "| MNIST classifier | 60.0 µs | 120.0 µs | **100.0 µs** |  | 0.60 | 0.75 |  | 75.0 µs |" in text
+    assert "| ResNet-50 | 90.00 ms | **100.00 ms** |  | 200.00 ms | 0.90 (!) | 0.75 |  | 75.00 ms |" in text
+
+
+def test_a_bar_below_the_roofline_is_the_roofline() -> None:
+    """0.75 of 100 µs is more than 60 µs and less than 80 µs."""
+    above, below = ({**RESULTS[1], "kernels": [{"least": 20e-6}, {"least": rest}]} for rest in (40e-6, 60e-6))
+    np.testing.assert_allclose([roofline(item) for item in (above, below)], [60e-6, 80e-6])
+    assert roofline(RESULTS[1]) is None
+    limits = [limit(item) for item in (above, below)]
+    assert [found.is_roofline for found in limits if found] == [False, True]
+    np.testing.assert_allclose([found.seconds for found in limits if found], [75e-6, 91e-6])
+    assert limit(_result("mnist", 1, ours=1.0)) is None
+    assert "| 0.60 | 0.75 | 80.0 µs | 91.0 µs (roofline) |" in table([below])
+    slower = {**below, "timings": {**below["timings"], "ours": {"median": 92e-6, "version": "1.0"}}}
+    assert "| 0.92 (!) | 0.75 | 80.0 µs | 91.0 µs (roofline) |" in table([slower])
 
 
 def test_page_and_chart_hold_what_was_measured() -> None:

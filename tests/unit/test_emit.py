@@ -275,6 +275,25 @@ print(trace([Event("fc", 1e-6, 5e-6, "fc.py:1", {2: (2e-6, 4e-6)})], facts, {}))
     assert [item["tid"] for item in items if item["ph"] == "M"] == [0, 2]
 
 
+def test_the_least_time_of_a_kernel(package: Path) -> None:
+    """Weights come from where all of the model's lie, again from where the kernel's do; a line per step of the sum."""
+    text = runs(
+        package,
+        """
+from toy.runtime.profile import Event, Rates, kernel_times
+rates = Rates(1e9, ((1000, 8e9), (10000, 4e9), (100000, 2e9), (0, 1e9)))
+fc = {"flops": 64, "bytes": 1500, "weight_bytes": 1000}
+scan = {"flops": 64, "bytes": 5500, "weight_bytes": 5000, "reread_bytes": 20000}
+facts = {"kernels": {"fc": fc, "scan": scan}, "weights": {"bytes": 60000}}
+run = [Event("fc", 0.0, 1e-6, "m.py:1"), Event("scan", 1e-6, 9e-6, "m.py:2")]
+for time in kernel_times([run], facts, {}, rates):
+    print(time.kernel, time.bytes, f"{time.arithmetic * 1e9:.4f} {time.memory * 1e9:.4f} {time.least * 1e9:.4f}")
+""",
+    )
+    # 1000 / 2 + 500 / 8, and 5000 / 2 + 500 / 8 + 20000 / 4
+    assert text.split("\n")[:2] == ["fc 1500 64.0000 562.5000 562.5000", "scan 25500 64.0000 7562.5000 7562.5000"]
+
+
 def test_damage_is_noticed(package: Path, tmp_path: Path) -> None:
     files = {str(path.relative_to(package)): path.read_bytes() for path in package.rglob("*") if path.is_file()}
     for name, complaint in (

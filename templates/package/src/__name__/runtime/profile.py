@@ -81,20 +81,22 @@ def kernel_times(
 ) -> list[KernelTime]:
     """Of every call of the plan, the median of the runs.
 
-    Weights are read from the level that holds all of the model's, other values from the one that holds those
-    of the kernel.
+    Weights are read from the level that holds all of the model's, and again from the one that holds the
+    kernel's; other values from the one that holds those of the kernel.
     """
     kernels, all_weights = manifest["kernels"], manifest["weights"]["bytes"]
     times = []
     for events in zip(*runs, strict=True):
         name = events[0].kernel
-        work, moved, weights = (
-            parse_size(str(kernels[name][key]))(sizes) for key in ("flops", "bytes", "weight_bytes")
+        work, moved, weights, again = (
+            parse_size(str(kernels[name].get(key, 0)))(sizes)
+            for key in ("flops", "bytes", "weight_bytes", "reread_bytes")
         )
         others = max(moved - weights, 0)
         memory = weights / rates.bandwidth(all_weights) + others / rates.bandwidth(others)
+        memory += again / rates.bandwidth(weights)
         seconds = statistics.median(event.end - event.start for event in events)
-        times.append(KernelTime(name, 1, seconds, work, moved, work / rates.flops, memory))
+        times.append(KernelTime(name, 1, seconds, work, moved + again, work / rates.flops, memory))
     return times
 
 
