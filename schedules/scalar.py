@@ -18,7 +18,7 @@ from transpiler.ops.dtypes import HALF, category, numpy_dtype
 from transpiler.ops.special_numpy import FUNCTIONS
 
 from . import vector_math
-from .sizes import extent
+from .sizes import GPU, extent, machine
 from .tir import STATUS_DIVISION, STATUS_INDEX, Buffer, Expr, temporary
 
 # Functions of float32 that are polynomials in vector_math.
@@ -30,6 +30,8 @@ SPECIAL = frozenset(FUNCTIONS) - {"erfc"}
 # Wider ints in which +, - and * cannot overflow: TVM takes it that ints never do, PyTorch's wrap. LLVM narrows the
 # arithmetic again, without that assumption.
 WRAPPING = {"int32": "int64", "int64": "int128"}
+# GPUs have no ints of 128 bits; what TVM takes for granted of ints it does not of unsigned ones.
+UNSIGNED = {"int32": "uint32", "int64": "uint64"}
 
 
 class Tir:
@@ -142,7 +144,7 @@ class Tir:
     def wrapping(self, function: Callable[..., Expr], *x: Expr) -> Expr:
         """`function` of int operands, made of + - * alone, with results that wrap around as PyTorch's do."""
         dtype = self.dtype(x[0])
-        wide = WRAPPING.get(dtype)
+        wide = (UNSIGNED if machine() is GPU else WRAPPING).get(dtype)
         if wide is None:
             return function(*x)
         return self._convert(function(*(self._convert(item, wide) for item in x)), dtype)

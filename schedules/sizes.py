@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -25,14 +26,36 @@ PARALLEL_THRESHOLD = 16384
 _variables: dict[str, Expr] = {}
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What the words of schedules mean: from which work on a loop is `parallel`, and in which of TVM's scopes `local`
+    memory lies."""
+
+    parallel_threshold: int
+    local_scope: str
+
+
+CPU = Machine(PARALLEL_THRESHOLD, "global")
+# Every loop that may be split over threads is: a GPU has too many of them to leave any idle.
+GPU = Machine(0, "local")
+_machine = [CPU]
+
+
 @contextmanager
-def kernel_symbols(names: Sequence[str]) -> Iterator[None]:
-    """The symbols of the kernels that are built inside, in the order of their parameters."""
+def kernel_symbols(names: Sequence[str], machine: Machine = CPU) -> Iterator[None]:
+    """The symbols of the kernels that are built inside, in the order of their parameters, and what they are for."""
     _variables.update({name: tirx.Var(name, "int32") for name in names})
+    _machine.append(machine)
     try:
         yield
     finally:
+        _machine.pop()
         _variables.clear()
+
+
+def machine() -> Machine:
+    """What the current kernel is for."""
+    return _machine[-1]
 
 
 def symbol_parameters() -> dict[str, Expr]:
@@ -91,7 +114,7 @@ def is_empty(shape: Sequence[Dim]) -> bool:
 
 def is_large(work: Dim) -> bool:
     """Whether a loop of `work` operations is worth the threads; where that varies, the runtime decides per call."""
-    return not isinstance(work, int) or work >= PARALLEL_THRESHOLD
+    return not isinstance(work, int) or work >= machine().parallel_threshold
 
 
 def is_several(loops: Extent) -> bool:

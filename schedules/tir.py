@@ -20,7 +20,7 @@ from tvm.tirx.script.builder import ir as T
 from transpiler.dims import Dim
 from transpiler.ir import TensorType
 
-from .sizes import Extent, ceil_div, extent, extents, symbol_parameters
+from .sizes import GPU, Extent, ceil_div, extent, extents, machine, symbol_parameters
 
 Expr = Any
 # What a kernel reports in its status word (see runtime.h).
@@ -165,7 +165,7 @@ def local(size: int, dtype: str = "float32") -> Buffer:
     Larger ones become workspace allocations inside the loop: give those to `KernelBuilder.scratch`.
     """
     assert size * tvm.runtime.DataType(storage_dtype(dtype)).bits // 8 <= 1024, "over 1 KiB: use scratch"
-    return Buffer(T.alloc_buffer((size,), storage_dtype(dtype), scope="global"), dtype, size)
+    return Buffer(T.alloc_buffer((size,), storage_dtype(dtype), scope=machine().local_scope), dtype, size)
 
 
 def loop(count: Extent, *, parallel: bool = False) -> Any:
@@ -181,6 +181,10 @@ def own_turns(count: Extent, *, parallel: bool = False) -> Iterator[tuple[Expr, 
     """
     if not parallel:
         yield tirx.const(0, "int32"), count
+        return
+    if machine() is GPU:  # there are as many threads as turns
+        with T.parallel(0, count) as turn:
+            yield turn, tirx.const(1, "int32")
         return
     # StorageRewrite moves local buffers out of a launch point, where all threads would share them; it leaves them in
     # the scope of a virtual thread, which means nothing else here.

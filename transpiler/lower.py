@@ -58,7 +58,7 @@ def lower(
     """
     prepare, mains = split_program(program)
     mains = tuple(map(isolate_updates, mains))
-    slots, state_bytes = state_slots(replace(program, functions={main.name: main for main in mains}))
+    slots, state_bytes = state_slots(replace(program, functions={main.name: main for main in mains}), target.alignment)
     prepare = with_initial_values(prepare, slots, program)
     placed = [place_updates(main, partition(main, target, fuse=fuse)) for main in mains]
     names = _kernel_names([item.steps for item in placed])
@@ -67,7 +67,7 @@ def lower(
     weights = prepared_values(prepare)
     plans = []
     for main, item, called in zip(mains, placed, names, strict=True):
-        storage, arena = _store(main, item, weights, slots, called, by_name)
+        storage, arena = _store(main, item, weights, slots, called, by_name, target.alignment)
         taps, fused = _taps(main, item.steps, storage)
         plans.append(
             KernelPlan(
@@ -80,7 +80,7 @@ def lower(
                 prepare=prepare,
                 storage=storage,
                 arena_bytes=arena.size,
-                weight_bytes=sum(aligned(_weight_bytes(value)) for value in weights),
+                weight_bytes=sum(aligned(_weight_bytes(value), target.alignment) for value in weights),
                 taps=taps,
                 fused=fused,
                 symbols=main.symbols,
@@ -88,6 +88,7 @@ def lower(
                 state=slots,
                 state_bytes=state_bytes,
                 updates=item.updates,
+                target=target.name,
             )
         )
     return LoweredProgram(tuple(plans), tuple(kernels))
@@ -206,6 +207,7 @@ def _store(
     slots: Sequence[StateSlot],
     names: Mapping[int, str],
     kernels: Mapping[str, Kernel],
+    alignment: int,
 ) -> tuple[dict[str, Storage], Arena]:
     """Where every value lives, and the arena."""
     steps = placed.steps
@@ -218,7 +220,7 @@ def _store(
     offset = 0
     for value in weights:
         storage[value.name] = Storage("weight", 0, offset)
-        offset += aligned(_weight_bytes(value))
+        offset += aligned(_weight_bytes(value), alignment)
     root = roots(steps)
     written = {value.name for step in steps if isinstance(step, GroupStep) for value in step.group.outputs}
     for index, value in enumerate(main.user_outputs()):
@@ -227,7 +229,7 @@ def _store(
             storage[place] = Storage("output", index)
     workspaces = {position: kernels[name].workspace for position, name in names.items()}
     kept = [value.name for value in placed.updates.values()]
-    arena = plan_arena(steps, workspaces, frozenset(storage), kept)
+    arena = plan_arena(steps, workspaces, frozenset(storage), kept, alignment)
     for name, start in arena.offsets.items():
         storage[name] = Storage("block", start) if arena.blocks else Storage("arena", 0, start)
     for name, place in root.items():

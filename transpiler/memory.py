@@ -14,9 +14,9 @@ from transpiler.plan import Block
 ALIGNMENT = 64
 
 
-def aligned(size: int) -> int:
+def aligned(size: int, alignment: int = ALIGNMENT) -> int:
     """`size` rounded up to the alignment of buffers."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return -(-size // alignment) * alignment
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,11 @@ def roots(steps: Sequence[FusedStep]) -> dict[str, str]:
 
 
 def plan_arena(
-    steps: Sequence[FusedStep], workspaces: Mapping[int, Dim], outside: frozenset[str], kept: Collection[str] = ()
+    steps: Sequence[FusedStep],
+    workspaces: Mapping[int, Dim],
+    outside: frozenset[str],
+    kept: Collection[str] = (),
+    alignment: int = ALIGNMENT,
 ) -> Arena:
     """Place every buffer that a group writes and that is not `outside` (an input, a weight, an output).
 
@@ -96,7 +100,7 @@ def plan_arena(
         if size:
             blocks[f"workspace of step {position}"] = _Block("", size, position, position)
     symbolic = any(not isinstance(block.size, int) for block in blocks.values())
-    total = _number(list(blocks.values())) if symbolic else _place(list(blocks.values()))
+    total = _number(list(blocks.values())) if symbolic else _place(list(blocks.values()), alignment)
     offsets = {name: block.offset for name, block in blocks.items() if block.name}
     for name in shared:
         if home(name) in offsets:
@@ -158,11 +162,11 @@ def _donor(
     return None
 
 
-def _place(blocks: list[_Block]) -> int:
+def _place(blocks: list[_Block], alignment: int) -> int:
     """Offsets for blocks of known size, and the bytes of the whole."""
     placed: list[_Block] = []
     total = 0
-    sizes = {id(block): aligned(fixed_size(block.size)) for block in blocks}
+    sizes = {id(block): aligned(fixed_size(block.size), alignment) for block in blocks}
     for block in sorted(blocks, key=lambda item: (-sizes[id(item)], item.first, item.name)):
         size = sizes[id(block)]
         alive = sorted(

@@ -142,6 +142,8 @@ def _targets(request: Request) -> list[Target]:
     (name, *more) = dict.fromkeys(request.targets)
     if more:
         raise UsageError("several-targets", "Several targets in one package are not supported; name one --target.")
+    if load_targets(name)[0].is_gpu:
+        raise UsageError("no-runtime", f"Packages for target {name!r} cannot be made yet.")
     default = default_isas() if request.triple in (None, host_triple()) else ()
     return load_targets(name, request.isas or default, request.triple)
 

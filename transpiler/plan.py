@@ -114,6 +114,7 @@ class KernelPlan:
     their bounds by name and `blocks` is the arena, which has no offsets yet. `updates` are the states whose new content
     is copied into them when all calls are done; others are written in place.
 
+    `target` is what it was made for: weights in its layout lie in a file of that name.
     The functions of a program have `kernels`, `weights`, `prepare` and `state` in common: each plan holds all of them.
     """
 
@@ -134,6 +135,7 @@ class KernelPlan:
     state: tuple[StateSlot, ...] = ()
     state_bytes: int = 0
     updates: Mapping[str, Value] = field(default_factory=dict)
+    target: str = "cpu"
 
     @property
     def user_inputs(self) -> tuple[Input, ...]:

@@ -167,7 +167,7 @@ def weights_key(name: str, plan: KernelPlan) -> str:
         for value in plan.weights
     ]
     text = json.dumps([layout, plan.weight_bytes, prepare_view(plan).lines])
-    return f"{name} cpu {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"{name} {plan.target} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _outputs(plan: KernelPlan) -> Sequence[Any]:

@@ -52,19 +52,21 @@ def choice_key(group: Group, target: Target) -> str:
     if anchor is not None:
         types = [str(value.type) for value in (*anchor.inputs, *anchor.outputs)]
         facts = (type(anchor.op).__name__, repr(anchor.op), types, len(group.prologue))
-    return hashlib.sha256(repr((target.name, target.isa.name, facts)).encode()).hexdigest()[:24]
+    return hashlib.sha256(repr((target.name, target.variant.name, facts)).encode()).hexdigest()[:24]
 
 
 @cache
-def _shipped(target: str, isa: str) -> Mapping[str, Mapping[str, str]]:
-    """The choices beside the target's file: by `choice_key`, the answers by point. See docs/tuning.md."""
+def _shipped(target: str, variant: str) -> Mapping[str, Mapping[str, str]]:
+    """The choices beside the target's file, if any: by `choice_key`, the answers by point. See docs/tuning.md."""
     path = tree("targets") / f"{target}.choices.json"
-    return cast("Mapping[str, Mapping[str, str]]", json.loads(path.read_text()).get(isa, {}))
+    if not path.exists():
+        return {}
+    return cast("Mapping[str, Mapping[str, str]]", json.loads(path.read_text()).get(variant, {}))
 
 
 def shipped_answers(group: Group, target: Target) -> Mapping[str, str]:
     """What was measured for this group when this version was made, if anything."""
-    return _shipped(target.name, target.isa.name).get(choice_key(group, target), {})
+    return _shipped(target.name, target.variant.name).get(choice_key(group, target), {})
 
 
 @cache
@@ -107,7 +109,8 @@ def schedule(group: Group, target: Target, name: str, answers: Mapping[str, str]
         raise LookupError(f"{largest} has 2^31 elements or more")
     if answers is None:
         answers = shipped_answers(group, target)
-    with import_schedule("sizes").kernel_symbols(_symbols(group)):
+    sizes = import_schedule("sizes")
+    with sizes.kernel_symbols(_symbols(group), sizes.GPU if target.is_gpu else sizes.CPU):
         for rule in rules(target):
             with choosing(answers) as asked:
                 try:

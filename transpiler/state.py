@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from transpiler.group import Group
 from transpiler.ir import Graph, Input, Output, Program, Role, Value
-from transpiler.memory import aligned, roots
+from transpiler.memory import ALIGNMENT, aligned, roots
 from transpiler.ops.shape import Reshape, Slice
 from transpiler.ops.shape_edges import SliceUpdate, SliceWrite
 from transpiler.passes.fusion import FusedStep, GroupStep
@@ -18,7 +18,7 @@ from transpiler.plan import StateSlot
 PARTIAL = frozenset({"index_put", "scatter", "scatter_add", "scatter_mul", "scatter_max", "scatter_min", "slice_write"})
 
 
-def state_slots(program: Program) -> tuple[tuple[StateSlot, ...], int]:
+def state_slots(program: Program, alignment: int = ALIGNMENT) -> tuple[tuple[StateSlot, ...], int]:
     """Where each state lies, in the order of their keys, and the bytes of all. Every state has a fixed size."""
     slots: list[StateSlot] = []
     offset = 0
@@ -30,7 +30,7 @@ def state_slots(program: Program) -> tuple[tuple[StateSlot, ...], int]:
         slots.append(StateSlot(key, value, offset, initial))
         size = value.type.bytes
         assert isinstance(size, int), f"the size of the state {key!r} varies"
-        offset += aligned(size)
+        offset += aligned(size, alignment)
     return tuple(slots), offset
 
 

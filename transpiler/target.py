@@ -1,4 +1,5 @@
-"""A target is facts: what TVM is told, which dtypes it takes, the order of its schedule rules, its ISAs."""
+"""A target is facts: what TVM is told, which dtypes it takes, the order of its schedule rules, and its variants: the
+instruction sets of a CPU, or what is taken for granted of a GPU."""
 
 from __future__ import annotations
 
@@ -38,22 +39,68 @@ class Isa:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """What kernels may take for granted of a device: `threads` of a workgroup (`workgroup`: on each axis),
+    `shared_bytes` of memory that they share, `subgroup`: threads that run together at least. `features` are those that
+    schedules choose by (such as "float16"); what a kernel's dtypes need besides is asked of the device at load.
+    """
+
+    name: str
+    threads: int
+    workgroup: tuple[int, int, int]
+    shared_bytes: int
+    subgroup: int
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Target:
-    """A target with one ISA chosen: what a schedule rule is asked for."""
+    """A target with one variant chosen: what a schedule rule is asked for.
+
+    `alignment` is that of buffers in the arena, in bytes.
+    """
 
     name: str
     kind: str
     dtypes: tuple[str, ...]
-    layout_block: int
     schedules: tuple[str, ...]
     epilogue: frozenset[str]
     prologue: frozenset[str]
-    isa: Isa
+    alignment: int
+    variant: Isa | Gpu
+
+    @property
+    def isa(self) -> Isa:
+        """The instruction set of a CPU target."""
+        assert isinstance(self.variant, Isa), f"target {self.name!r} has no instruction sets"
+        return self.variant
+
+    @property
+    def gpu(self) -> Gpu:
+        """The device facts of a GPU target."""
+        assert isinstance(self.variant, Gpu), f"target {self.name!r} is no GPU"
+        return self.variant
+
+    @property
+    def is_gpu(self) -> bool:
+        return isinstance(self.variant, Gpu)
 
     def tvm_target(self) -> dict[str, object]:
         """The dict that `tvm.target.Target` takes."""
+        if isinstance(self.variant, Gpu):
+            return {
+                "kind": self.kind,
+                "max_num_threads": self.variant.threads,
+                "max_threads_per_block": self.variant.threads,
+                "max_shared_memory_per_block": self.variant.shared_bytes,
+                **{f"supports_{name}": True for name in _GPU_DTYPES},
+            }
         described: dict[str, object] = {"kind": self.kind, "mcpu": self.isa.mcpu, "mtriple": self.isa.triple}
         return described | ({"mattr": list(self.isa.mattr)} if self.isa.mattr else {})
+
+
+# What TVM may use. Whether a device has it is asked by the runtime, kernel by kernel.
+_GPU_DTYPES = ("float16", "float64", "int8", "int16", "int64", "8bit_buffer", "16bit_buffer")
 
 
 def known_targets() -> list[str]:
@@ -61,7 +108,7 @@ def known_targets() -> list[str]:
 
 
 def load_target(name: str, isa: str | None = None, triple: str | None = None) -> Target:
-    """The target `name` for `isa`, or for the best one that this machine has.
+    """The target `name` for `isa`, or for the best one that this machine has; a GPU's first variant.
 
     Args:
         triple: of the machine that is built for, as `--triple` takes it; this machine's by default.
@@ -70,6 +117,9 @@ def load_target(name: str, isa: str | None = None, triple: str | None = None) ->
         UsageError: unknown target, ISA or triple; the message lists the known ones.
         TranspileError: this machine has none of the target's ISAs.
     """
+    if gpus := _gpus(name):
+        _refuse_isas(name, [isa] if isa else [], triple)
+        return _target(name, gpus[0])
     isas = _isas(name)
     if isa is None:
         return _target(name, _native(name, _for_triple(isas, triple)))
@@ -80,7 +130,7 @@ def load_target(name: str, isa: str | None = None, triple: str | None = None) ->
 
 
 def load_targets(name: str, isas: Sequence[str] = (), triple: str | None = None) -> list[Target]:
-    """The target `name` once per instruction set, best first.
+    """The target `name` once per instruction set, best first; a GPU target once per variant.
 
     Args:
         isas: names, or "native" for the best one that this machine has; none: all that `triple` has.
@@ -90,6 +140,9 @@ def load_targets(name: str, isas: Sequence[str] = (), triple: str | None = None)
         UsageError: as `load_target`; also for an instruction set of another triple.
         TranspileError: this machine has none of the target's ISAs.
     """
+    if gpus := _gpus(name):
+        _refuse_isas(name, isas, triple)
+        return [_target(name, item) for item in gpus]
     everything = _isas(name)
     known = ["native", *(item.name for item in everything)]
     if bad := [isa for isa in isas if isa not in known]:
@@ -138,8 +191,25 @@ def host_triple() -> str:
     return f"{platform.machine()}-unknown-linux-gnu"
 
 
+def _refuse_isas(name: str, isas: Sequence[str], triple: str | None) -> None:
+    if isas or triple:
+        raise UsageError(
+            "no-isas",
+            f"Target {name!r} has no instruction sets: {'--isa' if isas else '--triple'} is for CPUs.",
+            hints=["its kernels run on every device that has the features they need"],
+        )
+
+
+def _gpus(name: str) -> list[Gpu]:
+    """The variants of a GPU target; none of another."""
+    return [
+        Gpu(**{**item, "workgroup": tuple(item["workgroup"]), "features": tuple(item["features"])})
+        for item in _facts(name).get("gpu", ())
+    ]
+
+
 def _isas(name: str) -> list[Isa]:
-    facts = _facts(name)["isa"]
+    facts = _facts(name).get("isa", ())
     return [Isa(**{**item, "mattr": tuple(item["mattr"]), "features": tuple(item["features"])}) for item in facts]
 
 
@@ -170,12 +240,13 @@ def _native(name: str, isas: Sequence[Isa]) -> Isa:
     )  # fmt: skip
 
 
-def _target(name: str, isa: Isa) -> Target:
+def _target(name: str, variant: Isa | Gpu) -> Target:
     facts = _facts(name)
     return Target(
         name=facts["name"], kind=facts["kind"], dtypes=tuple(facts["dtypes"]),
-        layout_block=facts["layout_block"], schedules=tuple(facts["schedules"]),
-        epilogue=frozenset(facts["epilogue"]), prologue=frozenset(facts["prologue"]), isa=isa,
+        schedules=tuple(facts["schedules"]),
+        epilogue=frozenset(facts["epilogue"]), prologue=frozenset(facts["prologue"]),
+        alignment=facts["alignment"], variant=variant,
     )  # fmt: skip
 
 

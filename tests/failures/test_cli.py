@@ -67,9 +67,9 @@ def test_output_folder_cannot_be_made(command: Command) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--target", "cudaa"], "Unknown target 'cudaa'; known: cpu."),
-        (["--target", "cuda"], "The target cuda is not supported yet; known: cpu."),
-        (["--target", "vulkan"], "The target vulkan is not supported yet; known: cpu."),
+        (["--target", "cudaa"], "Unknown target 'cudaa'; known: cpu, vulkan."),
+        (["--target", "cuda"], "The target cuda is not supported yet; known: cpu, vulkan."),
+        (["--target", "vulkan"], "Packages for target 'vulkan' cannot be made yet."),
         (["--isa", "sse9"], "Unknown ISA 'sse9'; known: avx2, avx512, baseline, native, neon."),
         (["--entry", "Nett"], "Unknown entry 'Nett'; net.py defines: Net."),
         (["--init", "width=3"], "Net() takes no argument width; it takes none."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from transpiler.ir import Graph, IRError, Program, verify
 from transpiler.passes import decompose, fold, half, layout, simplify, winograd
@@ -58,6 +59,39 @@ UNFOLDED_PIPELINE: tuple[Pass, ...] = (
     on_each(layout.packed_recurrent),
     *CLEAN_UP,
 )
+
+
+# Matrices and maps stay as PyTorch has them: schedules for GPUs bring tiles into shared memory by themselves.
+GPU_PIPELINE: tuple[Pass, ...] = (
+    *CLEAN_UP,
+    on_each(half.half_floats),
+    on_each(fold.batch_norm),
+    on_each(decompose.conv1d),
+    *CLEAN_UP,
+)
+
+UNFOLDED_GPU_PIPELINE: tuple[Pass, ...] = (
+    *CLEAN_UP,
+    on_each(half.half_floats),
+    on_each(fold.batch_norm_alone),
+    on_each(decompose.conv1d),
+    *CLEAN_UP,
+)
+
+
+@dataclass(frozen=True)
+class Pipelines:
+    """A target's passes: by default, with sums in no other order than a direct one, and with every module's output."""
+
+    usual: tuple[Pass, ...]
+    exact: tuple[Pass, ...]
+    unfolded: tuple[Pass, ...]
+
+
+PIPELINES = {
+    "cpu": Pipelines(PIPELINE, EXACT_PIPELINE, UNFOLDED_PIPELINE),
+    "vulkan": Pipelines(GPU_PIPELINE, GPU_PIPELINE, UNFOLDED_GPU_PIPELINE),
+}
 
 
 def run_passes(program: Program, passes: tuple[Pass, ...] = PIPELINE) -> Program:

@@ -148,6 +148,17 @@ class Expressions:
         lanes = [lane for vector in node.vectors for lane in self.visit(vector)]
         return tuple(lanes[int(index)] for index in node.indices)
 
+    def _call_vectorlow(self, node: Any, vector: Any) -> Lanes:
+        lanes = self.visit(vector)
+        return lanes[: len(lanes) // 2]
+
+    def _call_vectorhigh(self, node: Any, vector: Any) -> Lanes:
+        lanes = self.visit(vector)
+        return lanes[len(lanes) // 2 :]
+
+    def _call_vectorcombine(self, node: Any, low: Any, high: Any) -> Lanes:
+        return (*self.visit(low), *self.visit(high))
+
     # --- memory
     def _BufferLoad(self, node: Any) -> Lanes:
         return self.load(node.buffer if hasattr(node, "buffer") else node.source, node.indices)

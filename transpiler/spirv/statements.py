@@ -176,7 +176,8 @@ class Statements(Expressions):
 
     def _do_For(self, node: Any) -> None:
         kind = ForKind(node.kind)
-        if kind not in (ForKind.SERIAL, ForKind.UNROLLED):
+        # Inside of a thread, turns that may run at once run one after the other.
+        if kind not in (ForKind.SERIAL, ForKind.UNROLLED, ForKind.PARALLEL):
             raise unsupported(f"a loop of kind {kind.name}")
         start, extent = self.scalar(node.min), self.scalar(node.extent)
         stride = self.scalar(node.step) if getattr(node, "step", None) is not None else None

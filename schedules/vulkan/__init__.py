@@ -1,0 +1,1 @@
+"""Vulkan schedules: `apply(group, target, name) -> Lowered | None` in each; targets/vulkan.toml has their order."""

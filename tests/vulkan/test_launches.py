@@ -1,0 +1,75 @@
+"""Whole models as launches: what TVM leaves to the host is read, and what is not understood is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from transpiler.dims import Dim, evaluate, symbol
+from transpiler.errors import TranspileErrors
+from transpiler.frontend import read_model
+from transpiler.gpu.host import read_launches
+from transpiler.gpu.launches import Compiled
+from transpiler.gpu.vulkan import compile_kernel, compile_kernels
+from transpiler.group import make_group
+from transpiler.ir import Node, TensorType, Value
+from transpiler.lower import LoweredProgram, lower
+from transpiler.ops.activation import Relu
+from transpiler.passes import PIPELINES, run_passes
+from transpiler.request import Request
+from transpiler.schedule import schedule
+from transpiler.target import load_target
+
+MODELS = Path(__file__).parent.parent / "models"
+TARGET = load_target("vulkan")
+
+
+def compiled(model: str) -> tuple[LoweredProgram, Compiled]:
+    program = read_model(Request(MODELS / model, targets=("vulkan",))).program
+    lowered = lower(run_passes(program, PIPELINES["vulkan"].usual), TARGET)
+    return lowered, compile_kernels(lowered.kernels, TARGET)
+
+
+@pytest.mark.parametrize("model", ["mnist.py", "lstm.py"])
+def test_every_kernel_is_launches(model: str) -> None:
+    lowered, found = compiled(model)
+    assert set(found.launches) == {item.kernel.name for item in lowered.kernels}
+    for item in lowered.kernels:
+        launches = found.launches[item.kernel.name]
+        outputs = range(len(item.kernel.inputs), len(item.kernel.inputs) + len(item.kernel.outputs))
+        assert set(outputs) <= {place for launch in launches for place in launch.written}
+        assert all(launch.file in found.files for launch in launches)
+    # Nothing is laid out in the blocks that the CPU's schedules read.
+    assert not any("packed" in value.name for value in lowered.plan.weights)
+
+
+def test_offsets_suit_every_device() -> None:
+    lowered, _ = compiled("lstm.py")
+    places = [item.offset for item in lowered.plan.storage.values() if item.kind in ("arena", "weight")]
+    assert places
+    assert all(place % 256 == 0 for place in places)
+
+
+def relu(shape: tuple[Dim, ...]) -> Node:
+    type_ = TensorType("float32", shape)
+    return Node(Relu(), (Value("x", type_),), (Value("y", type_),))
+
+
+def test_sizes_that_vary_are_expressions() -> None:
+    node = relu((symbol("batch"), 5))
+    item = schedule(make_group((node,), node.outputs), TARGET, "relu")
+    (launch,), _ = compile_kernel(item, TARGET)
+    assert [evaluate(launch.grid[0], {"batch": n}) for n in (1, 13, 1000)] == [1, 2, 79]
+    (scalar,) = launch.scalars
+    assert (scalar.value, scalar.bits, launch.scalar_bytes) == (symbol("batch") * 5, 32, 4)
+
+
+def test_work_for_the_host_is_refused() -> None:
+    node = relu((8, 8))
+    cpu = load_target("cpu", "baseline")
+    item = schedule(make_group((node,), node.outputs), cpu, "relu")
+    with pytest.raises(TranspileErrors, match="leaves work to the host that is no launch: For"):
+        read_launches("relu", item.function)
+    with pytest.raises(TranspileErrors):
+        compile_kernel(item, TARGET)

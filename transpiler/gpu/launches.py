@@ -1,0 +1,50 @@
+"""What a kernel for a GPU consists of: launches of device functions, in order, whose sizes are expressions over the
+symbols of the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from transpiler.dims import Dim
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A scalar argument of a device function: an int, an expression over the kernel's symbols, or a float."""
+
+    value: Dim | float
+    dtype: str
+    offset: int
+    bits: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch.
+
+    `file` holds the code, `entry` is the function in it. `buffers` are positions among the kernel's arguments (inputs,
+    outputs, workspace, status), in the order of the function's bindings; `written` are those of them that it writes.
+    `grid` are the numbers of workgroups; where `folded` is an axis, those of axis 0 may go on along that one.
+    `features` are what the device must have.
+    """
+
+    file: str
+    entry: str
+    buffers: tuple[int, ...]
+    written: tuple[int, ...]
+    scalars: tuple[Scalar, ...]
+    scalar_bytes: int
+    workgroup: tuple[int, int, int]
+    grid: tuple[Dim, Dim, Dim]
+    folded: int | None
+    shared_bytes: int
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The launches of every kernel, and the files with their code by name."""
+
+    launches: Mapping[str, tuple[Launch, ...]]
+    files: Mapping[str, bytes]
