@@ -1,0 +1,23 @@
+"""How large the tiles of products are, by the sizes of the result."""
+
+from __future__ import annotations
+
+from ..sizes import Extent, is_fixed
+from .product import Tile
+
+
+def direct_tile(rows: Extent, columns: Extent) -> Tile:
+    """A tile for the direct form: as large as registers allow, not larger than the result."""
+    wide = 8 if not is_fixed(columns) else min(8, _power_of_two(columns))
+    most_columns = 8 if not is_fixed(columns) else min(8, -(-columns // wide))
+    most_rows = 16 if not is_fixed(rows) else min(16, rows)
+    if is_fixed(rows) and rows > 16:
+        # Blocks of equal size waste less at the end.
+        most_rows = -(-rows // -(-rows // 16))
+    row_threads = 8 // wide if not is_fixed(rows) or rows > most_rows else 1
+    return Tile(max(most_rows, 1), max(most_columns, 1), row_threads, wide)
+
+
+def _power_of_two(size: int) -> int:
+    """The smallest that is not below `size`."""
+    return 1 << max(size - 1, 0).bit_length()

@@ -1,0 +1,100 @@
+"""Linear layers and batched products of matrices, row-major as they come, with what is fused behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from transpiler.dims import Dim
+from transpiler.group import Group, Lowered
+from transpiler.ops.linalg import Linear, Matmul
+from transpiler.target import Target
+
+from ..cpu.epilogue import elementwise_epilogue
+from ..fuse import lowered
+from ..gpu.epilogue import Epilogue
+from ..gpu.product import Line, Product
+from ..gpu.tiles import direct_tile
+from ..sizes import count, extent, is_empty
+from ..tir import Buffer, KernelBuilder, flat_offset, unflatten
+from ..vectors import held
+
+Expr = Any
+FLOATS = ("float32", "float64")
+
+
+def apply(group: Group, target: Target, name: str) -> Lowered | None:
+    node = group.anchor_node
+    if node is None or not isinstance(node.op, Linear | Matmul) or group.prologue or not elementwise_epilogue(group):
+        return None
+    if node.output.dtype not in FLOATS:
+        return None
+    builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
+    shape = node.output.type.shape
+    with builder:
+        buffers = [builder.inputs[group.input_index(value)] for value in node.inputs]
+        shapes = [value.type.shape for value in node.inputs]
+        if not is_empty(shape):
+            make = _linear if isinstance(node.op, Linear) else _matmul
+            product = make(node.op, buffers, shapes, shape, node.output.dtype)
+            product.emit(direct_tile(product.rows, product.columns), Epilogue(group, builder))
+    return lowered(group, builder, flops=2 * count(shape) * shapes[0][-1])
+
+
+def _matrix(buffer: Buffer, base: Expr, line: Expr, pitch: Expr, step: Expr) -> Line:
+    """Elements `step` apart from `line * pitch` on."""
+    start = held(base + line * pitch)
+    return lambda _: lambda k: buffer[start + k * step]
+
+
+def _linear(
+    op: Linear, buffers: list[Buffer], shapes: list[tuple[Dim, ...]], shape: tuple[Dim, ...], dtype: str
+) -> Product:
+    x, weight, *bias = buffers
+    leading, inner, columns = shape[:-1], extent(shapes[0][-1]), extent(shape[-1])
+
+    return Product(
+        1, extent(count(leading)), columns, (inner,),
+        left=lambda _, row: _matrix(x, 0, row, inner, 1),
+        right=lambda _, column: _matrix(weight, 0, column, inner, 1),
+        place=lambda _, column: lambda row: [*unflatten(row, leading), column],
+        dtype=dtype,
+        column_bias=(lambda _, column: bias[0][column]) if bias else None,
+    )  # fmt: skip
+
+
+def _matmul(
+    op: Matmul, buffers: list[Buffer], shapes: list[tuple[Dim, ...]], shape: tuple[Dim, ...], dtype: str
+) -> Product:
+    a, b = buffers
+    batch, inner = shape[:-2], extent(shapes[0][-1])
+    columns = extent(shape[-1])
+    # One right matrix for all: the batch is only more rows.
+    shared_right = all(isinstance(dim, int) and dim == 1 for dim in shapes[1][:-2]) and shapes[0][:-2] == batch
+    rows = extent(count(shape[:-1]) if shared_right else shape[-2])
+
+    def base(number: Expr, which: int) -> Expr:
+        own = shapes[which][:-2]
+        if shared_right or not own:
+            return 0
+        index = unflatten(number, batch)[len(batch) - len(own) :]
+        place = flat_offset([0 if dim == 1 else i for dim, i in zip(own, index, strict=True)], own)
+        return place * extent(count(shapes[which][-2:]))
+
+    def right(number: Expr, column: Expr) -> Line:
+        pitch, step = (inner, 1) if op.transpose_b else (1, columns)
+        return _matrix(b, base(number, 1), column, pitch, step)
+
+    def place(number: Expr, column: Expr) -> Callable[[Expr], Sequence[Expr]]:
+        if shared_right:
+            return lambda row: [*unflatten(row, shape[:-1]), column]
+        index = [held(position) for position in unflatten(number, batch)]
+        return lambda row: [*index, row, column]
+
+    return Product(
+        1 if shared_right else extent(count(batch)), rows, columns, (inner,),
+        left=lambda number, row: _matrix(a, base(number, 0), row, inner, 1),
+        right=right,
+        place=place,
+        dtype=dtype,
+    )  # fmt: skip
