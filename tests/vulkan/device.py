@@ -88,79 +88,11 @@ class Device:
         """Dispatches `kernel` on `arrays`, in the order of its bindings, and writes the results into them."""
         require_features(kernel, self.name, self.available)
         assert len(arrays) == len(kernel.buffers)
-        vk, device = self.vk, self.device
-        buffers = [self._buffer(array) for array in arrays]
-        bindings = [
-            vk.VkDescriptorSetLayoutBinding(
-                binding=i, descriptorType=vk.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, descriptorCount=1,
-                stageFlags=vk.VK_SHADER_STAGE_COMPUTE_BIT,
-            )
-            for i in range(len(buffers))
-        ]  # fmt: skip
-        set_layout = vk.vkCreateDescriptorSetLayout(
-            device, vk.VkDescriptorSetLayoutCreateInfo(pBindings=bindings), None
-        )
-        ranges = [
-            vk.VkPushConstantRange(
-                stageFlags=vk.VK_SHADER_STAGE_COMPUTE_BIT, offset=0, size=-(-kernel.push_bytes // 4) * 4
-            )
-        ]
-        layout = vk.vkCreatePipelineLayout(
-            device,
-            vk.VkPipelineLayoutCreateInfo(pSetLayouts=[set_layout], pPushConstantRanges=ranges if kernel.push else []),
-            None,
-        )
-        module = vk.vkCreateShaderModule(
-            device, vk.VkShaderModuleCreateInfo(codeSize=len(kernel.code), pCode=kernel.code), None
-        )
-        stage = vk.VkPipelineShaderStageCreateInfo(
-            stage=vk.VK_SHADER_STAGE_COMPUTE_BIT, module=module, pName=kernel.name
-        )
-        info = vk.VkComputePipelineCreateInfo(stage=stage, layout=layout)
-        pipeline = vk.vkCreateComputePipelines(device, None, 1, info, None)[0]
-        size = vk.VkDescriptorPoolSize(type=vk.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, descriptorCount=max(len(buffers), 1))
-        pool = vk.vkCreateDescriptorPool(device, vk.VkDescriptorPoolCreateInfo(maxSets=1, pPoolSizes=[size]), None)
-        descriptors = vk.vkAllocateDescriptorSets(
-            device, vk.VkDescriptorSetAllocateInfo(descriptorPool=pool, pSetLayouts=[set_layout])
-        )[0]
-        writes = [
-            vk.VkWriteDescriptorSet(
-                dstSet=descriptors, dstBinding=i, descriptorCount=1,
-                descriptorType=vk.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
-                pBufferInfo=[vk.VkDescriptorBufferInfo(buffer=buffer, offset=0, range=padded(array))],
-            )
-            for i, (array, (buffer, _)) in enumerate(zip(arrays, buffers, strict=True))
-        ]  # fmt: skip
-        vk.vkUpdateDescriptorSets(device, len(writes), writes, 0, None)
-        command = vk.vkAllocateCommandBuffers(
-            device, vk.VkCommandBufferAllocateInfo(commandPool=self.pool, level=0, commandBufferCount=1)
-        )[0]
-        vk.vkBeginCommandBuffer(command, vk.VkCommandBufferBeginInfo())
-        vk.vkCmdBindPipeline(command, vk.VK_PIPELINE_BIND_POINT_COMPUTE, pipeline)
-        vk.vkCmdBindDescriptorSets(command, vk.VK_PIPELINE_BIND_POINT_COMPUTE, layout, 0, 1, [descriptors], 0, None)
-        if kernel.push:
-            data = vk.ffi.new("char[]", pack(kernel, scalars))
-            vk.vkCmdPushConstants(
-                command, layout, vk.VK_SHADER_STAGE_COMPUTE_BIT, 0, -(-kernel.push_bytes // 4) * 4, data
-            )
-        vk.vkCmdDispatch(command, *(groups or folded_grid(kernel)))
-        vk.vkEndCommandBuffer(command)
-        vk.vkQueueSubmit(self.queue, 1, [vk.VkSubmitInfo(pCommandBuffers=[command])], None)
-        vk.vkQueueWaitIdle(self.queue)
-        for array, (buffer, memory) in zip(arrays, buffers, strict=True):
-            mapped = vk.vkMapMemory(device, memory, 0, max(array.nbytes, 4), 0)
-            array.view(np.uint8).ravel()[:] = np.frombuffer(mapped, np.uint8)[: array.nbytes]
-            vk.vkUnmapMemory(device, memory)
-            vk.vkDestroyBuffer(device, buffer, None)
-            vk.vkFreeMemory(device, memory, None)
-        vk.vkFreeCommandBuffers(device, self.pool, 1, [command])
-        vk.vkDestroyDescriptorPool(device, pool, None)
-        vk.vkDestroyPipeline(device, pipeline, None)
-        vk.vkDestroyShaderModule(device, module, None)
-        vk.vkDestroyPipelineLayout(device, layout, None)
-        vk.vkDestroyDescriptorSetLayout(device, set_layout, None)
+        pipeline = Pipeline(self, kernel.code, kernel.name, len(arrays), kernel.push_bytes)
+        pipeline.run(arrays, pack(kernel, scalars), groups or folded_grid(kernel))
+        pipeline.close()
 
-    def _buffer(self, array: np.ndarray[Any, Any]) -> tuple[Any, Any]:
+    def buffer(self, array: np.ndarray[Any, Any]) -> tuple[Any, Any]:
         """A buffer with the array's bytes, in memory that the host sees, and that memory."""
         vk = self.vk
         buffer = vk.vkCreateBuffer(
@@ -184,6 +116,92 @@ class Device:
         mapped[: array.nbytes] = np.ascontiguousarray(array).tobytes()
         vk.vkUnmapMemory(self.device, memory)
         return buffer, memory
+
+
+class Pipeline:
+    """A kernel made ready: `count` bindings and `push_bytes` of push constants."""
+
+    def __init__(self, device: Device, code: bytes, entry: str, count: int, push_bytes: int) -> None:
+        self.owner, vk = device, device.vk
+        self.push_size = -(-push_bytes // 4) * 4
+        bindings = [
+            vk.VkDescriptorSetLayoutBinding(
+                binding=i, descriptorType=vk.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, descriptorCount=1,
+                stageFlags=vk.VK_SHADER_STAGE_COMPUTE_BIT,
+            )
+            for i in range(count)
+        ]  # fmt: skip
+        self.set_layout = vk.vkCreateDescriptorSetLayout(
+            device.device, vk.VkDescriptorSetLayoutCreateInfo(pBindings=bindings), None
+        )
+        ranges = [vk.VkPushConstantRange(stageFlags=vk.VK_SHADER_STAGE_COMPUTE_BIT, offset=0, size=self.push_size)]
+        self.layout = vk.vkCreatePipelineLayout(
+            device.device,
+            vk.VkPipelineLayoutCreateInfo(
+                pSetLayouts=[self.set_layout], pPushConstantRanges=ranges if push_bytes else []
+            ),
+            None,
+        )
+        self.module = vk.vkCreateShaderModule(
+            device.device, vk.VkShaderModuleCreateInfo(codeSize=len(code), pCode=code), None
+        )
+        stage = vk.VkPipelineShaderStageCreateInfo(
+            stage=vk.VK_SHADER_STAGE_COMPUTE_BIT, module=self.module, pName=entry
+        )
+        info = vk.VkComputePipelineCreateInfo(stage=stage, layout=self.layout)
+        self.pipeline = vk.vkCreateComputePipelines(device.device, None, 1, info, None)[0]
+        size = vk.VkDescriptorPoolSize(type=vk.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, descriptorCount=max(count, 1))
+        self.pool = vk.vkCreateDescriptorPool(
+            device.device, vk.VkDescriptorPoolCreateInfo(maxSets=1, pPoolSizes=[size]), None
+        )
+        self.descriptors = vk.vkAllocateDescriptorSets(
+            device.device, vk.VkDescriptorSetAllocateInfo(descriptorPool=self.pool, pSetLayouts=[self.set_layout])
+        )[0]
+
+    def run(self, arrays: Sequence[np.ndarray[Any, Any]], push: bytes, groups: Sequence[int]) -> None:
+        """One dispatch, waited for; the results are written into `arrays`."""
+        owner = self.owner
+        vk, device = owner.vk, owner.device
+        buffers = [owner.buffer(array) for array in arrays]
+        writes = [
+            vk.VkWriteDescriptorSet(
+                dstSet=self.descriptors, dstBinding=i, descriptorCount=1,
+                descriptorType=vk.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
+                pBufferInfo=[vk.VkDescriptorBufferInfo(buffer=buffer, offset=0, range=padded(array))],
+            )
+            for i, (array, (buffer, _)) in enumerate(zip(arrays, buffers, strict=True))
+        ]  # fmt: skip
+        vk.vkUpdateDescriptorSets(device, len(writes), writes, 0, None)
+        command = vk.vkAllocateCommandBuffers(
+            device, vk.VkCommandBufferAllocateInfo(commandPool=owner.pool, level=0, commandBufferCount=1)
+        )[0]
+        vk.vkBeginCommandBuffer(command, vk.VkCommandBufferBeginInfo())
+        vk.vkCmdBindPipeline(command, vk.VK_PIPELINE_BIND_POINT_COMPUTE, self.pipeline)
+        vk.vkCmdBindDescriptorSets(
+            command, vk.VK_PIPELINE_BIND_POINT_COMPUTE, self.layout, 0, 1, [self.descriptors], 0, None
+        )
+        if self.push_size:
+            data = vk.ffi.new("char[]", push)
+            vk.vkCmdPushConstants(command, self.layout, vk.VK_SHADER_STAGE_COMPUTE_BIT, 0, self.push_size, data)
+        vk.vkCmdDispatch(command, *groups)
+        vk.vkEndCommandBuffer(command)
+        vk.vkQueueSubmit(owner.queue, 1, [vk.VkSubmitInfo(pCommandBuffers=[command])], None)
+        vk.vkQueueWaitIdle(owner.queue)
+        for array, (buffer, memory) in zip(arrays, buffers, strict=True):
+            mapped = vk.vkMapMemory(device, memory, 0, max(array.nbytes, 4), 0)
+            array.view(np.uint8).ravel()[:] = np.frombuffer(mapped, np.uint8)[: array.nbytes]
+            vk.vkUnmapMemory(device, memory)
+            vk.vkDestroyBuffer(device, buffer, None)
+            vk.vkFreeMemory(device, memory, None)
+        vk.vkFreeCommandBuffers(device, owner.pool, 1, [command])
+
+    def close(self) -> None:
+        vk, device = self.owner.vk, self.owner.device
+        vk.vkDestroyDescriptorPool(device, self.pool, None)
+        vk.vkDestroyPipeline(device, self.pipeline, None)
+        vk.vkDestroyShaderModule(device, self.module, None)
+        vk.vkDestroyPipelineLayout(device, self.layout, None)
+        vk.vkDestroyDescriptorSetLayout(device, self.set_layout, None)
 
 
 def pack(kernel: Kernel, scalars: Sequence[float]) -> bytes:
