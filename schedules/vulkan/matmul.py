@@ -35,8 +35,10 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         buffers = [builder.inputs[group.input_index(value)] for value in node.inputs]
         shapes = [value.type.shape for value in node.inputs]
         if not is_empty(shape):
-            make = _linear if isinstance(node.op, Linear) else _matmul
-            product = make(node.op, buffers, shapes, shape, node.output.dtype)
+            if isinstance(node.op, Linear):
+                product = _linear(buffers, shapes, shape, node.output.dtype)
+            else:
+                product = _matmul(node.op.transpose_b, buffers, shapes, shape, node.output.dtype)
             product.emit(direct_tile(product.rows, product.columns), Epilogue(group, builder))
     return lowered(group, builder, flops=2 * count(shape) * shapes[0][-1])
 
@@ -47,9 +49,7 @@ def _matrix(buffer: Buffer, base: Expr, line: Expr, pitch: Expr, step: Expr) -> 
     return lambda _: lambda k: buffer[start + k * step]
 
 
-def _linear(
-    op: Linear, buffers: list[Buffer], shapes: list[tuple[Dim, ...]], shape: tuple[Dim, ...], dtype: str
-) -> Product:
+def _linear(buffers: list[Buffer], shapes: list[tuple[Dim, ...]], shape: tuple[Dim, ...], dtype: str) -> Product:
     x, weight, *bias = buffers
     leading, inner, columns = shape[:-1], extent(shapes[0][-1]), extent(shape[-1])
 
@@ -64,7 +64,7 @@ def _linear(
 
 
 def _matmul(
-    op: Matmul, buffers: list[Buffer], shapes: list[tuple[Dim, ...]], shape: tuple[Dim, ...], dtype: str
+    transpose_b: bool, buffers: list[Buffer], shapes: list[tuple[Dim, ...]], shape: tuple[Dim, ...], dtype: str
 ) -> Product:
     a, b = buffers
     batch, inner = shape[:-2], extent(shapes[0][-1])
@@ -82,7 +82,7 @@ def _matmul(
         return place * extent(count(shapes[which][-2:]))
 
     def right(number: Expr, column: Expr) -> Line:
-        pitch, step = (inner, 1) if op.transpose_b else (1, columns)
+        pitch, step = (inner, 1) if transpose_b else (1, columns)
         return _matrix(b, base(number, 1), column, pitch, step)
 
     def place(number: Expr, column: Expr) -> Callable[[Expr], Sequence[Expr]]:
