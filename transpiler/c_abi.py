@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from transpiler.c_compiler import Compiler
 from transpiler.c_plan import symbol_views
 from transpiler.ir import Role
 from transpiler.link import link_dispatcher
 from transpiler.naming import c_comment, checked_symbol
 from transpiler.plan import KernelPlan, output_names
-from transpiler.resources import tree
 from transpiler.target import Isa
+from transpiler.templates import render_c
 
 ABI_VERSION = 6
 
@@ -45,6 +43,7 @@ class CView:
     macro: str
     title: str
     version: str
+    beside: str
     abi_version: int
     isa_names: str
     isas: tuple[IsaView, ...]
@@ -65,24 +64,13 @@ def c_files(
     """
     view = _view(checked_symbol(name), plans, isas, version)
     # It sees the declarations, and nothing of the model: one is like another.
-    declarations = _render("package.h.jinja", replace(view, functions=(FunctionView("NONE", "", ()),), state_bytes=0))
-    dispatcher = link_dispatcher(name, declarations, _render("carried.h.jinja", view), compiler)
+    declarations = render_c("package.h.jinja", replace(view, functions=(FunctionView("NONE", "", ()),), state_bytes=0))
+    dispatcher = link_dispatcher(name, declarations, render_c("carried.h.jinja", view), compiler)
     return {
-        f"include/{name}.h": _render("package.h.jinja", view).encode(),
+        f"include/{name}.h": render_c("package.h.jinja", view).encode(),
         f"lib/lib{name}.so": dispatcher,
-        f"lib/pkgconfig/{name}.pc": _render("package.pc.jinja", view).encode(),
+        f"lib/pkgconfig/{name}.pc": render_c("package.pc.jinja", view).encode(),
     }
-
-
-def _render(template: str, view: CView) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(tree("templates") / "runtime" / "cpu"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(template).render(view=view)
 
 
 def _view(name: str, plans: Sequence[KernelPlan], isas: Sequence[Isa], version: str) -> CView:
@@ -92,6 +80,7 @@ def _view(name: str, plans: Sequence[KernelPlan], isas: Sequence[Isa], version: 
         macro=macro,
         title=f"{name}, transpiled from PyTorch",
         version=version,
+        beside=f"{name.lower()}-{version}.weights.cpu.safetensors",
         abi_version=ABI_VERSION,
         isa_names=", ".join(isa.name for isa in isas),
         isas=tuple(IsaView(checked_symbol(isa.name), " ".join(isa.features)) for isa in isas),

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from transpiler.dims import Dim, SymbolRange, c_text, floordiv, product
 from transpiler.ir import Value
 from transpiler.naming import c_comment, c_string, checked_symbol, source_line
 from transpiler.plan import Call, Kernel, KernelPlan, Storage, output_names, storage_of
 from transpiler.prepared import weights_key
-from transpiler.resources import tree
+from transpiler.templates import render_c
 
 UNBOUNDED = 2**31 - 1  # the largest value of a symbol that has no bound of its own: kernels count in 32 bits
 _STORAGE = {
@@ -144,14 +142,7 @@ class PlanView:
 
 def render_plan(plans: Sequence[KernelPlan], name: str, isa: str) -> str:
     """The C text of plan.c for one instruction set of the package `name`, a plan per function."""
-    environment = Environment(
-        loader=FileSystemLoader(tree("templates") / "runtime" / "cpu"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("plan.c.jinja").render(plan=_plan_view(plans, name, isa))
+    return render_c("plan.c.jinja", _plan_view(plans, name, isa))
 
 
 def _plan_view(plans: Sequence[KernelPlan], name: str, isa: str) -> PlanView:

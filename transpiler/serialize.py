@@ -214,7 +214,7 @@ def _check_graph(graph: Graph, constants: Mapping[str, Array]) -> None:
 
 
 def _read_constants(entries: Mapping[str, Any], given: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
-    from transpiler.weights import numpy_dtype
+    from transpiler.ops.dtypes import numpy_dtype
 
     for key, entry in entries.items():
         check_text(key, "constant", empty=False)

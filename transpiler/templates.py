@@ -1,4 +1,4 @@
-"""The Jinja environment of the emitted package: strict, and without anything that could decide."""
+"""The Jinja environments of the emitted package and of its C code: strict, and without anything that could decide."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ PLACEHOLDER = "__name__"
 
 
 @cache
-def _environment() -> Environment:
+def _environment(folder: str) -> Environment:
     return Environment(
-        loader=FileSystemLoader(tree("templates") / "package"),
+        loader=FileSystemLoader(tree("templates") / folder),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -26,8 +26,13 @@ def _environment() -> Environment:
 
 
 def render(template: str, view: object) -> str:
-    """One template as text. Raises jinja2.UndefinedError where it asks for what the view does not have."""
-    return _environment().get_template(template).render(view=view)
+    """One template of the package as text. Raises jinja2.UndefinedError where it asks for what the view does not have."""
+    return _environment("package").get_template(template).render(view=view)
+
+
+def render_c(template: str, view: object) -> str:
+    """As `render`, a template of the C code."""
+    return _environment("runtime/cpu").get_template(template).render(view=view)
 
 
 @cache

@@ -12,6 +12,7 @@ import numpy as np
 
 from transpiler.errors import Problem, TranspileError, TranspileErrors
 from transpiler.ir import Array, Program, Role, TensorType
+from transpiler.ops.dtypes import numpy_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -175,16 +176,6 @@ def state_arrays(state: Mapping[str, torch.Tensor]) -> dict[str, Array]:
     """A state_dict as arrays by stored key."""
     aliases = storage_aliases(state)
     return {key: to_numpy(tensor) for key, tensor in state.items() if key not in aliases}
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """numpy's dtype of an IR dtype; bfloat16 is ml_dtypes' (which TVM brings along)."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return dtype
-    return np.dtype(name)
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -94,6 +96,32 @@ def test_other_weights_are_prepared_for_it(package: Package, folder: Path, class
     complaint = run(*command, "missing", "x", cwd=tmp_path, fails=True, PYTHONPATH=path)
     assert "error:" in complaint
     assert "Traceback" not in complaint
+
+
+def test_weights_beside_the_wheel(package: Package, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """open(NULL) where the wheel left the weights out: in the folder that TRANSPILE_WEIGHTS names, as in Python."""
+    monkeypatch.delenv("TRANSPILE_WEIGHTS", raising=False)
+    copy = shutil.copytree(folder, tmp_path / "mnist", ignore=shutil.ignore_patterns("weights.*"))
+    library = ctypes.CDLL(str(copy / "lib/libmnist.so"))
+    library.mnist_last_error.restype = ctypes.c_char_p
+
+    def opened(path: Path | None = None) -> str:
+        model = ctypes.c_void_p()
+        if library.mnist_open(None if path is None else bytes(path), 1, ctypes.byref(model)):
+            return str(library.mnist_last_error().decode())
+        library.mnist_destroy(model)
+        return ""
+
+    assert "weights.cpu.safetensors is missing; open a file of weights, or let TRANSPILE_WEIGHTS name" in opened()
+    monkeypatch.setenv("TRANSPILE_WEIGHTS", str(tmp_path))
+    beside = tmp_path / "mnist-0.1.0.weights.cpu.safetensors"
+    assert opened() == f"the folder TRANSPILE_WEIGHTS={tmp_path} has no {beside.name}"
+    package.wheel(tmp_path, bundle_weights="separate")
+    assert beside.is_file()
+    assert opened() == ""
+    os.mkfifo(tmp_path / "pipe")  # which is not waited for
+    assert opened(tmp_path / "pipe") == f"{tmp_path}/pipe is not a weights file"
+    assert opened(tmp_path) == f"{tmp_path} is not a weights file"
 
 
 def test_the_rust_program_agrees_with_pytorch(folder: Path, tmp_path: Path) -> None:

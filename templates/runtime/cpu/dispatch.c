@@ -26,6 +26,7 @@
 #define TP_PATH_BYTES 4096
 #define TP_ERROR_BYTES 1024
 #define TP_OWN_WEIGHTS "weights.cpu.safetensors"
+#define TP_PLACE "TRANSPILE_WEIGHTS"
 #define TP_MAX_HEADER 100000000 /* of a safetensors file, as in Python */
 
 /* What a library exports, but for its prefix: result, name, parameters. */
@@ -264,9 +265,23 @@ static uint64_t data_offset(const char *file, size_t bytes) {
   return memmem(file + 8, header, wanted, (size_t)length) ? header + 8 : 0;
 }
 
+/* Where the weights are that the package was built with: in it, or, if its wheel left them out, in the file that was
+ * made with the wheel, in the folder $TRANSPILE_WEIGHTS. */
+static int own_weights(char *path, size_t bytes) {
+  const char *place = getenv(TP_PLACE);
+  snprintf(path, bytes, "%s/" TP_OWN_WEIGHTS, folder);
+  if (!access(path, F_OK)) return 0;
+  if (!place || !*place) {
+    return fail("%s is missing; open a file of weights, or let " TP_PLACE " name the folder of " TP_BESIDE, path);
+  }
+  size_t length = (size_t)snprintf(path, bytes, "%s/" TP_BESIDE, place);
+  if (length < bytes && !access(path, F_OK)) return 0;
+  return fail("the folder " TP_PLACE "=%s has no " TP_BESIDE, place);
+}
+
 static int map_file(const char *path, tp_handle *handle) {
   struct stat status;
-  int file = open(path, O_RDONLY | O_CLOEXEC);
+  int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* which does not wait for the writer of a pipe */
   if (file < 0) return fail("%s: %s", path, strerror(errno));
   int bad = fstat(file, &status) || !S_ISREG(status.st_mode) || status.st_size < 8;
   if (!bad) {
@@ -316,12 +331,11 @@ int ABI(create)(const void *weights, uint64_t weight_bytes, int32_t threads, tp_
 }
 
 int ABI(open)(const char *weights_file, int32_t threads, tp_handle **out) {
-  char own[TP_PATH_BYTES + 64];
+  char own[TP_PATH_BYTES + 256];
   *out = NULL;
-  if (!ready()) return 1;
+  if (!ready() || (!weights_file && own_weights(own, sizeof own))) return 1;
   tp_handle *handle = calloc(1, sizeof *handle);
   if (!handle) return fail("out of memory");
-  snprintf(own, sizeof own, "%s/" TP_OWN_WEIGHTS, folder);
   const char *path = weights_file ? weights_file : own;
   int code = map_file(path, handle);
   uint64_t offset = code ? 0 : data_offset(handle->mapping, handle->mapped_bytes);

@@ -27,7 +27,7 @@ from transpiler.plan import KernelPlan, storage_of
 from transpiler.resources import tree
 from transpiler.schedule import schedule
 from transpiler.target import Target
-from transpiler.weights import numpy_dtype
+from transpiler.ops.dtypes import numpy_dtype
 
 GUARD = 64
 
