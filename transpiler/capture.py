@@ -58,6 +58,7 @@ class Captured:
     symbol_bounds: Mapping[str, SymbolRange] = field(default_factory=dict)  # narrower ones, by the user's names
     function: str = "forward"
     keeps_cache: bool = False
+    entry: str = ""  # the class or the function of `source` that built the module
 
     @property
     def files(self) -> Files:
@@ -94,7 +95,7 @@ def capture_file_functions(
         raise whole_module_error(path)
     loaded = load_model_file(path, entry, init, inputs)
     captured = capture_functions(loaded.module, loaded.functions, dynamic, source=loaded.source)
-    return tuple(replace(item, name=loaded.name) for item in captured)
+    return tuple(replace(item, name=loaded.name, entry=loaded.entry) for item in captured)
 
 
 def capture_functions(

@@ -34,14 +34,14 @@ class SourceFacts:
     """What the user's source contributes to the texts of a package.
 
     `file` is a name without folders, `arguments` are each function's positional parameters without `self`,
-    `facts` goes to the manifest as it is (hashes, options).
+    `facts` goes to the manifest as it is (hashes, what was called).
     """
 
     file: str = ""
-    entry: str = ""
+    model_class: str = ""
     docstring: str = ""
     arguments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    facts: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def make_view(
         for item in plans
     }  # fmt: skip
     records = tuple(found.views)
-    what = f"{source.entry or name}, transpiled from PyTorch"
+    what = f"{source.model_class or name}, transpiled from PyTorch"
     methods = kernel_methods(plan)
     manifest = build_manifest(
         name=name,
@@ -164,7 +164,7 @@ def make_view(
         arguments=arguments,
         verification=verification or {},
         tools=tool_versions or {},
-        source={"file": source.file, "entry": source.entry, **source.facts},
+        source={"file": source.file, "class": source.model_class, **source.facts},
         bounds=bounds or {},
         platform=platform_facts(binaries.shared_objects()),
         summary=comment(what),

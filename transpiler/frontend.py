@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from transpiler.emit import SourceFacts
 from transpiler.errors import TranspileError, UsageError
 from transpiler.extension import load_installed
 from transpiler.ir import Array, Program
+from transpiler.local_modules import local_modules
 from transpiler.lower import with_taps
 from transpiler.provenance import file_hash, state_hash
 from transpiler.serialize import load_graph, to_json
@@ -205,10 +205,10 @@ def _facts(captures: Sequence[Captured]) -> SourceFacts:
     """What the user's source contributes to the package's texts."""
     captured = captures[0]
     source = captured.source
+    name = type(captured.module).__name__ if captured.module is not None else ""
     if source is None:
-        return SourceFacts(entry=type(captured.module).__name__ if captured.module is not None else "")
-    entry = type(captured.module).__name__ if captured.module is not None else ""
-    described = source.classes.get(entry)
+        return SourceFacts(model_class=name)
+    described = source.classes.get(name)
     arguments = {}
     for item in captures:
         method = getattr(item.module, item.function, None)
@@ -220,12 +220,13 @@ def _facts(captures: Sequence[Captured]) -> SourceFacts:
                 for parameter in described.forward
                 if parameter.name != "self" and parameter.kind in ("positional", "positional_only")
             )
+    imported = {module: file_hash(file) for module, file in local_modules(source.path).items()}
     return SourceFacts(
         file=source.path.name,
-        entry=entry,
+        model_class=name,
         docstring=(described.docstring or "") if described is not None else "",
         arguments=arguments,
-        facts={"sha256": hashlib.sha256(source.text.encode()).hexdigest()},
+        facts={"entry": captured.entry, **({"imports": imported} if imported else {})},
     )
 
 

@@ -34,7 +34,7 @@ def build_manifest(
     arguments: Mapping[str, Sequence[Argument]],
     verification: Mapping[str, Any],
     tools: Mapping[str, str],
-    source: Mapping[str, str],
+    source: Mapping[str, Any],
     bounds: Mapping[str, Mapping[str, tuple[int, int]]],
     platform: Mapping[str, Any],
     summary: str = "",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import importlib.util
 import inspect
 import re
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ import torch
 from transpiler.errors import TranspileError
 from transpiler.examples import bind_inputs
 from transpiler.frames import Files, frames_of_exception, is_internal, user_location
+from transpiler.local_modules import local_modules
 from transpiler.source import Entry, ModelSource, choose_entry, missing_inputs, read_source
 from transpiler.specs import InputSpec
 
@@ -31,6 +34,7 @@ class Loaded:
     functions: Mapping[str, Example]
     source: ModelSource
     name: str
+    entry: str
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -88,7 +92,7 @@ def _load(path: str | Path, entry: str | None, init: Mapping[str, Any] | None, i
         functions = (
             read_functions(module, given) if _names_functions(module, given) else {"forward": _args_kwargs(given)}
         )
-    return Loaded(module, functions, source, _name_of(source.path, chosen))
+    return Loaded(module, functions, source, _name_of(source.path, chosen), chosen.name)
 
 
 def _name_of(path: Path, entry: Entry) -> str:
@@ -96,26 +100,71 @@ def _name_of(path: Path, entry: Entry) -> str:
     return stem if stem.isidentifier() else re.sub(r"\W", "_", entry.name)
 
 
+# The modules that the last model file imported from its own folder.
+_neighbours: set[str] = set()
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Runs the file as it is now: a compiled one beside it may be of the same second."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        code: types.CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
+
+
 def _run_file(source: ModelSource) -> Any:
-    """Import the file under its own folder, so that imports of its neighbours work."""
+    """Import the file under its own folder, so that imports of its neighbours work.
+
+    Neighbours of an earlier model file are imported anew: they may have changed, or be others of the same name.
+
+    Raises:
+        TranspileError: "user-code-failed"; "other-module" if this process had already imported another module of the
+            name of a neighbour.
+    """
     path = source.path.resolve()
+    while _neighbours:
+        sys.modules.pop(_neighbours.pop(), None)
+    local = local_modules(path)
+    _check_modules(path, local)
+    before = set(sys.modules)
     # Not the plain stem: a model called `random.py` must not replace the real module.
-    spec = importlib.util.spec_from_file_location(f"transpiler_user_{identifier(path.stem)}", path)
+    name = f"transpiler_user_{identifier(path.stem)}"
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Loader(name, str(path)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module
+    sys.modules[name] = module
     sys.path.insert(0, str(path.parent))
     try:
         with _user_code(Files(path.parent), f"Running {path.name} failed"):
             spec.loader.exec_module(module)
     except BaseException:
-        sys.modules.pop(module.__name__, None)
+        sys.modules.pop(name, None)
         raise
     finally:
+        new = local.keys() & sys.modules.keys() - before
+        _neighbours.update(item for item in new if _is_neighbour(item, path.parent))
         with contextlib.suppress(ValueError):
             sys.path.remove(str(path.parent))
     return module
+
+
+def _is_neighbour(name: str, folder: Path) -> bool:
+    """Whether a module, or the package that it is in, lies in the folder itself."""
+    top = name.partition(".")[0]
+    return any((folder / place).is_file() for place in (f"{top}.py", f"{top}/__init__.py"))
+
+
+def _check_modules(path: Path, local: Mapping[str, Path]) -> None:
+    """Whether the file will get its own modules."""
+    for name, file in local.items():
+        loaded = getattr(sys.modules.get(name), "__file__", None)
+        if loaded is not None and Path(loaded).resolve() != file:
+            raise TranspileError(
+                "other-module",
+                f"{path.name} imports {name!r}, which is {file}; but this process has already imported {loaded}",
+                hints=["transpile it in a process of its own", "or give one of the two modules another name"],
+            )
 
 
 def identifier(text: str) -> str:

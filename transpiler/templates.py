@@ -26,7 +26,7 @@ def _environment(folder: str) -> Environment:
 
 
 def render(template: str, view: object) -> str:
-    """One template of the package as text. Raises jinja2.UndefinedError where it asks for what the view does not have."""
+    """One template of the package as text. Raises jinja2.UndefinedError where it asks for what the view has not."""
     return _environment("package").get_template(template).render(view=view)
 
 

@@ -98,7 +98,9 @@ def test_other_weights_are_prepared_for_it(package: Package, folder: Path, class
     assert "Traceback" not in complaint
 
 
-def test_weights_beside_the_wheel(package: Package, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_beside_the_wheel(
+    package: Package, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """open(NULL) where the wheel left the weights out: in the folder that TRANSPILE_WEIGHTS names, as in Python."""
     monkeypatch.delenv("TRANSPILE_WEIGHTS", raising=False)
     copy = shutil.copytree(folder, tmp_path / "mnist", ignore=shutil.ignore_patterns("weights.*"))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,23 @@ from transpiler import transpile
 from transpiler.api import Package
 from transpiler.provenance import compiler_version, state_hash
 
+NET = """
+from layers import MLP, example_inputs
+
+def build_model():
+    return MLP()
+"""
+
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
     folder = tmp_path_factory.mktemp("origin")
+    shutil.copy(FOLDER / "mlp.py", folder / "layers.py")
+    (folder / "net.py").write_text(NET)
     save_file(load("mlp")[0].state_dict(), folder / "weights.safetensors")
-    return transpile(FOLDER / "mlp.py", weights=folder / "weights.safetensors", out=folder, isa="baseline", exact=True)
+    return transpile(
+        folder / "net.py", name="mlp", weights=folder / "weights.safetensors", out=folder, isa="baseline", exact=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +57,13 @@ def hash_of(state: dict[str, torch.Tensor]) -> str:
 
 
 def test_the_manifest_says_from_what(package: Package, manifest: dict[str, Any]) -> None:
-    source = (FOLDER / "mlp.py").read_bytes()
-    assert manifest["source"]["file"] == "mlp.py"
-    assert manifest["source"]["sha256"] == hashlib.sha256(source).hexdigest()
+    assert manifest["source"] == {
+        "file": "net.py",
+        "sha256": hashlib.sha256(NET.encode()).hexdigest(),
+        "entry": "build_model",
+        "class": "MLP",
+        "imports": {"layers": hashlib.sha256((FOLDER / "mlp.py").read_bytes()).hexdigest()},
+    }
     assert manifest["weights"]["sha256"] == hash_of(load("mlp")[0].state_dict())
     assert manifest["options"] == {"target": ["cpu"], "isa": ["baseline"], "tune": "none", "exact": True}
     tools = manifest["tools"]
@@ -65,6 +81,7 @@ def test_info_shows_it(package: Package, manifest: dict[str, Any]) -> None:
     lines = output.splitlines()
     for line in (
         f"source sha256: {manifest['source']['sha256']}",
+        f"source imports: layers={manifest['source']['imports']['layers']}",
         f"weights sha256: {manifest['weights']['sha256']}",
         f"tools torch: {torch.__version__}",
         f"tools cc: {manifest['tools']['cc']}",

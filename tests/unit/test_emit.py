@@ -390,7 +390,9 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     evil = 'x"""\nimport os; os.abort()\n"""\\'
-    source = replace(toy.SourceFacts(), file=evil, entry=evil, docstring=evil, arguments={"forward": (evil, "input")})
+    source = replace(
+        toy.SourceFacts(), file=evil, model_class=evil, docstring=evil, arguments={"forward": (evil, "input")}
+    )
     view = make_view(
         name="toy", program=toy.program(), plans=[toy.plan()], binaries=toy.binaries(),
         prepared=toy.run_prepare(toy.plan(), toy.program().constants, toy.state()), source=source,

@@ -23,11 +23,11 @@ from transpiler.group import Group, Lowered
 from transpiler.ir import Array, TensorType, Value, fixed_size
 from transpiler.link import SPECIAL_FILES
 from transpiler.memory import aligned
+from transpiler.ops.dtypes import numpy_dtype
 from transpiler.plan import KernelPlan, storage_of
 from transpiler.resources import tree
 from transpiler.schedule import schedule
 from transpiler.target import Target
-from transpiler.ops.dtypes import numpy_dtype
 
 GUARD = 64
 

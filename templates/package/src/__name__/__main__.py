@@ -115,6 +115,8 @@ def info() -> int:
     print(f"platform: {manifest['platform']['tag']}")
     for kind in ("source", "options", "tools"):
         for key, value in sorted(manifest[kind].items()):
+            if isinstance(value, Mapping):
+                value = [f"{name}={item}" for name, item in sorted(value.items())]
             text = ", ".join(map(str, value)) if isinstance(value, list) else value
             print(f"{kind} {key}: {text}")
     return 0
