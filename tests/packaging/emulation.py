@@ -1,5 +1,8 @@
-"""Pythons of another processor: Debian's packages and PyPI's wheels unpacked into a folder, run by qemu-user."""
+"""Pythons of another processor: Debian's packages and PyPI's wheels unpacked into a folder, run by qemu-user; and other
+Pythons of this machine, with PyPI's wheels."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +56,16 @@ def python_of(root: Path, *, suite: str, version: str, debian: str, machine: str
     wrapper.write_text(WRAPPER.format(emulator=emulator, root=root, version=version))
     wrapper.chmod(0o755)
     return wrapper
+
+
+def python_here(folder: Path, version: str, numpy: str) -> Path:
+    """An environment with numpy and pytest of a Python that pyenv or the system has."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    kept = [str(path) for path in sorted(pyenv.glob(f"versions/{version}.*/bin/python{version}"))]
+    installed = [*kept, shutil.which(f"python{version}")]
+    command = next(filter(None, installed), None)
+    assert command, f"this test needs Python {version}: `pyenv install {version}`"
+    subprocess.run([command, "-m", "venv", folder], check=True)
+    python = folder / "bin/python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", numpy, "pytest"], check=True)
+    return python

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.models.support import load
-from tests.packaging.emulation import python_of
+from tests.packaging.emulation import python_here, python_of
 from transpiler import Package, transpile
 from transpiler.c_compiler import c_compiler
 from transpiler.elf import read_needs
@@ -182,6 +182,21 @@ def test_the_generated_suite_passes_without_avx512(name: str, processor: str, is
     chosen = subprocess.run([*python, "-c", code], cwd=package.path, capture_output=True, text=True, check=True)
     assert chosen.stdout.split()[-1] == isa
     report = run_generated_tests(package.path, python=python, timeout=3600)
+    assert report.ok, report.output
+    assert report.skipped == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("version", "numpy"), [("3.10", "numpy==1.26.0"), ("3.12", "numpy")])
+@pytest.mark.parametrize("name", ["mnist", "bi_gru"])
+def test_the_generated_suite_passes_with_the_pythons_of_this_machine(
+    name: str, version: str, numpy: str, tmp_path: Path
+) -> None:
+    """The oldest Python and the oldest numpy that a package asks for, and a newer one."""
+    model, args, kwargs = load(name)
+    package = transpile(model, args, kwargs, name=name, out=tmp_path)
+    python = python_here(tmp_path / "python", version, numpy)
+    report = run_generated_tests(package.path, python=[str(python)], timeout=600)
     assert report.ok, report.output
     assert report.skipped == 0
 
