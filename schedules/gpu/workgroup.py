@@ -5,6 +5,7 @@ One axis of workgroups and one of threads: the back end spreads more workgroups 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from ..tir import Buffer, storage_dtype
 from ..vectors import held
 
 Expr = Any
+Join = Callable[[Sequence[Expr], Sequence[Expr]], Sequence[Expr]]
 
 
 @contextmanager
@@ -41,23 +43,34 @@ def barrier() -> None:
     T.evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared"))
 
 
-def tree(
-    count: int,
-    thread: Expr,
-    arrays: Sequence[Buffer],
-    combine: Callable[[Sequence[Expr], Sequence[Expr]], Sequence[Expr]],
-) -> None:
-    """Element 0 of the shared `arrays` becomes the combination of all `count` (a power of two) elements, one a thread.
+def combined(threads: int, thread: Expr, values: Sequence[Expr], dtypes: Sequence[str], combine: Join) -> list[Expr]:
+    """What the `values` of all threads combine to, in every thread. `threads` is a square number.
 
-    Each step combines an element with the one half the number above: the order is fixed, whatever the device.
+    Two steps, each over the root of the number of threads: a tree would take a barrier for every halving. The order is
+    fixed, whatever the device.
     """
-    distance = count // 2
-    while distance:
-        barrier()
-        with T.If(thread < distance), T.Then():
-            left = [held(array[thread]) for array in arrays]
-            right = [held(array[thread + distance]) for array in arrays]
-            for array, value in zip(arrays, combine(left, right), strict=True):
-                array.store(thread, value)
-        distance //= 2
+    fan = math.isqrt(threads)
+    assert fan * fan == threads
+    every = [shared(threads, dtype) for dtype in dtypes]
+    some = [shared(fan, dtype) for dtype in dtypes]
+    for array, value in zip(every, values, strict=True):
+        array.store(thread, value)
     barrier()
+    with T.If(thread < fan), T.Then():
+        for array, value in zip(some, _folded(every, fan, lambda i: i * fan + thread, combine), strict=True):
+            array.store(thread, value)
+    barrier()
+    return _folded(some, fan, lambda i: i, combine)
+
+
+def _folded(arrays: Sequence[Buffer], count: int, place: Callable[[Expr], Expr], combine: Join) -> list[Expr]:
+    """`count` elements of each array combined in order."""
+    states = [private(1, array.dtype) for array in arrays]
+    for state, array in zip(states, arrays, strict=True):
+        state.store(0, array[place(0)])
+    with T.serial(1, count) as i:
+        elements = [held(array[place(i)]) for array in arrays]
+        results = [held(x) for x in combine([state[0] for state in states], elements)]
+        for state, value in zip(states, results, strict=True):
+            state.store(0, value)
+    return [held(state[0]) for state in states]

@@ -1,0 +1,83 @@
+"""Rows that are reduced and written again, by softmax and the norms, and reductions of many elements to one.
+
+One workgroup takes a row: each thread walks over every `threads`-th element, so that neighbours read neighbours, and
+the partial results meet in shared memory, in an order that depends on nothing but the number of threads. A
+row of one thread needs neither shared memory nor barriers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.tirx.script.builder import ir as T
+
+from ..sizes import Extent, is_fixed
+from ..tir import local
+from ..vectors import held
+from .threads import THREADS, each_thread
+from .workgroup import combined, workgroups
+
+Expr = Any
+Combine = Callable[[Expr, Expr], Expr]
+# From how many elements on a row is worth a workgroup, where there are enough rows to keep the device busy without, and
+# where there are not.
+LONG, SHORT = 1024, 64
+MANY_ROWS = 32
+ROW_THREADS = 64
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The threads of one row: this one is number `thread` of `threads`."""
+
+    thread: Expr
+    threads: int
+
+    @contextmanager
+    def over(self, length: Extent) -> Iterator[Expr]:
+        """A loop over this thread's elements of a row."""
+        if self.threads == 1:
+            with T.serial(0, length) as element:
+                yield element
+            return
+        with T.serial(0, (length - self.thread + (self.threads - 1)) // self.threads) as step:
+            yield held(step * self.threads + self.thread)
+
+    def reduce(
+        self, length: Extent, dtype: str, first: Expr, element: Callable[[Expr], Expr], combine: Combine
+    ) -> Expr:
+        """All of `element(0..length)` combined, in every thread; `first` is neutral."""
+        state = local(1, dtype)
+        state.store(0, first)
+        with self.over(length) as position:
+            state.store(0, combine(state[0], element(position)))
+        if self.threads == 1:
+            return held(state[0])
+        (result,) = combined(
+            self.threads, self.thread, [state[0]], [dtype], lambda left, right: [combine(left[0], right[0])]
+        )
+        return result
+
+
+@contextmanager
+def rows_of(rows: Extent, length: Extent) -> Iterator[tuple[Expr, Walk]]:
+    """A kernel that takes row after row; gives the row and how to walk over it."""
+    if _alone(rows, length):
+        with each_thread(rows, min(THREADS, rows) if is_fixed(rows) else THREADS) as row:
+            yield row, Walk(0, 1)
+        return
+    with ExitStack() as stack:
+        row, thread = stack.enter_context(workgroups(rows, ROW_THREADS))
+        yield row, Walk(thread, ROW_THREADS)
+
+
+def _alone(rows: Extent, length: Extent) -> bool:
+    """Whether a thread takes a row by itself."""
+    if not is_fixed(length):
+        return False
+    if not is_fixed(rows):
+        return bool(length < SHORT)
+    return bool(length < (LONG if rows >= MANY_ROWS else SHORT))
