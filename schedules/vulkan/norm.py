@@ -8,6 +8,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from transpiler.dims import Dim
 from transpiler.group import Group, Lowered
 from transpiler.target import Target
 
@@ -30,6 +31,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         return None
     op: Any = group.anchor_node.op
     shape = rows.shape
+    outer: tuple[Dim, ...]
+    inner: tuple[Dim, ...]
     if op.name == "group_norm":
         if not isinstance(shape[1], int):
             return None

@@ -11,6 +11,7 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
+from transpiler.dims import Dim
 from transpiler.group import Group, Lowered
 from transpiler.ops.base import Elementwise, Injective, Reduction
 from transpiler.ops.reduce import Argmax, Argmin, AxisReduce
@@ -22,7 +23,7 @@ from ..gpu.epilogue import Epilogue
 from ..gpu.lines import ROW_THREADS, Walk
 from ..gpu.workgroup import combined, workgroups
 from ..scalar import Tir
-from ..sizes import count, extent, is_empty, is_fixed
+from ..sizes import count, extent, is_empty
 from ..tir import KernelBuilder, local, unflatten
 from ..vectors import held
 
@@ -42,11 +43,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     axes = (op.axis,) if isinstance(op, Argmax | Argmin) else op.axes
     reduced = tuple(x.shape[axis] for axis in axes)
     length, results = count(reduced), count(shape)
-    if (
-        is_empty(shape)
-        or not is_fixed(length)
-        or length < (LONG if is_fixed(results) and results <= MANY else VERY_LONG)
-    ):
+    if is_empty(shape) or not _is_long(length, results):
         return None
     builder = KernelBuilder(
         name,
@@ -67,7 +64,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         states = [local(1, dtype) for dtype in dtypes]
         for state, value in zip(states, reduction.init, strict=True):
             state.store(0, value)
-        with Walk(thread, ROW_THREADS).over(length) as position:
+        with Walk(thread, ROW_THREADS).over(extent(length)) as position:
             element = [s.bind(value) for value in reduction.body([held(i) for i in unflatten(position, reduced)])]
             joined = reduction.combine(tuple(state[0] for state in states), tuple(element))
             joined = tuple(s.bind(value) for value in joined)
@@ -80,3 +77,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         with T.If(thread == 0), T.Then():
             Epilogue(group, builder).store(index, reduction.finish(tuple(total)))
     return lowered(group, builder, flops=2 * results * length)
+
+
+def _is_long(length: Dim, results: Dim) -> bool:
+    few = isinstance(results, int) and results <= MANY
+    return few if not isinstance(length, int) else length >= (LONG if few else VERY_LONG)
