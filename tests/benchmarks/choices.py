@@ -12,21 +12,21 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks.models import MODELS
+from tests.benchmarks.models import MODELS, models_of
 from transpiler import transpile
 from transpiler.resources import tree
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.choices", description=__doc__)
-    parser.add_argument("--models", default="*", help=f"only those that match: {', '.join(MODELS)}")
+    parser.add_argument("--models", default="*", help=f"only those that match: {', '.join(models_of('cpu'))}")
     options = parser.parse_args()
     path = tree("targets") / "cpu.choices.json"
     choices: dict[str, dict[str, dict[str, str]]] = json.loads(path.read_text())
-    for name, benchmark in MODELS.items():
+    for name in models_of("cpu"):
         if not fnmatch.fnmatch(name, options.models):
             continue
-        module, args = benchmark.build()
+        module, args = MODELS[name].build()
         with tempfile.TemporaryDirectory(prefix="choices-") as folder:
             transpile(module, args, name=name, out=folder, tune="full")
             record = Path(folder) / name / "tuning.json"

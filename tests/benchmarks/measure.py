@@ -46,7 +46,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """`kernels` are the package's and `rates` the machine's, as `worker.profiled` gives them."""
+    """`kernels` are the package's and `rates` the machine's, as `worker.profiled` gives them. Seconds of the target
+    "cpu" are those of a clock on the wall, of others those of all processors that the engine's process used."""
 
     model: str
     threads: int
@@ -55,6 +56,7 @@ class ModelResult:
     kernels: Sequence[Mapping[str, Any]] = ()
     rates: Mapping[str, Any] = field(default_factory=dict)
     commit: str = ""
+    target: str = "cpu"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,15 +65,16 @@ class ModelResult:
 class Worker:
     """A process of one engine. Raises RuntimeError with the end of its log if it does not answer."""
 
-    def __init__(self, work: Path, peer: str, name: str, threads: int) -> None:
+    def __init__(self, work: Path, peer: str, name: str, threads: int, target: str) -> None:
         self.peer = peer
         folder = work / "models" / name
-        self.log = folder / f"worker.{peer}.{threads}.log"
+        self.log = folder / f"worker.{target}.{peer}.{threads}.log"
         processors = sorted(os.sched_getaffinity(0))[-threads:]
         command: list[str | Path] = [
             *(python_of(ENVIRONMENT_OF[peer], work / "environments"), ROOT / "tests/benchmarks/worker.py"),
             *(peer, folder, "--threads", str(threads), "--processors", ",".join(map(str, processors))),
-            *("--package", package_folder(work, name)),
+            *("--package", package_folder(work, name, target)),
+            *("--clock", "wall" if target == "cpu" else "processor"),
         ]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
@@ -120,10 +123,12 @@ def held(command: Sequence[str]) -> Iterator[None]:
         process.stdin.close()
 
 
-def _start(work: Path, peers: Sequence[str], name: str, threads: int) -> tuple[list[Worker], dict[str, str]]:
+def _start(
+    work: Path, peers: Sequence[str], name: str, threads: int, target: str
+) -> tuple[list[Worker], dict[str, str]]:
     workers, failures = [], {}
     for peer in peers:
-        worker = Worker(work, peer, name, threads)
+        worker = Worker(work, peer, name, threads, target)
         try:
             worker.facts = worker.read()
             if not worker.facts["error"] < ERROR_LIMIT:
@@ -163,6 +168,7 @@ def measure(
     peers: Sequence[str],
     *,
     seconds: float,
+    target: str = "cpu",
     loading: Sequence[str] = (),
     timing: Sequence[str] = (),
 ) -> list[ModelResult]:
@@ -174,22 +180,22 @@ def measure(
     try:
         with held(loading):
             for name, threads in cases:
-                loaded.append(Case(name, threads, *_start(work, ["ours", *peers], name, threads)))
+                loaded.append(Case(name, threads, *_start(work, ["ours", *peers], name, threads, target)))
         with held(timing):
-            return [_measure(case, seconds) for case in loaded]
+            return [_measure(case, seconds, target) for case in loaded]
     finally:
         for worker in (worker for case in loaded for worker in case.workers):
             worker.close()
 
 
-def _measure(case: Case, seconds: float) -> ModelResult:
+def _measure(case: Case, seconds: float, target: str) -> ModelResult:
     slices = _alternate(case.workers, seconds) if case.workers else {}
     time.sleep(SETTLE)
-    ours = [worker for worker in case.workers if worker.peer == "ours"]
+    ours = [worker for worker in case.workers if worker.peer == "ours" and target == "cpu"]
     profile = ours[0].ask(profile=PROFILED_CALLS) if ours else {"kernels": [], "rates": {}}
     timings = {worker.peer: _timing(worker, slices[worker.peer]) for worker in case.workers}
     return ModelResult(
-        case.model, case.threads, timings, case.failures, profile["kernels"], profile["rates"], _commit()
+        case.model, case.threads, timings, case.failures, profile["kernels"], profile["rates"], _commit(), target
     )
 
 

@@ -1,4 +1,5 @@
-"""The models that are timed, with weights that keep activations alive, and the share of the best peer's time we aim at.
+"""The models that are timed, with weights that keep activations alive, and the share of the best peer's time we aim at
+on each target.
 
 Random weights as PyTorch draws them make deep networks fade towards zero: convolutions of zeros and of denormal numbers
 take another time than those of real features. So weights are redrawn with the gain of their activation, batch norms
@@ -22,11 +23,12 @@ Built = tuple[nn.Module, tuple[torch.Tensor, ...]]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """`build` makes the module (in eval mode) and its inputs; `bar` is our time over the best peer's, at most."""
+    """`build` makes the module (in eval mode) and its inputs; `bars` are our time over the best peer's, at most, for
+    every target that is timed on it."""
 
     name: str
     title: str
-    bar: float
+    bars: Mapping[str, float]
     build: Callable[[], Built]
 
 
@@ -73,6 +75,15 @@ def _ready(module: nn.Module, *inputs: torch.Tensor, gain: float = 1.0) -> Built
         with torch.no_grad():
             module(*inputs)
     return module.eval(), inputs
+
+
+class _Product(nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x @ y
+
+
+def _convolution() -> Built:
+    return _ready(nn.Conv2d(64, 64, 3, padding=1), _floats(1, 64, 56, 56))
 
 
 def _mnist() -> Built:
@@ -131,21 +142,33 @@ def _lstm() -> Built:
     return _ready(LSTMModel(128, 256, 2, 10), _floats(1, 64, 128), torch.zeros(2, 1, 256), torch.zeros(2, 1, 256))
 
 
+def _cpu(bar: float) -> dict[str, float]:
+    return {"cpu": bar}
+
+
 _LIST = (
-    Benchmark("mnist", "MNIST classifier", 0.75, _mnist),
-    Benchmark("mlp_b1", "MLP 784-256-128-10", 0.6, lambda: _ready(_Mlp(), _floats(1, 784), gain=2.0)),
-    Benchmark("mlp_b64", "MLP, batch 64", 0.85, lambda: _ready(_Mlp(), _floats(64, 784), gain=2.0)),
-    Benchmark("resnet50", "ResNet-50", 0.75, _resnet50),
-    Benchmark("mobilenet_v2", "MobileNetV2", 0.75, _mobilenet_v2),
-    Benchmark("bert_base", "BERT-base, 128 tokens", 0.9, _bert),
-    Benchmark("vit_base", "ViT-base", 0.9, _vit),
-    Benchmark("gpt2", "GPT-2, 64 tokens", 0.9, _gpt2),
-    Benchmark("convnext_tiny", "ConvNeXt-tiny", 0.9, lambda: _timm("convnext_tiny")),
-    Benchmark("efficientnet_b0", "EfficientNet-b0", 0.9, lambda: _timm("efficientnet_b0")),
-    Benchmark("unet", "UNet 64-128-256, 128x128", 0.9, _unet),
-    Benchmark("lstm", "LSTM 2x256, 64 steps", 0.8, _lstm),
+    Benchmark("mnist", "MNIST classifier", {"cpu": 0.75, "vulkan": 1.0}, _mnist),
+    Benchmark("mlp_b1", "MLP 784-256-128-10", _cpu(0.6), lambda: _ready(_Mlp(), _floats(1, 784), gain=2.0)),
+    Benchmark("mlp_b64", "MLP, batch 64", _cpu(0.85), lambda: _ready(_Mlp(), _floats(64, 784), gain=2.0)),
+    Benchmark("resnet50", "ResNet-50", {"cpu": 0.75, "vulkan": 1.0}, _resnet50),
+    Benchmark("mobilenet_v2", "MobileNetV2", {"cpu": 0.75, "vulkan": 1.0}, _mobilenet_v2),
+    Benchmark("bert_base", "BERT-base, 128 tokens", _cpu(0.9), _bert),
+    Benchmark("vit_base", "ViT-base", _cpu(0.9), _vit),
+    Benchmark("gpt2", "GPT-2, 64 tokens", _cpu(0.9), _gpt2),
+    Benchmark("convnext_tiny", "ConvNeXt-tiny", _cpu(0.9), lambda: _timm("convnext_tiny")),
+    Benchmark("efficientnet_b0", "EfficientNet-b0", _cpu(0.9), lambda: _timm("efficientnet_b0")),
+    Benchmark("unet", "UNet 64-128-256, 128x128", _cpu(0.9), _unet),
+    Benchmark("lstm", "LSTM 2x256, 64 steps", _cpu(0.8), _lstm),
+    Benchmark("convolution", "Convolution 3x3, 64 channels, 56x56", {"vulkan": 1.0}, _convolution),
+    Benchmark(
+        "product", "Matrix product 1024", {"vulkan": 0.7}, lambda: _ready(_Product(), *_floats(2, 1024, 1024).unbind())
+    ),
 )
 MODELS: Mapping[str, Benchmark] = {item.name: item for item in _LIST}
+
+
+def models_of(target: str) -> list[str]:
+    return [item.name for item in _LIST if target in item.bars]
 
 
 @contextmanager

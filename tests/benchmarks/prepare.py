@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.benchmarks.environments import python_of
@@ -16,11 +16,18 @@ from tests.benchmarks.environments import python_of
 ROOT = Path(__file__).parents[2]
 # What a package is made from: another content is another package.
 SOURCES = ("transpiler", "schedules", "targets", "templates")
-PEERS = ("onnxruntime", "openvino", "compile", "aot", "eager")
-STEPS_OF = {"onnxruntime": ("onnx",), "openvino": ("onnx",), "compile": ("compile",), "aot": ("aot",), "eager": ()}
-ENVIRONMENT_OF = {"onnxruntime": "onnxruntime", "openvino": "openvino"} | dict.fromkeys(
-    ("ours", "compile", "aot", "eager"), "torch"
-)
+PEERS_OF = {"cpu": ("onnxruntime", "openvino", "compile", "aot", "eager"), "vulkan": ("ncnn", "iree")}
+STEPS_OF: Mapping[str, tuple[str, ...]] = {
+    "onnxruntime": ("onnx",),
+    "openvino": ("onnx",),
+    "compile": ("compile",),
+    "aot": ("aot",),
+    "eager": (),
+    "ncnn": ("ncnn",),
+    "iree": ("onnx", "iree"),
+}
+ENVIRONMENT_OF = {"onnxruntime": "onnxruntime", "openvino": "openvino", "ncnn": "ncnn", "iree": "iree"}
+ENVIRONMENT_OF |= dict.fromkeys(("ours", "compile", "aot", "eager"), "torch")
 
 
 def sources_hash() -> str:
@@ -32,8 +39,9 @@ def sources_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-def package_folder(work: Path, name: str) -> Path:
-    return work / "models" / name / f"package-{sources_hash()}" / name
+def package_folder(work: Path, name: str, target: str = "cpu") -> Path:
+    suffix = "" if target == "cpu" else f"-{target}"
+    return work / "models" / name / f"package-{sources_hash()}{suffix}" / name
 
 
 def environment(work: Path, threads: int) -> dict[str, str]:
@@ -63,7 +71,14 @@ def _run(work: Path, step: str, name: str, folder: Path, threads: int, limit: fl
 
 
 def prepare(
-    work: Path, name: str, peers: Sequence[str], threads: Sequence[int], *, package: bool = True, limit: float = 3600.0
+    work: Path,
+    name: str,
+    peers: Sequence[str],
+    threads: Sequence[int],
+    *,
+    target: str = "cpu",
+    package: bool = True,
+    limit: float = 3600.0,
 ) -> list[str]:
     """Do the steps of a model that are not done yet. A peer that cannot take it is reported, not fatal.
 
@@ -79,6 +94,8 @@ def prepare(
         for count in (threads if step in ("aot", "compile") else (1,))
     ]
     failed = []
+    for peer in peers:
+        python_of(ENVIRONMENT_OF[peer], work / "environments")
     for step, count in dict.fromkeys(wanted):
         stamp = folder / f"{step}.{count}.done"
         if stamp.exists():
@@ -90,17 +107,16 @@ def prepare(
             print(error, file=sys.stderr, flush=True)
             failed.append(f"{name}: {step}")
     if package:
-        _package(work, name, limit)
-    for peer in peers:
-        python_of(ENVIRONMENT_OF[peer], work / "environments")
+        _package(work, name, target, limit)
     return failed
 
 
-def _package(work: Path, name: str, limit: float) -> None:
-    target = package_folder(work, name)
-    if target.is_dir():
+def _package(work: Path, name: str, target: str, limit: float) -> None:
+    folder = package_folder(work, name, target)
+    if folder.is_dir():
         return
     old = sorted((work / "models" / name).glob("package-*"), key=lambda path: path.stat().st_mtime)
     for path in old[:-4]:  # several checkouts may share the folder
         shutil.rmtree(path)
-    _run(work, "package", name, target.parent, len(os.sched_getaffinity(0)), limit)
+    step = "package" if target == "cpu" else f"package_{target}"
+    _run(work, step, name, folder.parent, len(os.sched_getaffinity(0)), limit)

@@ -21,6 +21,8 @@ TITLES = {
     "compile": "torch.compile",
     "aot": "AOTInductor",
     "eager": "PyTorch eager",
+    "ncnn": "ncnn",
+    "iree": "IREE",
 }
 Result = Mapping[str, Any]
 # What the numbers of the page do not say themselves; to be rewritten with it.
@@ -66,7 +68,7 @@ def limit(result: Result) -> Limit | None:
     best, least = best_peer(result), roofline(result)
     if best is None:
         return None
-    wanted = MODELS[result["model"]].bar * result["timings"][best]["median"]
+    wanted = MODELS[result["model"]].bars[result["target"]] * result["timings"][best]["median"]
     if least is not None and wanted < least:
         return Limit(OVER_ROOFLINE * least + CALL_SECONDS, True)
     return Limit(wanted, False)
@@ -94,7 +96,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def _row(result: Result, peers: Sequence[str]) -> str:
-    best, share, bar = best_peer(result), ratio(result), MODELS[result["model"]].bar
+    best, share, bar = best_peer(result), ratio(result), MODELS[result["model"]].bars[result["target"]]
     least, most = roofline(result), limit(result)
     cells = [MODELS[result["model"]].title]
     for peer in peers:
@@ -138,22 +140,43 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} processors, Linux {platform.release().split('-')[0]}"
 
 
-def page(results: Sequence[Result], name: str) -> str:
-    """The text of docs/<name>.md."""
+VULKAN = """## Vulkan without a GPU
+
+Mesa's lavapipe computes Vulkan's kernels on the processor. What is compared is the time of all processors that an
+engine's process uses for a call, numpy in and numpy out: how many threads lavapipe takes is not the engines' choice.
+ncnn and IREE run the same weights in float32, ncnn with Winograd convolutions. What is fast here need not be on a GPU.
+
+`python -m tests.benchmarks --target vulkan` repeats it.
+"""
+
+
+def _versions(results: Sequence[Result]) -> str:
     versions = {
         TITLES[peer]: timing["version"]
         for result in results
         for peer, timing in result["timings"].items()
         if peer != "ours"
     }
+    return ", ".join(f"{peer} {version}" for peer, version in versions.items())
+
+
+def of_target(results: Sequence[Result], target: str) -> list[Result]:
+    return [result for result in results if result["target"] == target]
+
+
+def page(results: Sequence[Result], name: str) -> str:
+    """The text of docs/<name>.md."""
+    cpu, vulkan = of_target(results, "cpu"), of_target(results, "vulkan")
     parts = [
         INTRODUCTION,
-        f"Machine: {machine()}. " + ", ".join(f"{peer} {version}" for peer, version in versions.items()) + ".\n",
+        f"Machine: {machine()}. {_versions(cpu)}.\n",
         f"![Time over that of the best other engine]({name}.png)\n",
-        table(results) + "\n",
+        table(cpu) + "\n",
         NOTES.read_text(),
-        *_kernels(results),
+        *_kernels(cpu),
     ]
+    if vulkan:
+        parts += [VULKAN, _versions(vulkan) + ".\n", table(vulkan) + "\n"]
     return "\n".join(parts)
 
 
@@ -214,7 +237,8 @@ def write(results: Sequence[Result], path: Path, environments: Path) -> None:
     """The page `path`, and beside it the numbers as JSON and the chart as PNG and SVG."""
     path.write_text(page(results, path.stem))
     numbers = path.with_suffix(".json")
-    everything = {"machine": machine(), "chart": chart(results), "results": ordered(results)}
+    cpu = of_target(results, "cpu")
+    everything = {"machine": machine(), "chart": chart(cpu), "results": ordered(results)}
     numbers.write_text(json.dumps(everything, indent=1) + "\n")
     script = Path(__file__).parent / "chart.py"
     command: list[str | Path] = [python_of("charts", environments), script, numbers, path.with_suffix("")]

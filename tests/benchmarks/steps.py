@@ -1,19 +1,23 @@
 """What is prepared for a model before it is timed, a step per process: `python -m tests.benchmarks.steps`.
 
-Runs in the environment `torch`. `reference` writes inputs, PyTorch's outputs and statistics of the activations; `onnx`
-and `aot` write what the peers load; `compile` fills the cache of torch.compile; `package` is the transpiler's.
+Runs in the environment `torch`. `reference` writes inputs, PyTorch's outputs and statistics of the activations; `onnx`,
+`aot`, `ncnn` and `iree` write what the peers load; `compile` fills the cache of torch.compile; `package` and
+`package_vulkan` are the transpiler's.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from tests.benchmarks.environments import python_of
 from tests.benchmarks.models import MODELS, statistics
 
 
@@ -64,6 +68,25 @@ def compiled(name: str, folder: Path, threads: int) -> None:
     run()
 
 
+def ncnn(name: str, folder: Path, threads: int) -> None:
+    """float32 weights: the converter would take float16."""
+    module, inputs = MODELS[name].build()
+    home = folder / "ncnn"
+    home.mkdir(exist_ok=True)
+    with torch.no_grad():
+        torch.jit.trace(module, inputs).save(home / "model.pt")  # type: ignore[no-untyped-call]  # torch has no types for it
+    shapes = ",".join(f"[{','.join(map(str, item.shape))}]" for item in inputs)
+    converter = Path(sys.executable).parent / "pnnx"
+    subprocess.run([converter, "model.pt", f"inputshape={shapes}", "fp16=0"], cwd=home, check=True)
+
+
+def iree(name: str, folder: Path, threads: int) -> None:
+    tools = python_of("iree", folder.parents[1] / "environments").parent
+    text, binary = folder / "model.mlir", folder / "model.vmfb"
+    subprocess.run([tools / "iree-import-onnx", folder / "model.onnx", "-o", text], check=True)
+    subprocess.run([tools / "iree-compile", text, "--iree-hal-target-device=vulkan", "-o", binary], check=True)
+
+
 def package(name: str, folder: Path, threads: int) -> None:
     from transpiler import transpile
 
@@ -71,12 +94,22 @@ def package(name: str, folder: Path, threads: int) -> None:
     transpile(module, inputs, name=name, out=folder, isa="native")
 
 
+def package_vulkan(name: str, folder: Path, threads: int) -> None:
+    from transpiler import transpile
+
+    module, inputs = MODELS[name].build()
+    transpile(module, inputs, name=name, out=folder, target="vulkan", test=False)
+
+
 STEPS: dict[str, Callable[[str, Path, int], None]] = {
     "reference": reference,
     "onnx": onnx,
     "aot": aot,
     "compile": compiled,
+    "ncnn": ncnn,
+    "iree": iree,
     "package": package,
+    "package_vulkan": package_vulkan,
 }
 
 

@@ -4,7 +4,9 @@
 
 It runs in the environment of its engine, so it imports that engine, numpy and the standard library. It reads JSON
 lines: {"warm": 2, "calls": 10} is answered with {"seconds": [...]}, {"profile": 10} with the kernels' times. Between
-requests it waits for a line and its threads sleep, so that the process that is measured has the machine.
+requests it waits for a line and its threads sleep, so that the process that is measured has the machine. With
+`--clock processor` the seconds are those of all processors that the process used: what a driver that computes on
+processors costs, however many threads it takes.
 """
 
 from __future__ import annotations
@@ -120,6 +122,64 @@ def load_aot(folder: Path, inputs: Arrays, threads: int, package: Path) -> tuple
     return run, torch.__version__, None
 
 
+def load_ncnn(folder: Path, inputs: Arrays, threads: int, package: Path) -> tuple[Run, str, Any]:
+    """On the first Vulkan device, in float32, with Winograd convolutions where it takes them."""
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.use_vulkan_compute = True
+    for name in dir(net.opt):
+        if name.startswith(("use_fp16", "use_bf16", "use_int8")):
+            setattr(net.opt, name, False)
+    net.load_param(str(folder / "ncnn" / "model.ncnn.param"))
+    net.load_model(str(folder / "ncnn" / "model.ncnn.bin"))
+    elsewhere = {layer.type for layer in net.layers() if not layer.support_vulkan}
+    if elsewhere:
+        raise RuntimeError(f"it has no Vulkan kernel for {', '.join(sorted(elsewhere))}")
+    shapes = [array.shape for array in _read(folder / "expected.npz")]
+
+    def run() -> Arrays:
+        extractor = net.create_extractor()
+        for index, array in enumerate(inputs):
+            # A matrix has no batch dim there.
+            extractor.input(f"in{index}", ncnn.Mat(array[0] if array.ndim != 2 else array))
+        found = [extractor.extract(f"out{index}")[1] for index in range(len(shapes))]
+        return [np.array(item).reshape(shape) for item, shape in zip(found, shapes, strict=True)]
+
+    return run, ncnn.__version__, None
+
+
+def load_iree(folder: Path, inputs: Arrays, threads: int, package: Path) -> tuple[Run, str, Any]:
+    import iree.runtime as iree
+    from iree.runtime import version
+
+    context = iree.SystemContext(config=iree.Config("vulkan"))
+    module = iree.VmModule.mmap(context.instance, str(folder / "model.vmfb"))
+    context.add_vm_module(module)
+    (name,) = [name for name in module.function_names if not name.endswith(("$async", "__init"))]
+    function = context.modules[module.name][name]
+
+    def on_host(value: Any) -> Any:
+        """Through memory of its own: the copy of the package wants memory that a driver on a processor cannot give."""
+        device, source = value._device, value._buffer_view.get_buffer()
+        memory = device.allocator.allocate_buffer(
+            memory_type=int(iree.MemoryType.HOST_LOCAL | iree.MemoryType.DEVICE_VISIBLE),
+            allowed_usage=int(iree.BufferUsage.TRANSFER_TARGET | iree.BufferUsage.MAPPING_SCOPED),
+            allocation_size=source.byte_length(),
+        )
+        done = device.create_semaphore(0)
+        fences = (iree.HalFence.create_at(done, step) for step in (0, 1))
+        device.queue_copy(source, memory, wait_semaphores=next(fences), signal_semaphores=next(fences))
+        iree.HalFence.create_at(done, 1).wait()
+        return np.array(memory.map().asarray(list(value.shape), np.dtype(value.dtype)))
+
+    def run() -> Arrays:
+        results = function(*inputs)
+        return [on_host(item) for item in (results if isinstance(results, tuple | list) else (results,))]
+
+    return run, version.VERSION, None
+
+
 LOADERS = {
     "ours": load_ours,
     "onnxruntime": load_onnxruntime,
@@ -127,6 +187,8 @@ LOADERS = {
     "eager": load_eager,
     "compile": load_compiled,
     "aot": load_aot,
+    "ncnn": load_ncnn,
+    "iree": load_iree,
 }
 
 
@@ -142,14 +204,17 @@ def relative_error(got: Sequence[Any], expected: Sequence[Any]) -> float:
     return worst
 
 
-def timed(run: Run, warm: int, calls: int) -> list[float]:
+CLOCKS = {"wall": time.perf_counter_ns, "processor": time.process_time_ns}
+
+
+def timed(run: Run, warm: int, calls: int, clock: Callable[[], int] = time.perf_counter_ns) -> list[float]:
     for _ in range(warm):
         run()
     seconds = []
     for _ in range(calls):
-        start = time.perf_counter_ns()
+        start = clock()
         run()
-        seconds.append((time.perf_counter_ns() - start) * 1e-9)
+        seconds.append((clock() - start) * 1e-9)
     return seconds
 
 
@@ -172,6 +237,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--processors", required=True)
     parser.add_argument("--package", type=Path, default=Path())
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
     os.sched_setaffinity(0, {int(item) for item in options.processors.split(",")})
     answers = os.fdopen(os.dup(1), "w")
@@ -193,7 +259,7 @@ def main() -> None:
         if "profile" in request:
             answer(profiled(options.package.name, model, inputs, request["profile"]))
         else:
-            answer({"seconds": timed(run, request["warm"], request["calls"])})
+            answer({"seconds": timed(run, request["warm"], request["calls"], CLOCKS[options.clock])})
 
 
 if __name__ == "__main__":

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 
 from tests.benchmarks.measure import held
-from tests.benchmarks.models import MODELS, statistics
+from tests.benchmarks.models import MODELS, models_of, statistics
 from tests.benchmarks.report import best_peer, chart, limit, page, ratio, roofline, table
 from tests.benchmarks.worker import relative_error, timed
 
 
 def _result(model: str, threads: int, **medians: float) -> dict[str, Any]:
     timings = {peer: {"median": median, "version": "1.0"} for peer, median in medians.items()}
-    return {"model": model, "threads": threads, "timings": timings, "failures": {"aot": "no such kernel"}}
+    result = {"model": model, "threads": threads, "target": "cpu", "timings": timings}
+    return {**result, "failures": {"aot": "no such kernel"}}
 
 
 RESULTS = [
@@ -59,6 +60,15 @@ def test_page_and_chart_hold_what_was_measured() -> None:
     (panel,) = chart(RESULTS)["panels"]
     assert [row["title"] for row in panel["rows"]] == ["MNIST classifier", "ResNet-50"]
     np.testing.assert_allclose(panel["rows"][0]["shares"]["ours"], 0.6)
+
+
+def test_targets_have_tables_of_their_own() -> None:
+    vulkan = {**_result("mnist", 2, ours=2e-3, ncnn=4e-3), "target": "vulkan"}
+    cpu, rest = page([*RESULTS, vulkan], "benchmarks").split("## Vulkan")
+    assert "ncnn" not in cpu
+    assert "| MNIST classifier | 2.00 ms | **4.00 ms** | 0.50 | 1 |" in rest
+    assert {"mnist", "product"} <= set(models_of("vulkan"))
+    assert "product" not in models_of("cpu")
 
 
 def test_relative_error() -> None:
