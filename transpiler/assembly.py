@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from transpiler.artifacts import Artifacts
 from transpiler.checks import FACTOR_EPS, FACTOR_EPS_HALF, FACTOR_TORCH
 from transpiler.emit import PackageView, emit_package, make_view, run_prepare, write_package
 from transpiler.frontend import Model
 from transpiler.ir import Program
-from transpiler.link import Binaries
 from transpiler.plan import KernelPlan
 from transpiler.provenance import options_of, tool_versions
 from transpiler.recording import Results, magnitude
@@ -26,7 +26,7 @@ def package_view(
     model: Model,
     rewritten: Program,
     plans: Sequence[KernelPlan],
-    binaries: Binaries,
+    binaries: Artifacts,
     results: Results,
     errors: Mapping[str, CaseError] | None,
     request: Request,
@@ -69,7 +69,7 @@ def package_view(
         verification=verification,
         sample=sample,
         tool_versions=tool_versions(binaries.compiler),
-        options=options_of(request, list(binaries.libraries)),
+        options=options_of(request, binaries.variants),
         weights_hash=model.weights_hash,
         graph_json=model.graph_json,
         bounds={name: function.bounds for name, function in model.functions.items()},

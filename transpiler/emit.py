@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transpiler.elf import platform_facts
+from transpiler.artifacts import Artifacts
 from transpiler.formatting import format_python
 from transpiler.forward import ForwardView, KernelMethodView, forward_view, kernel_methods, kernel_views
 from transpiler.interface import Argument, CallView, Records, RecordView, call_arguments, interface
 from transpiler.ir import Array, Program, Role
-from transpiler.link import Binaries
 from transpiler.manifest import VERSION, build_manifest, manifest_hash
 from transpiler.naming import comment, docstring, package_name
 from transpiler.output import write_package
@@ -22,11 +21,13 @@ from transpiler.prepared import PrepareView, prepare_view, run_prepare, runtime_
 from transpiler.readme import ReadmeView, readme_view
 from transpiler.sbom import FILE as BILL_OF_MATERIALS
 from transpiler.sbom import NOTICES, bill_of_materials, notices
-from transpiler.templates import PLACEHOLDER, package_tree, render
+from transpiler.templates import PLACEHOLDER, TARGET, package_tree, render
 
 __all__ = ["PackageView", "SourceFacts", "emit_package", "make_view", "run_prepare", "write_package"]
 
 MAX_SAMPLE_BYTES = 65536
+# What targets are called in texts.
+TITLES = {"cpu": "CPU", "vulkan": "Vulkan"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class TomlView:
     version: str
     description: str
     package: str
+    requires: str
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class PackageView:
     readme: ReadmeView
     manifest: Mapping[str, Any]
     binaries: Mapping[str, bytes]
+    target: str
+    target_title: str
 
 
 def make_view(
@@ -103,7 +107,7 @@ def make_view(
     name: str,
     program: Program,
     plans: Sequence[KernelPlan],
-    binaries: Binaries,
+    binaries: Artifacts,
     prepared: Mapping[str, Array],
     source: SourceFacts | None = None,
     verification: Mapping[str, Any] | None = None,
@@ -160,17 +164,18 @@ def make_view(
         name=name,
         program=program,
         plans=plans,
-        isas=list(binaries.libraries),
+        isas=binaries.variants,
+        requires=binaries.requires,
         arguments=arguments,
         verification=verification or {},
         tools=tool_versions or {},
         source={"file": source.file, "class": source.model_class, **source.facts},
         bounds=bounds or {},
-        platform=platform_facts(binaries.shared_objects()),
+        platform=binaries.platform(),
         summary=comment(what),
         options=options,
         weights_hash=weights_hash,
-        third_party=sorted({part for linked in binaries.libraries.values() for part in linked.third_party}),
+        third_party=binaries.third_party,
         examples=examples or {},
         exact=exact,
     )
@@ -199,10 +204,18 @@ def make_view(
         ),
         keeps_state=bool(plan.state),
         prepare=prepare_view(plan),
-        toml=TomlView(_toml(name.replace("_", "-")), _toml(VERSION), _toml(comment(what)), _toml(name)),
+        toml=TomlView(
+            _toml(name.replace("_", "-")),
+            _toml(VERSION),
+            _toml(comment(what)),
+            _toml(name),
+            ", ".join(map(_toml, binaries.requires)),
+        ),
         readme=readme_view(name, source.docstring or what, arguments, plans, manifest),
         manifest=manifest,
         binaries=_binaries(name, program, plan, binaries, prepared, sample, graph_json),
+        target=plan.target,
+        target_title=TITLES[plan.target],
     )
 
 
@@ -228,8 +241,9 @@ def emit_package(view: PackageView, extra: Mapping[str, bytes] | None = None) ->
     own folder, relative to it; "project_files" the rest; "sha256" its own.
     """
     files: dict[str, bytes] = {**view.binaries, **(extra or {})}
-    for path, content in package_tree():
+    for path, content in package_tree(view.target):
         target = path.removesuffix(".jinja").replace(f"/{PLACEHOLDER}/", f"/{view.name}/")
+        target = target.replace(f"/{TARGET}/", f"/{view.target}/")
         files[target] = render(path, view).encode("utf-8") if content is None else content
     files = format_python(files)
     inside = f"src/{view.name}/"
@@ -253,17 +267,16 @@ def _binaries(
     name: str,
     program: Program,
     plan: KernelPlan,
-    compiled: Binaries,
+    compiled: Artifacts,
     prepared: Mapping[str, Array],
     sample: Mapping[str, Array] | None,
     graph_json: str,
 ) -> dict[str, bytes]:
     encode = runtime_module("safetensors").encode
     folder = f"src/{name}"
-    files = {f"{folder}/kernels/cpu/{isa}/{name}.so": linked.library for isa, linked in compiled.libraries.items()}
-    files |= {f"{folder}/{path}": content for path, content in compiled.c_files.items()}
+    files = {f"{folder}/{path}": content for path, content in compiled.files(name).items()}
     files[f"{folder}/graph.json"] = graph_json.encode("utf-8")
-    files[f"{folder}/weights.cpu.safetensors"] = encode(
+    files[f"{folder}/weights.{plan.target}.safetensors"] = encode(
         {value.name: prepared[value.name] for value in plan.weights},
         dtypes={value.name: value.dtype for value in plan.weights},
         offsets={value.name: _offset(plan, value.name) for value in plan.weights},

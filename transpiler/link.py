@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from transpiler.artifacts import NUMPY
 from transpiler.c_compiler import Compiler, c_compiler
 from transpiler.c_plan import render_plan
+from transpiler.elf import platform_facts
 from transpiler.naming import checked_symbol
 from transpiler.plan import KernelPlan
 from transpiler.resources import tree
@@ -61,10 +64,26 @@ class Binaries:
     c_files: Mapping[str, bytes]
     compiler: str = "unknown"
 
-    def shared_objects(self) -> list[bytes]:
-        """All ELF files."""
-        others = [content for path, content in self.c_files.items() if path.endswith(".so")]
-        return [*(linked.library for linked in self.libraries.values()), *others]
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return tuple(self.libraries)
+
+    @property
+    def third_party(self) -> tuple[str, ...]:
+        return tuple(sorted({part for linked in self.libraries.values() for part in linked.third_party}))
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return (NUMPY,)
+
+    def files(self, name: str) -> Mapping[str, bytes]:
+        """The files of the package called `name`, by their paths in its folder."""
+        libraries = {f"kernels/cpu/{isa}/{name}.so": linked.library for isa, linked in self.libraries.items()}
+        return {**libraries, **self.c_files}
+
+    def platform(self) -> Mapping[str, Any]:
+        """What the ELF files need."""
+        return platform_facts([content for path, content in self.files("any").items() if path.endswith(".so")])
 
 
 @cache

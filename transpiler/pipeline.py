@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +19,7 @@ from transpiler.request import Report, Request, TestsFailed
 from transpiler.target import (
     Target,
     default_isas,
+    has_isas,
     host_triple,
     known_targets,
     load_targets,
@@ -27,11 +28,12 @@ from transpiler.target import (
 )
 
 if TYPE_CHECKING:
+    from transpiler.artifacts import Artifacts
     from transpiler.c_compiler import Compiler
     from transpiler.dry_run import Checked
+    from transpiler.errors import Location
     from transpiler.frontend import Model
     from transpiler.ir import Program
-    from transpiler.link import Binaries
     from transpiler.lower import LoweredProgram
     from transpiler.testing import TestReport
     from transpiler.tuning import Tuner
@@ -46,19 +48,16 @@ def build(request: Request, progress: Progress | None = None) -> Report:
         TestsFailed: the package was built and its tests do not pass.
     """
     from transpiler.assembly import package_view, tuning_file, write_with_tests
-    from transpiler.c_compiler import c_compiler
     from transpiler.output import check_output, publish
     from transpiler.recording import measure_errors, record_results
 
     progress = progress or Silent()
     targets = _targets(request)
-    run_here = [target for target in targets if runs_here(target.isa)]
+    run_here = [target for target in targets if runs_here(target.variant)]
     # What is fast on this machine says little about machines that lack its best instructions.
-    tuned = run_here if request.tune == "full" else run_here[:1]
-    compiler = c_compiler(targets[0].isa.triple, request.glibc)
+    tuned = [] if targets[0].is_gpu else run_here if request.tune == "full" else run_here[:1]
     with tempfile.TemporaryDirectory(prefix="transpile-") as scratch, ThreadPoolExecutor(2) as background:
-        # The fixed part of the library compiles while the model is traced.
-        runtime = background.submit(_compile_runtime, compiler)
+        compiler = _start_compiler(targets[0], request, background)
         progress.stage("tracing the model")
         model = _front_end(request)
         name = _package_name(request, model)
@@ -68,23 +67,23 @@ def build(request: Request, progress: Progress | None = None) -> Report:
             progress.warn(warning)
         lowered: dict[str, LoweredProgram] = {}
         tuners: dict[str, Tuner] = {}
-        rewritten = _rewrite(model.program, request)
+        rewritten = _rewrite(model.program, request, targets[0])
         for target in targets:
-            tuners[target.isa.name] = _tuner(target, request, request.tune if target in tuned else "none")
-            lowered[target.isa.name] = _lower(rewritten, tuners[target.isa.name], request, progress)
-        runtime.result()
+            variant = target.variant.name
+            tuners[variant] = _tuner(target, request, request.tune if target in tuned else "none")
+            lowered[variant] = _lower(rewritten, tuners[variant], request, progress)
         _check_alike(name, lowered)
-        binaries = _compile(lowered, targets, name, compiler, progress)
-        plans = lowered[targets[0].isa.name].plans
+        artifacts = _compile(lowered, targets, name, compiler, progress)
+        plans = lowered[targets[0].variant.name].plans
         progress.stage("recording PyTorch's results")
         results = record_results(model, plans)
-        view = package_view(name, model, rewritten, plans, binaries, results, None, request)
+        view = package_view(name, model, rewritten, plans, artifacts, results, None, request)
         errors = None
         if run_here:
             progress.stage("measuring the error")
             errors = measure_errors(view, results, Path(scratch) / "measured")
         staged = Path(scratch) / "package" / name
-        view = package_view(name, model, rewritten, plans, binaries, results, errors, request)
+        view = package_view(name, model, rewritten, plans, artifacts, results, errors, request)
         write_with_tests(view, model, results, plans, staged, tuning_file(tuners))
         tests = _run_tests(staged, progress) if request.test and run_here else None
         wrong = tests is not None and not tests.ok
@@ -116,19 +115,21 @@ def check(request: Request, progress: Progress | None = None) -> Checked:
         model = _front_end(request)
     except NotImported as error:
         problems = list(error.problems)
-        rewritten = _rewrite(error.understood, request)
+        rewritten = _rewrite(error.understood, request, targets[0])
         for target in targets:
             try:
-                _lower(rewritten, _tuner(target, request, "none"), request, progress)
+                _check_kernels(_lower(rewritten, _tuner(target, request, "none"), request, progress), target)
             except TranspileErrors as further:
                 problems.extend(item for item in further.problems if item not in problems)
         raise TranspileErrors(problems) from None
     name = _package_name(request, model)
     for warning in model.warnings:
         progress.warn(warning)
-    rewritten = _rewrite(model.program, request)
-    plans = [_lower(rewritten, _tuner(target, request, "none"), request, progress).plans for target in targets]
-    return checked(name, model, plans[0], targets[0].name, [target.isa.name for target in targets])
+    rewritten = _rewrite(model.program, request, targets[0])
+    lowered = [_lower(rewritten, _tuner(target, request, "none"), request, progress) for target in targets]
+    for target, item in zip(targets, lowered, strict=True):
+        _check_kernels(item, target)
+    return checked(name, model, lowered[0].plans, targets[0].name, [target.variant.name for target in targets])
 
 
 def _targets(request: Request) -> list[Target]:
@@ -142,16 +143,20 @@ def _targets(request: Request) -> list[Target]:
     (name, *more) = dict.fromkeys(request.targets)
     if more:
         raise UsageError("several-targets", "Several targets in one package are not supported; name one --target.")
-    if load_targets(name)[0].is_gpu:
-        raise UsageError("no-runtime", f"Packages for target {name!r} cannot be made yet.")
-    default = default_isas() if request.triple in (None, host_triple()) else ()
-    return load_targets(name, request.isas or default, request.triple)
+    isas = request.isas or (default_isas() if has_isas(name) and request.triple in (None, host_triple()) else ())
+    return load_targets(name, isas, request.triple)
 
 
-def _compile_runtime(compiler: Compiler) -> None:
+def _start_compiler(target: Target, request: Request, background: Executor) -> Compiler | None:
+    """The C compiler, which makes the fixed part of a library in the background; GPUs need none."""
+    if target.is_gpu:
+        return None
+    from transpiler.c_compiler import c_compiler
     from transpiler.link import shared_objects
 
-    shared_objects(compiler)
+    compiler = c_compiler(target.isa.triple, request.glibc)
+    background.submit(shared_objects, compiler)
+    return compiler
 
 
 def _front_end(request: Request) -> Model:
@@ -166,17 +171,18 @@ def _package_name(request: Request, model: Model) -> str:
     return package_name(request.name or model.name)
 
 
-def _rewrite(program: Program, request: Request) -> Program:
+def _rewrite(program: Program, request: Request, target: Target) -> Program:
     from transpiler.lower import matching_taps
-    from transpiler.passes import EXACT_PIPELINE, PIPELINE, UNFOLDED_PIPELINE, run_passes
+    from transpiler.passes import PIPELINES, run_passes
 
+    passes = PIPELINES[target.name]
     if request.taps == "all":
-        return run_passes(program, UNFOLDED_PIPELINE)
+        return run_passes(program, passes.unfolded)
     paths = {path for graph in program.functions.values() for path in graph.taps}
     pinned = matching_taps(paths, request.taps) if request.taps else frozenset()
     for graph in program.functions.values():
         program = program.with_function(replace(graph, pinned=pinned & graph.taps.keys()))
-    return run_passes(program, EXACT_PIPELINE if request.exact else PIPELINE)
+    return run_passes(program, passes.exact if request.exact else passes.usual)
 
 
 def _lower(program: Program, tuner: Tuner, request: Request, progress: Progress) -> LoweredProgram:
@@ -190,7 +196,7 @@ def _lower(program: Program, tuner: Tuner, request: Request, progress: Progress)
 
     first = lowered()
     if tuner.mode != "none":
-        progress.stage(f"timing kernel variants for {tuner.target.isa.name}")
+        progress.stage(f"timing kernel variants for {tuner.target.variant.name}")
     return lowered() if tuner.sweep(progress.advance) else first
 
 
@@ -199,7 +205,7 @@ def _tuner(target: Target, request: Request, mode: Literal["none", "fast", "full
     from transpiler.tuning import Tuner, read_record
 
     given = read_record(request.tuning_record) if request.tuning_record is not None else {}
-    return Tuner(target, mode, given.get(target.isa.name, {}))
+    return Tuner(target, mode, given.get(target.variant.name, {}))
 
 
 def _check_alike(name: str, lowered: Mapping[str, LoweredProgram]) -> None:
@@ -215,8 +221,14 @@ def _check_alike(name: str, lowered: Mapping[str, LoweredProgram]) -> None:
 
 
 def _compile(
-    lowered: Mapping[str, LoweredProgram], targets: Sequence[Target], name: str, compiler: Compiler, progress: Progress
-) -> Binaries:
+    lowered: Mapping[str, LoweredProgram],
+    targets: Sequence[Target],
+    name: str,
+    compiler: Compiler | None,
+    progress: Progress,
+) -> Artifacts:
+    if compiler is None:
+        return _compile_for_gpu(lowered, targets, progress)
     from transpiler.c_abi import c_files
     from transpiler.compile import compile_kernels
     from transpiler.link import Binaries, link_library
@@ -232,6 +244,37 @@ def _compile(
     isas = [target.isa for target in targets]
     plans = lowered[isas[0].name].plans
     return Binaries(libraries, c_files(name, plans, isas, VERSION, compiler), compiler_version(compiler.command))
+
+
+def _compile_for_gpu(lowered: Mapping[str, LoweredProgram], targets: Sequence[Target], progress: Progress) -> Artifacts:
+    from transpiler.artifacts import NUMPY
+    from transpiler.gpu.artifacts import GpuArtifacts
+    from transpiler.gpu.vulkan import REQUIRES, compile_kernels
+
+    (target,) = targets
+    item = lowered[target.variant.name]
+    progress.stage(f"compiling kernels for {target.name}")
+    compiled = compile_kernels(item.kernels, target, places=kernel_places(item), progress=progress.advance)
+    return GpuArtifacts(target.name, (target.variant.name,), item.plans, compiled, (NUMPY, REQUIRES))
+
+
+def _check_kernels(lowered: LoweredProgram, target: Target) -> None:
+    """Raises TranspileErrors for kernels that have no form on the target. The CPU's compiler takes whatever is
+    scheduled."""
+    if not target.is_gpu:
+        return
+    from transpiler.gpu.vulkan import compile_kernels
+
+    compile_kernels(lowered.kernels, target, places=kernel_places(lowered))
+
+
+def kernel_places(lowered: LoweredProgram) -> dict[str, tuple[Location, ...]]:
+    """Kernel -> the source lines that it computes."""
+    places: dict[str, tuple[Location, ...]] = {}
+    for plan in lowered.plans:
+        for call in plan.calls():
+            places[call.kernel] = tuple(dict.fromkeys((*places.get(call.kernel, ()), *call.covers)))
+    return places
 
 
 def _run_tests(folder: Path, progress: Progress) -> TestReport:

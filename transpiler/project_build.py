@@ -168,7 +168,7 @@ def _instruction_sets(model: ModelSpec) -> list[str]:
     from transpiler.target import default_isas, load_targets
 
     isas = model.isa or default_isas()
-    return [item.isa.name for target in model.targets for item in load_targets(target, isas, model.triple)]
+    return [item.variant.name for target in model.targets for item in load_targets(target, isas, model.triple)]
 
 
 def _hashes(root: Path, paths: Sequence[str] | Mapping[str, Any]) -> dict[str, str | None]:

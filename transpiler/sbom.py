@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transpiler.artifacts import NUMPY
 from transpiler.resources import tree
 
 FILE = "sbom.cdx.json"
@@ -34,10 +35,19 @@ def bill_of_materials(manifest: Mapping[str, Any], files: Mapping[str, str]) -> 
     own = _pypi("library", name.replace("_", "-"), version) | {"description": manifest["summary"]}
     components = [
         _library("numpy", "numpy >= 1.26", "Apache-2.0 AND BSD-3-Clause", purl="pkg:pypi/numpy"),
+        *(
+            _library("vulkan", item, "Apache-2.0", purl="pkg:pypi/vulkan")
+            for item in manifest["requires"]
+            if item != NUMPY
+        ),
         _pypi("library", "torch-transpiler", manifest["tools"].get("torch-transpiler", "unknown"))
         | {"description": "The package's runtime, in Python and C", "licenses": [{"license": {"id": "Apache-2.0"}}]},
         *(_library(part, *THIRD_PARTY[part]) for part in manifest["third_party"]),
-        *(_file(path, digest) for path, digest in sorted(files.items()) if path.endswith((".so", ".safetensors"))),
+        *(
+            _file(path, digest)
+            for path, digest in sorted(files.items())
+            if path.endswith((".so", ".spv", ".safetensors"))
+        ),
         _weights(name, manifest["weights"]),
     ]
     glibc = manifest["platform"].get("glibc")

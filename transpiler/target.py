@@ -160,13 +160,22 @@ def load_targets(name: str, isas: Sequence[str] = (), triple: str | None = None)
     return [_target(name, item) for item in fitting if not wanted or item.name in wanted]
 
 
+def has_isas(name: str) -> bool:
+    """Whether a target has instruction sets to choose from."""
+    return bool(_isas(name))
+
+
 def default_isas() -> tuple[str, ...]:
     """What is built where no instruction set is named: $TRANSPILE_BUILD_ISA, separated by commas, else all."""
     return tuple(filter(None, os.environ.get("TRANSPILE_BUILD_ISA", "").split(",")))
 
 
-def runs_here(isa: Isa) -> bool:
-    """Whether this machine can run code for `isa`."""
+def runs_here(isa: Isa | Gpu) -> bool:
+    """Whether this machine can run code for `isa`, or has a device of that kind."""
+    if isinstance(isa, Gpu):
+        from transpiler.gpu.here import has_vulkan
+
+        return has_vulkan()
     return isa.triple == host_triple() and cpu_features().issuperset(isa.features)
 
 

@@ -11,6 +11,15 @@ from transpiler import checks, draw
 from transpiler.resources import tree
 
 PLACEHOLDER = "__name__"
+TARGET = "__target__"
+# Files of the runtime that packages for some targets have; the others are in all of them.
+OWN_FILES = {
+    "runtime/cpu.py": {"cpu"},
+    "runtime/isas.py": {"cpu"},
+    "runtime/native.py": {"cpu"},
+    "runtime/launches.py": {"vulkan"},
+    "runtime/vulkan/": {"vulkan"},
+}
 
 
 @cache
@@ -36,13 +45,17 @@ def render_c(template: str, view: object) -> str:
 
 
 @cache
-def package_tree() -> tuple[tuple[str, bytes | None], ...]:
-    """(path, content) of every file below templates/package, sorted; the content of a template is None."""
+def package_tree(target: str) -> tuple[tuple[str, bytes | None], ...]:
+    """(path, content) of every file below templates/package that a package for `target` has, sorted; the content of a
+    template is None."""
     root = tree("templates") / "package"
     files = []
     for path in sorted(root.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith(".pyc"):
             name = path.relative_to(root).as_posix()
+            inside = name.removeprefix(f"src/{PLACEHOLDER}/")
+            if any(inside.startswith(own) and target not in targets for own, targets in OWN_FILES.items()):
+                continue
             files.append((name, None if name.endswith(".jinja") else path.read_bytes()))
     # What draws test inputs and compares with PyTorch is the very code that recorded the data.
     for module in (checks, draw):

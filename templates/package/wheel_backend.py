@@ -26,6 +26,7 @@ PROJECT = re.sub(r"[-_.]+", "_", MANIFEST["name"]).lower()
 STEM = f"{PROJECT}-{MANIFEST['version']}"
 INFO = f"{STEM}.dist-info"
 TAG = f"py3-none-{MANIFEST['platform']['tag']}"
+REQUIRES = "".join(f"Requires-Dist: {item}\n" for item in MANIFEST["requires"])
 METADATA = f"""\
 Metadata-Version: 2.1
 Name: {MANIFEST["name"].replace("_", "-")}
@@ -35,8 +36,7 @@ Classifier: Operating System :: POSIX :: Linux
 Classifier: Topic :: Scientific/Engineering :: Artificial Intelligence
 Classifier: Typing :: Typed
 Requires-Python: >=3.10
-Requires-Dist: numpy>=1.26
-Description-Content-Type: text/markdown
+{REQUIRES}Description-Content-Type: text/markdown
 
 """
 WHEEL = f"Wheel-Version: 1.0\nGenerator: transpile\nRoot-Is-Purelib: false\nTag: {TAG}\n"

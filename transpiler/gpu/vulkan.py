@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import tvm
 
-from transpiler.errors import Problem, TranspileErrors
+from transpiler.errors import Location, Problem, TranspileErrors
 from transpiler.gpu.host import HostLaunch, read_launches
 from transpiler.gpu.launches import Compiled, Launch, Scalar
 from transpiler.group import Lowered
@@ -21,14 +22,20 @@ from transpiler.target import Target
 _LOWERING = threading.Lock()
 # What every device has for scalars of a kernel (maxPushConstantsSize).
 MAX_PUSH_BYTES = 128
+# What packages need from PyPI.
+REQUIRES = "vulkan>=1.3,<2"
 
 
 def compile_kernels(
-    kernels: Sequence[Lowered], target: Target, *, progress: Callable[[int, int], None] | None = None
+    kernels: Sequence[Lowered],
+    target: Target,
+    *,
+    places: Mapping[str, Sequence[Location]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Compiled:
     """The launches of every kernel, and `<device function>.spv` files.
 
-    `progress(done, total)` is called as kernels finish.
+    `places` are the source lines of kernels, for errors. `progress(done, total)` is called as kernels finish.
 
     Raises:
         TranspileErrors: kernels that cannot be SPIR-V, all of them; the code of each problem says why, its message
@@ -42,7 +49,8 @@ def compile_kernels(
             launches[item.kernel.name], modules = compile_kernel(item, target)
             files.update(modules)
         except TranspileErrors as error:
-            problems += error.problems
+            found = tuple((places or {}).get(item.kernel.name, ()))
+            problems += [replace(each, locations=(*each.locations, *found)) for each in error.problems]
         if progress is not None:
             progress(done + 1, len(kernels))
     if problems:

@@ -243,7 +243,7 @@ def profile(
     for line in table(times if each else by_kernel(times)):
         print(line)
     print(f"{model.isa}, {model.threads} threads, medians of {runs} calls of the model")
-    print(f"this machine: {rates}")
+    print(f"this machine: {rates or 'rates are not measured, so that there is no roofline'}")
     if path is not None:
         middle = sorted(runs_of_calls, key=lambda events: events[-1].end if events else 0.0)[runs // 2]
         path.write_text(trace(middle, model.manifest, sizes))

@@ -11,8 +11,6 @@ from typing import Any
 from .errors import PackageError
 
 FORMAT = 4
-# The weights in the layout of the kernels: in the package's folder, unless its wheel left them out.
-WEIGHTS = "weights.cpu.safetensors"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -38,6 +36,11 @@ def manifest_hash(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
+def weights_file(manifest: Mapping[str, Any]) -> str:
+    """The weights in the layout of the kernels: in the package's folder, unless its wheel left them out."""
+    return f"weights.{manifest['targets'][0]}.safetensors"
+
+
 def functions_of(manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Function name -> its part of the manifest; the main function's stands at the top."""
     return {manifest["function"]: manifest, **manifest["functions"]}
@@ -52,7 +55,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any], wanted: Callable[[Pat
         PackageError: names every file that is missing or was changed.
     """
     faults, count = [], 0
-    elsewhere = [] if manifest["weights"]["bundle"] == "embed" else [WEIGHTS]
+    elsewhere = [] if manifest["weights"]["bundle"] == "embed" else [weights_file(manifest)]
     for name, expected in manifest["files"].items():
         file = folder / name
         if not wanted(file) or (name in elsewhere and not file.exists()):
@@ -72,7 +75,7 @@ def check_files(folder: Path, manifest: Mapping[str, Any], wanted: Callable[[Pat
 
 def check_own_weights(path: Path, manifest: Mapping[str, Any]) -> None:
     """Whether a file of weights is the one that the package was built with. Raises PackageError."""
-    if _sha256(path) != manifest["files"][WEIGHTS]:
+    if _sha256(path) != manifest["files"][weights_file(manifest)]:
         raise PackageError(f"{path} does not hold the weights that this package was built with")
 
 

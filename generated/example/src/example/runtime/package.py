@@ -12,11 +12,10 @@ from typing import Any, ClassVar
 import numpy.typing as npt
 
 from .arguments import check_names, flatten
-from .devices import open_device
+from .devices import open_device, opener
 from .function import Arguments, Function
-from .isas import runnable_isas
+from .kernels import KernelLibrary, PlainCall, Session
 from .manifest import check_files, check_own_weights, functions_of, read_manifest
-from .native import KernelLibrary, PlainCall, Session
 from .processors import default_threads
 from .profile import Event, Rates
 from .random import Random
@@ -45,7 +44,8 @@ class Package:
     Args:
         weights: None for the package's own; a safetensors file or a mapping with PyTorch's state_dict names.
         threads: how many threads a call may use; by default all processors that this process may use.
-        device: one of the package's targets, such as "cpu"; the first of them by default.
+        device: one of the package's targets, such as "cpu", or a device of it, such as "vulkan:1"; by default
+            the best of the first target.
         fallback: if that device cannot run on this machine, take the next target, and warn.
         seed: of the random numbers, for a model that draws some; 0 by default.
         native: False runs `forward` kernel by kernel instead of the native plan; the bits are the same.
@@ -108,12 +108,13 @@ class Package:
 
     @classmethod
     def runnable_isas(cls) -> list[str]:
-        """The instruction sets that the package has kernels for and this machine runs, best first.
+        """The instruction sets, or variants, of the package that this machine runs, best first.
 
         Raises:
             PackageError: the package is for other machines, or damaged.
         """
-        return runnable_isas(cls.folder, read_manifest(cls.folder))
+        manifest = read_manifest(cls.folder)
+        return opener(manifest["targets"][0]).runnable(cls.folder, manifest)
 
     # --- running ------------------------------------------------------------------------------------------
     # The generated model adds, per function, the typed call, its plan kernel by kernel, and `_bind` for taps.
@@ -217,8 +218,9 @@ class Package:
             (event.kernel, event.end - event.start) for event in self.timeline(*inputs, function=function)
         ]
 
-    def measure_rates(self) -> Rates:
-        """What this machine can do with the threads of this model, to compare `profile` with."""
+    def measure_rates(self) -> Rates | None:
+        """What this machine can do with the threads of this model, to compare `profile` with; None if that is
+        not known."""
         return self._library.measure_rates(self.threads)
 
     def timeline(self, *inputs: Any, function: str | None = None) -> list[Event]:
@@ -284,7 +286,7 @@ class Package:
 
     def _initial_state(self, weights: Mapping[str, Array]) -> State:
         described = self.manifest["state"]
-        return State(described["buffers"], described["bytes"], weights)
+        return State(described["buffers"], described["bytes"], weights, self._library.allocate_state)
 
     # --- weights ------------------------------------------------------------------------------------------
 
@@ -317,7 +319,7 @@ class Package:
 
     def _open(self, data: Array, weights: Weights) -> None:
         # One assignment swaps them: a running call holds the session that it started with.
-        session = Session(self._library, data, weights, self._threads)
+        session = self._library.session(data, weights, self._threads)
         plain = {} if self._keeps_state else self._plain_calls(session)
         if self._state is None:
             self._session, self._plain, self._state = session, plain, self._initial_state(weights)

@@ -77,12 +77,12 @@ class KernelTime:
 
 
 def kernel_times(
-    runs: Sequence[Sequence[Event]], manifest: Mapping[str, Any], sizes: Sizes, rates: Rates
+    runs: Sequence[Sequence[Event]], manifest: Mapping[str, Any], sizes: Sizes, rates: Rates | None
 ) -> list[KernelTime]:
     """Of every call of the plan, the median of the runs.
 
     Weights are read from the level that holds all of the model's, and again from the one that holds the
-    kernel's; other values from the one that holds those of the kernel.
+    kernel's; other values from the one that holds those of the kernel. Without rates the least times are 0.
     """
     kernels, all_weights = manifest["kernels"], manifest["weights"]["bytes"]
     times = []
@@ -93,10 +93,13 @@ def kernel_times(
             for key in ("flops", "bytes", "weight_bytes", "reread_bytes")
         )
         others = max(moved - weights, 0)
-        memory = weights / rates.bandwidth(all_weights) + others / rates.bandwidth(others)
-        memory += again / rates.bandwidth(weights)
+        memory = arithmetic = 0.0
+        if rates is not None:
+            memory = weights / rates.bandwidth(all_weights) + others / rates.bandwidth(others)
+            memory += again / rates.bandwidth(weights)
+            arithmetic = work / rates.flops
         seconds = statistics.median(event.end - event.start for event in events)
-        times.append(KernelTime(name, 1, seconds, work, moved + again, work / rates.flops, memory))
+        times.append(KernelTime(name, 1, seconds, work, moved + again, arithmetic, memory))
     return times
 
 
@@ -121,7 +124,7 @@ def table(times: Sequence[KernelTime]) -> Iterator[str]:
     )
     for time in times:
         bound = "arithmetic" if time.arithmetic >= time.memory else "memory"
-        yield _line(time, width, total.seconds, time.least) + f"  {bound}"
+        yield _line(time, width, total.seconds, time.least) + f"  {bound if time.least else 'unknown'}"
     yield _line(total, width, total.seconds, least)
 
 

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from .errors import PackageError
-from .isas import choose_isa
-from .manifest import check_files
-from .native import Library
+from .kernels import OpenedDevice
+
+# The module that opens a target; a package has those of its own targets only.
+OPENERS = {"cpu": "cpu", "vulkan": "vulkan.library"}
 
 
-@dataclass(frozen=True)
-class Device:
-    """A target whose kernels are loaded: its name, the instruction set (or architecture) that was chosen."""
+class Opener(Protocol):
+    """A module that knows how to run the kernels of a target."""
 
-    name: str
-    isa: str
-    library: Library
+    def open_device(self, folder: Path, manifest: Mapping[str, Any], wanted: str | None) -> OpenedDevice:
+        """The device `wanted` of the target ("vulkan:1"), by default the best. Raises PackageError."""
 
-
-def open_cpu(folder: Path, manifest: Mapping[str, Any]) -> Device:
-    """The CPU with the best instruction set. Raises PackageError."""
-    name, isa = manifest["name"], choose_isa(folder, manifest)
-    path = folder / "kernels" / "cpu" / isa / f"{name}.so"
-    check_files(folder, manifest, lambda file: file == path)
-    return Device("cpu", isa, Library(path, f"{name}_{isa}_"))
+    def runnable(self, folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+        """The instruction sets (or variants) that this machine runs, best first. Raises PackageError."""
 
 
-# How each target is opened; one that this machine cannot run is a PackageError.
-OPENERS: dict[str, Callable[[Path, Mapping[str, Any]], Device]] = {"cpu": open_cpu}
+def opener(target: str) -> Opener:
+    """The module for a target of the package."""
+    return cast(Opener, importlib.import_module(f".{OPENERS[target]}", __package__))
 
 
-def open_device(folder: Path, manifest: Mapping[str, Any], wanted: str | None, fallback: bool) -> Device:
-    """The device `wanted`, by default the package's first target.
+def open_device(
+    folder: Path, manifest: Mapping[str, Any], wanted: str | None, fallback: bool
+) -> OpenedDevice:
+    """The device `wanted` ("cpu", "vulkan:1"), by default the best of the package's first target.
 
     With `fallback`, one that cannot run here is replaced by the next of the package's targets, with a
     RuntimeWarning.
@@ -46,13 +43,14 @@ def open_device(folder: Path, manifest: Mapping[str, Any], wanted: str | None, f
         PackageError: none of the devices in question can run here.
     """
     targets: list[str] = manifest["targets"]
-    if wanted is not None and wanted not in targets:
+    chosen = None if wanted is None else wanted.partition(":")[0]
+    if chosen is not None and chosen not in targets:
         raise ValueError(f"device: this package has kernels for {', '.join(targets)} only, got {wanted!r}")
-    first = targets[0] if wanted is None else wanted
+    first = targets[0] if chosen is None else chosen
     reasons = []
     for name in [first, *(target for target in targets if target != first)] if fallback else [first]:
         try:
-            device = OPENERS[name](folder, manifest)
+            device = opener(name).open_device(folder, manifest, wanted if name == chosen else None)
         except PackageError as error:
             if not fallback:
                 raise

@@ -7,18 +7,18 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .arguments import TensorSpec
 from .errors import PackageError
+from .kernels import PlainCall
 from .profile import Rates
-from .state import State
+from .state import HostMemory, State
 
 Array = npt.NDArray[Any]
-PlainCall = Callable[[Sequence[Any]], tuple[Array, ...]]
 
 ABI_VERSION = 6
 INDEX_OUT_OF_BOUNDS = 2
@@ -79,6 +79,13 @@ class Library:
         """The user's source line of every call."""
         count = len(self.calls[function])
         return [self.call_source(function, index).decode("utf-8", "replace") for index in range(count)]
+
+    def session(self, data: Array, weights: Mapping[str, Array], threads: int) -> Session:
+        """The model with these weights."""
+        return Session(self, data, weights, threads)
+
+    def allocate_state(self, nbytes: int) -> HostMemory:
+        return HostMemory(nbytes)
 
     def measure_rates(self, threads: int) -> Rates:
         """What this machine can do with so many threads; takes some tenths of a second."""
@@ -214,54 +221,3 @@ def _address(array: Array) -> int:
         return _address_of(_first_byte(array))  # a quarter of the time of array.ctypes.data
     except (TypeError, ValueError):  # read-only or empty
         return int(array.ctypes.data)
-
-
-class KernelLibrary:
-    """Base of `Kernels`: runs kernels one by one, in the plan's order, for one pass of a function.
-
-    `plans` names the kernel of every call, per function. `tape`, if given, collects the outputs of every
-    call. `sizes` are the values of the symbols, which `symbols` holds for the native library.
-    """
-
-    plans: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-
-    def __init__(
-        self,
-        session: Session,
-        tape: list[tuple[Array, ...]] | None = None,
-        sizes: Mapping[str, int] | None = None,
-        symbols: bytes | None = None,
-        *,
-        function: str | None = None,
-    ) -> None:
-        functions = session.library.functions
-        self._function = 0 if function is None else functions.index(function)
-        self._plan = self.plans[functions[self._function]]
-        self._session = session
-        self._tape = tape
-        self.sizes = sizes or {}
-        self._symbols = symbols
-        self._position = 0
-        self.changed = False  # whether a kernel has run in place
-
-    def launch(
-        self,
-        kernel: str,
-        inputs: tuple[Array, ...],
-        outputs: tuple[Array, ...],
-        *,
-        in_place: bool = False,
-    ) -> None:
-        """Run `kernel` on arrays of exactly its types; error texts are those of the plan's next call.
-
-        A kernel that runs `in_place` finds the old content in `outputs` and changes a part of it.
-        """
-        index = self._position
-        if index >= len(self._plan) or self._plan[index] != kernel:
-            index = self._plan.index(kernel)
-        self._position += 1
-        arrays = [np.ascontiguousarray(array) for array in inputs]
-        self._session.call(self._function, index, arrays + list(outputs), self._symbols)
-        self.changed = self.changed or in_place
-        if self._tape is not None:
-            self._tape.append(outputs)

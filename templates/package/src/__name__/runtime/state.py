@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,21 @@ from .safetensors import ALIGNMENT
 from .weights import Weights
 
 Array = npt.NDArray[Any]
+
+
+class Memory(Protocol):
+    """Where a state is kept: `array` are its bytes as the host sees them."""
+
+    array: Array
+
+
+class HostMemory:
+    """Zeros in the memory of the host."""
+
+    def __init__(self, nbytes: int) -> None:
+        memory = np.zeros(nbytes + ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT
+        self.array: Array = memory[start : start + nbytes]
 
 
 class Cells(Weights):
@@ -30,12 +45,15 @@ class State(MutableMapping[str, Array]):
     """
 
     def __init__(
-        self, layout: Sequence[Mapping[str, Any]], nbytes: int, weights: Mapping[str, Array]
+        self,
+        layout: Sequence[Mapping[str, Any]],
+        nbytes: int,
+        weights: Mapping[str, Array],
+        allocate: Callable[[int], Memory] = HostMemory,
     ) -> None:
-        self._layout = layout
-        memory = np.zeros(nbytes + ALIGNMENT, np.uint8)
-        start = -memory.ctypes.data % ALIGNMENT
-        self._data = memory[start : start + nbytes]
+        self._layout, self._allocate = layout, allocate
+        self.memory = allocate(nbytes)
+        self._data = self.memory.array
         self._specs = {
             item["name"]: TensorSpec(item["name"], item["dtype"], item["shape"]) for item in layout
         }
@@ -86,7 +104,7 @@ class State(MutableMapping[str, Array]):
 
     def copy(self, weights: Mapping[str, Array]) -> State:
         """Another one with the same content."""
-        other = State(self._layout, self._data.nbytes, weights)
+        other = State(self._layout, self._data.nbytes, weights, self._allocate)
         with self.turn():
             other._data[...] = self._data
         return other

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from .arguments import as_array
 from .errors import WeightsError
 from .host import cast
-from .manifest import WEIGHTS
+from .manifest import weights_file
 from .safetensors import ALIGNMENT, File, FormatError, encode, storage_dtype
 
 Array = npt.NDArray[Any]
@@ -62,11 +62,11 @@ def own_weights(folder: Path, manifest: Mapping[str, Any]) -> Path:
     Raises:
         WeightsError: the wheel was made without weights, and the folder $TRANSPILE_WEIGHTS has none either.
     """
-    path, weights = folder / WEIGHTS, manifest["weights"]
+    path, weights = folder / weights_file(manifest), manifest["weights"]
     if path.is_file() or weights["bundle"] == "embed":
         return path
     how = "Model(weights='model.safetensors') takes a state_dict with PyTorch's names, as a file or a mapping"
-    name: str | None = weights["beside"].get(WEIGHTS)
+    name: str | None = weights["beside"].get(path.name)
     if name is None:
         raise WeightsError(f"{manifest['name']} was installed without weights; {how}")
     place = os.environ.get(PLACE)

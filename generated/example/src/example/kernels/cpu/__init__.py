@@ -1,6 +1,6 @@
 """The CPU kernels of example as functions on numpy arrays.
 
-`Model(native=False)` and `model.tap` call them one by one; a normal call runs the same plan in one native call.
+`Model(native=False)` and `model.tap` call them one by one; a normal call runs the same plan as a whole.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from ...runtime.native import KernelLibrary
+from ...runtime.kernels import KernelLibrary
 
 Array = npt.NDArray[Any]
 

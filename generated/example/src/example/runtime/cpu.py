@@ -1,0 +1,28 @@
+"""Opening the CPU's kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import PackageError
+from .isas import choose_isa, runnable_isas
+from .kernels import OpenedDevice
+from .manifest import check_files
+from .native import Library
+
+
+def open_device(folder: Path, manifest: Mapping[str, Any], wanted: str | None) -> OpenedDevice:
+    """The CPU with the best instruction set; there is only one. Raises PackageError."""
+    if wanted not in (None, "cpu", "cpu:0"):
+        raise PackageError(f"there is no device {wanted!r}; there is: cpu")
+    name, isa = manifest["name"], choose_isa(folder, manifest)
+    path = folder / "kernels" / "cpu" / isa / f"{name}.so"
+    check_files(folder, manifest, lambda file: file == path)
+    return OpenedDevice("cpu", isa, Library(path, f"{name}_{isa}_"))
+
+
+def runnable(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """The instruction sets of the package that this machine runs, best first. Raises PackageError."""
+    return runnable_isas(folder, manifest)

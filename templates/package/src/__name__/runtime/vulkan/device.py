@@ -1,0 +1,194 @@
+"""A device: which one, what it can do, its queue and its memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..errors import PackageError
+from .driver import LOST, create_instance, explained, load_vulkan, no_driver
+
+VARIABLE = "VULKAN_DEVICE"
+EXTENSIONS = ("VK_KHR_shader_float_controls", "VK_KHR_8bit_storage", "VK_KHR_shader_float16_int8")
+KINDS = ("other", "integrated", "discrete", "virtual", "cpu")  # by VkPhysicalDeviceType
+# A discrete device is preferred to an integrated one, a real one to a processor that plays one.
+PREFERENCE = ("discrete", "integrated", "virtual", "cpu", "other")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A device of this machine. `number` is its place in the driver's list."""
+
+    number: int
+    name: str
+    kind: str
+    api: tuple[int, int]
+    handle: Any
+
+    def __str__(self) -> str:
+        return f"vulkan:{self.number} ({self.name}, {self.kind})"
+
+
+def list_devices(vk: Any, instance: Any) -> list[Found]:
+    """Raises PackageError: there is none."""
+    try:
+        handles = vk.vkEnumeratePhysicalDevices(instance)
+    except (vk.VkError, vk.VkException) as error:
+        raise no_driver() from error
+    found = []
+    for number, handle in enumerate(handles):
+        properties = vk.vkGetPhysicalDeviceProperties(handle)
+        kind = KINDS[properties.deviceType] if properties.deviceType < len(KINDS) else "other"
+        api = (properties.apiVersion >> 22 & 0x7F, properties.apiVersion >> 12 & 0x3FF)
+        found.append(Found(number, properties.deviceName, kind, api, handle))
+    if not found:
+        raise no_driver()
+    return found
+
+
+def choose(found: list[Found], wanted: str | None) -> Found:
+    """The device of that number, or whose name has that text; by default the one that is probably fastest.
+
+    Raises:
+        PackageError: there is no such device; the text lists those there are.
+    """
+    wanted = wanted or os.environ.get(VARIABLE)
+    if not wanted:
+        return min(found, key=lambda item: (PREFERENCE.index(item.kind), item.number))
+    number = wanted.removeprefix("vulkan:")
+    fitting = [
+        item
+        for item in found
+        if (number == str(item.number) if number.isdigit() else wanted.lower() in item.name.lower())
+    ]
+    if not fitting:
+        raise PackageError(f"there is no Vulkan device {wanted!r}; there are: {', '.join(map(str, found))}")
+    return fitting[0]
+
+
+class Device:
+    """A logical device with one compute queue. It is destroyed when the last one who uses it is gone.
+
+    `mapped`: the host sees all of its memory, as on integrated devices and processors.
+    """
+
+    def __init__(self, wanted: str | None = None) -> None:
+        vk = load_vulkan()
+        self.vk, self.lost = vk, False
+        instance = create_instance(vk)
+        self._finalizer: Any = weakref.finalize(self, vk.vkDestroyInstance, instance, None)
+        self.found = choose(list_devices(vk, instance), wanted)
+        if self.found.api < (1, 1):
+            raise PackageError(
+                f"{self.found} has Vulkan {self.found.api[0]}.{self.found.api[1]}; 1.1 is needed"
+            )
+        self.physical = self.found.handle
+        self.properties = vk.vkGetPhysicalDeviceProperties(self.physical)
+        self.limits = self.properties.limits
+        families = vk.vkGetPhysicalDeviceQueueFamilyProperties(self.physical)
+        able = [index for index, item in enumerate(families) if item.queueFlags & vk.VK_QUEUE_COMPUTE_BIT]
+        if not able:
+            raise PackageError(f"{self.found} runs no compute kernels")
+        # One that does nothing but compute is not shared with what draws the screen.
+        self.family = min(able, key=lambda index: bool(families[index].queueFlags & vk.VK_QUEUE_GRAPHICS_BIT))
+        self.timestamp_bits = families[self.family].timestampValidBits
+        chain, self.features = self._features()
+        names = {item.extensionName for item in vk.vkEnumerateDeviceExtensionProperties(self.physical, None)}
+        queue = vk.VkDeviceQueueCreateInfo(queueFamilyIndex=self.family, pQueuePriorities=[1.0])
+        info = vk.VkDeviceCreateInfo(
+            pNext=chain[0],
+            pQueueCreateInfos=[queue],
+            ppEnabledExtensionNames=[name for name in EXTENSIONS if name in names],
+        )
+        with explained(vk, f"opening {self.found}"):
+            self.handle = vk.vkCreateDevice(self.physical, info, None)
+        self._finalizer.detach()
+        self._finalizer = weakref.finalize(self, _destroy, vk, instance, self.handle)
+        self.queue = vk.vkGetDeviceQueue(self.handle, self.family, 0)
+        self.submitting = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        return str(self.found.name)
+
+    def check(self) -> None:
+        """Raises RuntimeError if the device is lost."""
+        if self.lost:
+            raise RuntimeError(LOST)
+
+    # --- what it can do -----------------------------------------------------------------------------------
+
+    def _features(self) -> tuple[list[Any], frozenset[str]]:
+        """The structs of features, filled in so that all there are get enabled, and the names of those."""
+        vk = self.vk
+        names = {item.extensionName for item in vk.vkEnumerateDeviceExtensionProperties(self.physical, None)}
+        halves = vk.VkPhysicalDevice16BitStorageFeatures()
+        chain = [halves]
+        if "VK_KHR_8bit_storage" in names:
+            chain.insert(0, vk.VkPhysicalDevice8BitStorageFeatures(pNext=chain[0]))
+        if "VK_KHR_shader_float16_int8" in names:
+            chain.insert(0, vk.VkPhysicalDeviceShaderFloat16Int8Features(pNext=chain[0]))
+        core = vk.VkPhysicalDeviceFeatures2(pNext=chain[0])
+        vk.vkGetPhysicalDeviceFeatures2(self.physical, core)
+        wanted = ("shaderFloat64", "shaderInt64")
+        there = {name for name in wanted if getattr(core.features, name)}
+        for struct in chain:
+            for name in ("storageBuffer16BitAccess", "storageBuffer8BitAccess", "shaderFloat16"):
+                if getattr(struct, name, 0):
+                    there.add(name)
+        # Bounds of every access would be checked, which costs time.
+        core.features.robustBufferAccess = 0
+        if "VK_KHR_shader_float_controls" in names:
+            controls = vk.VkPhysicalDeviceFloatControlsProperties()
+            vk.vkGetPhysicalDeviceProperties2(self.physical, vk.VkPhysicalDeviceProperties2(pNext=controls))
+            for mode in ("SignedZeroInfNanPreserve", "RoundingModeRTE"):
+                for bits in (16, 32, 64):
+                    if getattr(controls, f"shader{mode}Float{bits}"):
+                        there.add(f"shader{mode}Float{bits}")
+        return [core, *chain], frozenset(there)
+
+    @cached_property
+    def largest_allocation(self) -> int:
+        maintenance = self.vk.VkPhysicalDeviceMaintenance3Properties()
+        self.vk.vkGetPhysicalDeviceProperties2(
+            self.physical, self.vk.VkPhysicalDeviceProperties2(pNext=maintenance)
+        )
+        return int(maintenance.maxMemoryAllocationSize)
+
+    # --- memory -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _memory(self) -> Any:
+        return self.vk.vkGetPhysicalDeviceMemoryProperties(self.physical)
+
+    @cached_property
+    def mapped(self) -> bool:
+        """Whether the device computes in memory that the host sees."""
+        shares = self.found.kind in ("integrated", "cpu")
+        return shares and self.memory_type(-1, local=True, visible=True) is not None
+
+    def memory_type(self, allowed: int, *, local: bool, visible: bool) -> int | None:
+        """A type of memory among the bits of `allowed`: the device's own, visible to the host (cached
+        if there is one)."""
+        vk = self.vk
+        needed = vk.VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT if local else 0
+        if visible:
+            needed |= vk.VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | vk.VK_MEMORY_PROPERTY_HOST_COHERENT_BIT
+        cached = vk.VK_MEMORY_PROPERTY_HOST_CACHED_BIT if visible else 0
+        for wanted in (needed | cached, needed):
+            for index in range(self._memory.memoryTypeCount):
+                if allowed >> index & 1 and self._memory.memoryTypes[index].propertyFlags & wanted == wanted:
+                    return index
+        return None
+
+
+def _destroy(vk: Any, instance: Any, handle: Any) -> None:
+    with suppress(vk.VkError, vk.VkException):  # a lost device is destroyed like any other
+        vk.vkDeviceWaitIdle(handle)
+    vk.vkDestroyDevice(handle, None)
+    vk.vkDestroyInstance(instance, None)

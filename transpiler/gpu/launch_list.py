@@ -1,0 +1,101 @@
+"""launches.json of a package: what runtime/launches.py of packages reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transpiler.dims import Dim
+from transpiler.gpu.launches import Compiled, Launch
+from transpiler.naming import source_line
+from transpiler.plan import Call, Kernel, KernelPlan, Storage, storage_of
+
+FORMAT = 1
+STATUS_BYTES = 4
+
+
+def render_launches(plans: Sequence[KernelPlan], compiled: Compiled) -> bytes:
+    """The calls of every function and the launches of every kernel; sizes are numbers, or texts over the symbols."""
+    content = {
+        "format": FORMAT,
+        "symbols": sorted({name for plan in plans for name in plan.symbols}),
+        "kernels": {kernel.name: _kernel(kernel, compiled.launches[kernel.name]) for kernel in plans[0].kernels},
+        "functions": {plan.function: _function(plan) for plan in plans},
+    }
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _size(size: Dim) -> int | str:
+    return size if isinstance(size, int) else str(size)
+
+
+def _kernel(kernel: Kernel, launches: Sequence[Launch]) -> dict[str, Any]:
+    sizes: list[Dim] = [type_.bytes for type_ in (*kernel.inputs, *kernel.outputs)]
+    sizes += [kernel.workspace] if kernel.workspace != 0 else []
+    sizes += [STATUS_BYTES] if kernel.checks_index else []
+    return {"sizes": list(map(_size, sizes)), "launches": list(map(_launch, launches))}
+
+
+def _launch(launch: Launch) -> dict[str, Any]:
+    return {
+        "file": launch.file,
+        "entry": launch.entry,
+        "buffers": list(launch.buffers),
+        "written": list(launch.written),
+        "scalars": [
+            {
+                "value": item.value if isinstance(item.value, float) else _size(item.value),
+                "dtype": item.dtype,
+                "offset": item.offset,
+                "bits": item.bits,
+            }
+            for item in launch.scalars
+        ],
+        "scalar_bytes": launch.scalar_bytes,
+        "workgroup": list(launch.workgroup),
+        "grid": list(map(_size, launch.grid)),
+        "folded": launch.folded,
+        "shared_bytes": launch.shared_bytes,
+        "features": list(launch.features),
+    }
+
+
+def _function(plan: KernelPlan) -> dict[str, Any]:
+    offsets = {slot.key: slot.offset for slot in plan.state}
+    copies = []
+    for index, value in enumerate(plan.outputs):
+        storage = storage_of(plan, value)
+        if storage.kind != "output" or storage.index != index:
+            copies.append([index, _place(storage)])
+    return {
+        "inputs": [_size(item.value.type.bytes) for item in plan.inputs],
+        "outputs": [_size(value.type.bytes) for value in plan.outputs],
+        "arena": plan.arena_bytes,
+        "blocks": [[_size(block.size), block.first, block.last] for block in plan.blocks],
+        "calls": [_call(plan, call) for call in plan.calls()],
+        "copies": copies,
+        "updates": [
+            [offsets[key], _place(storage_of(plan, value)), value.type.bytes] for key, value in plan.updates.items()
+        ],
+    }
+
+
+def _call(plan: KernelPlan, call: Call) -> Mapping[str, Any]:
+    kernel = plan.kernel(call.kernel)
+    places = [_place(storage_of(plan, value)) for value in (*call.inputs, *call.outputs)]
+    if kernel.workspace != 0:
+        places.append(["block" if plan.blocks else "arena", call.workspace_offset])
+    return {
+        "kernel": call.kernel,
+        "places": places,
+        "inputs": len(call.inputs),
+        "outputs": len(call.outputs),
+        "checks": kernel.checks_index,
+        "in_place": kernel.in_place,
+        "source": source_line(call.covers[-1]) if call.covers else "no source line",
+    }
+
+
+def _place(storage: Storage) -> list[str | int]:
+    return [storage.kind, storage.index if storage.kind in ("input", "output", "block") else storage.offset]
