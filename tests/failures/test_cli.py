@@ -69,7 +69,11 @@ def test_output_folder_cannot_be_made(command: Command) -> None:
     [
         (["--target", "cudaa"], "Unknown target 'cudaa'; known: cpu, vulkan."),
         (["--target", "cuda"], "The target cuda is not supported yet; known: cpu, vulkan."),
-        (["--target", "vulkan"], "Packages for target 'vulkan' cannot be made yet."),
+        (
+            ["--target", "vulkan", "--isa", "avx2"],
+            "Target 'vulkan' has no instruction sets: --isa is for CPUs.\n"
+            "  Hint: its kernels run on every device that has the features they need",
+        ),
         (["--isa", "sse9"], "Unknown ISA 'sse9'; known: avx2, avx512, baseline, native, neon."),
         (["--entry", "Nett"], "Unknown entry 'Nett'; net.py defines: Net."),
         (["--init", "width=3"], "Net() takes no argument width; it takes none."),
