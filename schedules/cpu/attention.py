@@ -1,8 +1,8 @@
 """Fused scaled dot-product attention: no L x S buffer exists, scores of a block of query rows stay in L1/L2.
 
-Work items are (batch and head, block of 16 or 32 query rows), dealt to at most TASKS parallel tasks; each
-task has a workspace of its own. The vector lanes are query rows, so that the softmax needs no horizontal step
-and S no tail:
+Work items are (batch and head, block of 16 or 32 query rows; the last block of a head may be the smaller one), dealt
+to at most TASKS parallel tasks; each task has a workspace of its own. The vector lanes are query rows, so that the
+softmax needs no horizontal step and S no tail:
 
 1. The query block, scaled, is transposed to [E][rows].
 2. Scores, transposed [S][rows]: a register tile of keys x query vectors accumulates over E; each element of K
@@ -87,13 +87,9 @@ class _Attention:
         self.L, self.S = extent(length), extent(keys)
         self.batch = self.out_shape[:-2]
         self.scale = 1 / math.sqrt(max(self.E, 1)) if op.scale is None else float(op.scale)
-        self.vectors = min(QUERY_VECTORS, max(1, v.blocks(self.L))) if is_fixed(self.L) else QUERY_VECTORS
-        self.rows = self.vectors * v.lanes
-        limit = accumulators(target, v)
-        self.keys = max(1, limit // self.vectors)
-        # Of the output tile: value vectors and rows (a power of two, which divides the block).
-        self.columns = min(2 if limit >= 16 else 1, max(1, v.blocks(self.Ev)))
-        self.out_rows = min(self.rows, 1 << (max(1, limit // self.columns).bit_length() - 1))
+        self._limit = accumulators(target, v)
+        self.columns = min(2 if self._limit >= 16 else 1, max(1, v.blocks(self.Ev)))
+        self._set_block(min(QUERY_VECTORS, max(1, v.blocks(self.L))) if is_fixed(self.L) else QUERY_VECTORS)
         self.blocks = ceil_div(self.L, self.rows)
         items = count(self.batch) * ceil_div(length, self.rows)
         self.items = extent(items)
@@ -104,6 +100,14 @@ class _Attention:
         self.sizes = [self.E * self.rows, self.S * self.rows, self.rows]
         self.task_size = extent(task_size)
         self.workspace = 0 if is_empty(self.out_shape) else self.tasks * task_size
+
+    def _set_block(self, vectors: int) -> None:
+        """Blocks of so many vectors of query rows: what is emitted from now on."""
+        self.vectors = vectors
+        self.rows = vectors * self.v.lanes
+        self.keys = max(1, self._limit // vectors)
+        # Of the output tile, beside its value vectors: a power of two, which divides the block.
+        self.out_rows = min(self.rows, 1 << (max(1, self._limit // self.columns).bit_length() - 1))
 
     def emit(self, builder: KernelBuilder) -> None:
         self.q, self.k, self.value, *masks = (builder.inputs[position] for position in self.positions)
@@ -132,16 +136,38 @@ class _Attention:
         return offset * extent(count(shape[-2:]))
 
     def _item(self, task: Expr, item: Expr) -> None:
+        last = self._last_vectors()
+        if last == self.vectors:
+            self._block(task, item)
+            return
+        with T.If(tirx.EQ(tirx.floormod(item, self.blocks), self.blocks - 1)):
+            with T.Then():
+                vectors, start = self.vectors, (self.blocks - 1) * self.rows
+                self._set_block(last)
+                self._block(task, item, start)
+                self._set_block(vectors)
+            with T.Else():
+                self._block(task, item)
+
+    def _last_vectors(self) -> int:
+        """Query vectors of the last block of every head, which costs what it has."""
+        if not is_fixed(self.L):
+            return self.vectors
+        vectors: int = self.v.blocks(self.L % self.rows)
+        return vectors or self.vectors
+
+    def _block(self, task: Expr, item: Expr, start: int | None = None) -> None:
+        """A block of query rows, by default of the usual size."""
         index = unflatten(tirx.floordiv(item, self.blocks), self.batch) if self.batch else []
         if not is_fixed(self.items):  # TVM's simplifier overflows on quotients of quotients by symbols
             index = [held(position) for position in index]
-        start = held(tirx.floormod(item, self.blocks) * self.rows)
+        first = held(tirx.floormod(item, self.blocks) * self.rows) if start is None else tirx.const(start, "int32")
         queries = held(task * self.task_size)
         scores = held(queries + self.sizes[0])
         inverse = held(scores + self.sizes[1])
-        self._pack_queries(held(self._base(index, 0)), start, queries)
-        columns = self._scores(index, start, queries, scores, inverse)
-        self._output(index, item, start, scores, inverse, columns)
+        self._pack_queries(held(self._base(index, 0)), first, queries)
+        columns = self._scores(index, first, queries, scores, inverse)
+        self._output(index, item, first, scores, inverse, columns)
 
     def _row(self, row: Expr) -> Expr:
         """A query row that exists: the last one in place of those beyond it."""

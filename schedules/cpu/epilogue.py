@@ -70,6 +70,11 @@ class Epilogue:
         for operand in self.operands:
             operand.prefetch(flat_offset(index, self.shape))
 
+    def fetch(self, index: Sequence[Expr]) -> None:
+        """The same for a tile whose sums take so long that only L2 keeps what came early."""
+        for operand in self.operands:
+            operand.fetch(flat_offset(index, self.shape))
+
     def store(self, index: Callable[[Expr], Sequence[Expr]], element: Callable[[Expr], Expr], lanes: Extent) -> None:
         """Store `lanes` elements: for each lane, the epilogue of element(lane) at index(lane)."""
         buffer = self.builder.outputs[0]

@@ -189,7 +189,9 @@ def _fetch(product: Product, tile: Tile, panel: Expr, number: Expr, tiles: int, 
     assert product.fetch_b is not None
     share = -(-tile.panels // tiles)
     for part in range(share):
-        product.fetch_b(panel + tirx.min(number * share + part, tile.panels - 1), step)
+        mine = number * share + part
+        with when(None if share * tiles == tile.panels else mine < tile.panels):
+            product.fetch_b(panel + mine, step)
 
 
 def _tile(
@@ -204,6 +206,10 @@ def _tile(
     """One register tile; `compact` keeps the code of its epilogue small; `fetch` is called at every step of k."""
     accumulators = Accumulators(tile)
     accumulators.zero()
+    if fetch is not None:
+        for row in range(tile.rows):
+            for panel in range(tile.panels):
+                product.epilogue.fetch(product.place(first_row + row, (first_panel + panel) * LANES))
     with T.serial(0, product.k) as step:
         if fetch is not None:
             fetch(step)

@@ -114,6 +114,8 @@ class Attention(Opaque, name="attention"):
         yield Sample("bool_mask", plain, (q, k, v, keep))
         yield Sample("bool_row_mask", plain, (q, k, v, np.array([True, False, True, True, False, True, True])))
         yield Sample("added_mask", plain, (q, k, v, g.standard_normal((5, 7), np.float32)))
+        wide = _draw("wide_mask", (1, 2), (1, 2), 37, 5, 16, 16)
+        yield Sample("wide_mask", plain, (*wide, g.standard_normal((37, 5), np.float32)))
         yield Sample("added_infinities", plain, (q, k, v, np.where(keep, 0, -math.inf).astype(np.float32)))
         yield Sample("added_per_head", cls(scale=1.0), (q, k, v, g.standard_normal((1, 3, 5, 7), np.float32)))
         yield Sample("lowest_mask", plain, (q, k, v, np.where(keep, 0, np.finfo(np.float32).min).astype(np.float32)))
