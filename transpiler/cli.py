@@ -211,8 +211,8 @@ def _request(
 
     for file in filter(None, (model, weights, tuning_record)):
         if not file.is_file():
-            what = "is a folder, expected a file" if file.is_dir() else "does not exist"
-            raise UsageError("no-such-file", f"{file} {what}.")
+            what = "is a folder, expected a file" if file.is_dir() else "is not a file" if file.exists() else None
+            raise UsageError("no-such-file", f"{file} {what or 'does not exist'}.")
     from transpiler.request import Request
 
     return Request(

@@ -18,7 +18,7 @@ from transpiler.local_modules import local_modules
 from transpiler.lower import with_taps
 from transpiler.provenance import file_hash, state_hash
 from transpiler.serialize import load_graph, to_json
-from transpiler.weights import check_weights, expected_weights, load_weights
+from transpiler.weights import check_weights, expected_weights, given_arrays, load_weights
 
 if TYPE_CHECKING:
     from transpiler.capture import Captured
@@ -180,11 +180,7 @@ def _weights(request: Request) -> dict[str, Array] | None:
         return None
     if isinstance(request.weights, str | Path):
         return load_weights(request.weights)
-    from transpiler.weights import state_arrays
-
-    tensors = {key: value for key, value in request.weights.items() if hasattr(value, "detach")}
-    arrays = {key: value for key, value in request.weights.items() if key not in tensors}
-    return {**arrays, **state_arrays(tensors)}
+    return given_arrays(request.weights)
 
 
 def _bounds(request: Request, imported: Imported) -> dict[str, tuple[int, int]]:

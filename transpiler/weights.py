@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transpiler.errors import Problem, TranspileError, TranspileErrors
+from transpiler.errors import Problem, TranspileError, TranspileErrors, UsageError
 from transpiler.ir import Array, Program, Role, TensorType
 from transpiler.ops.dtypes import numpy_dtype
 
@@ -33,7 +33,8 @@ def load_weights(path: str | Path) -> dict[str, Array]:
     """
     path = Path(path)
     if not path.is_file():
-        raise TranspileError("no-such-file", f"No such file: {path}")
+        what = "It is not a file" if path.exists() else "No such file"
+        raise TranspileError("no-such-file", f"{what}: {path}")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
@@ -109,6 +110,35 @@ def _read_state_dict(path: Path) -> dict[str, Array]:
             hints=["save it with torch.save(model.state_dict(), path)"],
         )
     return {str(key): to_numpy(value) for key, value in state.items()}
+
+
+def given_arrays(given: object) -> dict[str, Array]:
+    """The arrays of a mapping of tensors and numpy arrays, as Python code gives it.
+
+    Raises:
+        UsageError: it is no mapping.
+        TranspileErrors: every value that is no dense array in memory.
+    """
+    if not isinstance(given, Mapping):
+        raise UsageError("bad-weights", f"weights is a {type(given).__name__}, expected a path or a state_dict.")
+    faults = {key: _fault(value) for key, value in given.items()}
+    problems = [Problem("mismatched-weight", f"Weight {key!r} {fault}") for key, fault in faults.items() if fault]
+    if problems:
+        raise TranspileErrors(problems)
+    tensors = {key: value for key, value in given.items() if hasattr(value, "detach")}
+    arrays = {key: value for key, value in given.items() if key not in tensors}
+    return {**arrays, **state_arrays(tensors)}
+
+
+def _fault(value: Any) -> str:
+    """Why a value is no array that could be a weight; empty if it is one."""
+    if isinstance(value, np.ndarray):
+        return "has masked values: fill them" if np.ma.is_masked(value) else ""
+    if not hasattr(value, "detach"):
+        return f"is a {type(value).__name__}, expected a tensor or an array"
+    if value.is_meta or str(value.layout) != "torch.strided":
+        return f"is a tensor without dense memory ({value.device}, {value.layout})"
+    return ""
 
 
 def check_weights(

@@ -66,7 +66,7 @@ def test_quota(processors: ModuleType, tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize(
     ("processors_of_process", "quota", "limit", "expected"),
     [(8, None, "", 8), (8, 2.9, "", 2), (8, 0.5, "", 1), (8, 16.0, "", 8), (8, 4.0, "3", 3), (2, None, "0", 1),
-     (2, None, "64", 2), (4, None, "all", 4)],
+     (2, None, "64", 2)],
 )  # fmt: skip
 def test_default(
     processors: ModuleType, monkeypatch: pytest.MonkeyPatch, processors_of_process: int, quota: float | None,
@@ -76,3 +76,7 @@ def test_default(
     monkeypatch.setattr(processors, "cpu_quota", lambda: quota)
     monkeypatch.setenv("TRANSPILE_THREADS", limit)
     assert processors.default_threads() == expected
+    for wrong in ("all", "-1", "1e3", "²"):
+        monkeypatch.setenv("TRANSPILE_THREADS", wrong)
+        with pytest.raises(ValueError, match=r"TRANSPILE_THREADS=.*: expected a number of threads"):
+            processors.default_threads()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from transpiler.errors import TranspileError, TranspileErrors
+from transpiler.errors import TranspileError, TranspileErrors, UsageError
 from transpiler.ir import TensorType
-from transpiler.weights import check_weights, load_weights, storage_aliases, to_numpy, to_torch
+from transpiler.weights import check_weights, given_arrays, load_weights, storage_aliases, to_numpy, to_torch
 
 ARRAYS = {
     "a": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -128,3 +128,19 @@ def test_storage_aliases() -> None:
     weight = torch.zeros(4, 4)
     state = {"a": weight, "b": weight, "c": weight[:2], "d": torch.zeros(0), "e": torch.zeros(0)}
     assert storage_aliases(state) == {"b": "a"}
+
+
+def test_a_mapping_of_what_is_no_array() -> None:
+    ones = np.ones(2, np.float32)
+    assert list(given_arrays({"a": ones, "b": torch.ones(2), "c": np.ma.masked_array(ones)})) == ["a", "c", "b"]
+    masked, meta = np.ma.masked_less(ones, 2), torch.ones(2, device="meta")
+    with pytest.raises(TranspileErrors) as caught:
+        given_arrays({"a": [1.0], "b": masked, "c": torch.ones(2).to_sparse(), "d": meta})
+    assert [problem.message for problem in caught.value.problems] == [
+        "Weight 'a' is a list, expected a tensor or an array",
+        "Weight 'b' has masked values: fill them",
+        "Weight 'c' is a tensor without dense memory (cpu, torch.sparse_coo)",
+        "Weight 'd' is a tensor without dense memory (meta, torch.strided)",
+    ]
+    with pytest.raises(UsageError, match="weights is a int, expected a path or a state_dict"):
+        given_arrays(3)

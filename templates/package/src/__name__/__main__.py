@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import statistics
 import sys
 import time
@@ -14,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .model import Model
-from .runtime.errors import PackageError, WeightsError
+from .runtime.errors import PackageError
 from .runtime.manifest import check_files, functions_of, read_manifest
 from .runtime.profile import by_kernel, kernel_times, table, time_text, trace
 from .runtime.safetensors import File, storage_dtype
@@ -54,35 +56,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        match options.command:
-            case "info":
-                return info()
-            case "pkgconfig":
-                print(Model.folder / "lib" / "pkgconfig")
-                return 0
-            case "prepare":
-                Model(weights=options.weights).save_prepared(options.output)
-                return 0
-            case "verify" if options.layers:
-                return verify_layers(options.data)
-            case "verify":
-                if options.data is not None:
-                    parser.error("--data goes with --layers")
-                return verify()
-        if options.runs < 1:
-            parser.error("--runs must be at least 1")
-        if options.threads is not None and options.threads < 1:
-            parser.error("--threads must be at least 1")
-        known = functions_of(read_manifest(Model.folder))
-        if options.function is not None and options.function not in known:
-            parser.error(f"--function: there is no {options.function!r}; known: {', '.join(known)}")
-        chosen = (options.threads, options.runs, options.function, options.size)
-        if options.command == "bench":
-            return bench(*chosen)
-        return profile(*chosen, each=options.each, path=options.trace)
-    except (PackageError, WeightsError, FileNotFoundError) as error:
+        code = run(parser, options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head`: whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (PackageError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """The chosen command; its exit code."""
+    match options.command:
+        case "info":
+            return info()
+        case "pkgconfig":
+            print(Model.folder / "lib" / "pkgconfig")
+            return 0
+        case "prepare":
+            Model(weights=options.weights).save_prepared(options.output)
+            return 0
+        case "verify" if options.layers:
+            return verify_layers(options.data)
+        case "verify":
+            if options.data is not None:
+                parser.error("--data goes with --layers")
+            return verify()
+    if options.runs < 1:
+        parser.error("--runs must be at least 1")
+    if options.threads is not None and options.threads < 1:
+        parser.error("--threads must be at least 1")
+    known = functions_of(read_manifest(Model.folder))
+    if options.function is not None and options.function not in known:
+        parser.error(f"--function: there is no {options.function!r}; known: {', '.join(known)}")
+    chosen = (options.threads, options.runs, options.function, options.size)
+    if options.command == "bench":
+        return bench(*chosen)
+    return profile(*chosen, each=options.each, path=options.trace)
 
 
 def info() -> int:
@@ -252,4 +264,6 @@ def profile(
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of the user's in a locale that lacks them
     sys.exit(main())

@@ -32,9 +32,11 @@ def as_array(value: Any, name: str) -> Array:
     """`value` as a numpy array, without a copy: arrays, and anything with __dlpack__ or __array_interface__.
 
     Raises:
-        TypeError: anything else, or a tensor that is not in CPU memory.
+        TypeError: anything else, a tensor that is not in CPU memory, or values that are masked.
     """
     if isinstance(value, np.ndarray):
+        if type(value) is not np.ndarray and np.ma.is_masked(value):
+            raise TypeError(f"{name}: a mask would be lost; fill the masked values: array.filled(0)")
         return value
     if hasattr(value, "__dlpack__"):
         device = getattr(value, "__dlpack_device__", lambda: (1, 0))()

@@ -84,6 +84,8 @@ class File(Mapping[str, Array]):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_file():  # opening a pipe would wait for its writer
+            raise FormatError(f"{self.path} is not a file")
         with self.path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < 8:

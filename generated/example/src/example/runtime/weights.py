@@ -87,7 +87,7 @@ def map_prepared(path: Path, layout: Mapping[str, Any]) -> tuple[Array, Weights]
     Raises:
         WeightsError: the file is missing, damaged, or was prepared for another model.
     """
-    if not path.is_file():
+    if not path.exists():
         raise WeightsError(f"{path} is missing; give the weights: Model(weights='weights.safetensors')")
     try:
         file = File(path)
@@ -111,7 +111,7 @@ def map_prepared(path: Path, layout: Mapping[str, Any]) -> tuple[Array, Weights]
 def write_prepared(
     path: str | os.PathLike[str], weights: Mapping[str, Array], layout: Mapping[str, Any]
 ) -> None:
-    """A file that `map_prepared` takes. Raises OSError."""
+    """A file that `map_prepared` takes; it gets its name when it is whole. Raises OSError."""
     prepared: Mapping[str, Any] = layout["prepared"]
     content = encode(
         {name: weights[name] for name in prepared},
@@ -120,18 +120,28 @@ def write_prepared(
         total=layout["bytes"],
         metadata={PREPARED: layout["key"]},
     )
-    Path(path).write_bytes(content)
+    target = Path(path)
+    part = target.with_name(f".{target.name}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, target)  # models that have mapped an older one keep it
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_state(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
     """A state_dict: a mapping as it is, or a safetensors file, mapped.
 
     Raises:
+        TypeError: it is neither.
         FileNotFoundError: there is no such file.
         WeightsError: it cannot be read.
     """
     if isinstance(source, Mapping):
         return source
+    if not isinstance(source, str | os.PathLike):
+        kind = type(source).__name__
+        raise TypeError(f"expected a mapping or the path of a safetensors file, got {kind}")
     path = Path(source)
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt"):
         raise WeightsError(

@@ -16,6 +16,10 @@ FORMAT = 4
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The package's manifest. Raises PackageError if it is missing, damaged or of a newer format."""
     path = folder / "manifest.json"
+    if not folder.is_dir():
+        raise PackageError(
+            f"{folder} is no folder: libraries and weights are loaded from files, so unpack the package"
+        )
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn, SupportsIndex
 
 import numpy.typing as npt
 
@@ -415,6 +416,12 @@ class Package:
             self._session = self._state = None
             self._plain = {}
 
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> NoReturn:
+        raise TypeError(
+            "a model holds native memory and is neither copied nor pickled: make one in every process that "
+            "uses it (they share the memory of the weights file), or take model.session()"
+        )
+
     def __enter__(self) -> Any:
         return self
 
@@ -431,11 +438,12 @@ class Package:
 def _checked_threads(threads: int | None) -> int:
     if threads is None:
         return default_threads()
-    if isinstance(threads, bool) or not isinstance(threads, int):
+    if isinstance(threads, bool) or not hasattr(threads, "__index__"):
         raise TypeError(f"threads: expected an int, got {type(threads).__name__}")
-    if threads < 1:
-        raise ValueError(f"threads: expected at least 1, got {threads}")
-    return threads
+    count = operator.index(threads)
+    if not 1 <= count < 2**31:
+        raise ValueError(f"threads: expected at least 1 and less than 2**31, got {count}")
+    return count
 
 
 def _is_prepared(path: Path) -> bool:

@@ -10,13 +10,18 @@ def default_threads() -> int:
     """Threads of a model that is not told: the processors of this process, at most $TRANSPILE_THREADS.
 
     More threads than the quota of a container would be stopped in the middle of a call.
+
+    Raises:
+        ValueError: $TRANSPILE_THREADS is no number.
     """
     count = len(os.sched_getaffinity(0))
     quota = cpu_quota()
     if quota is not None:
         count = min(count, max(1, int(quota)))
     limit = os.environ.get("TRANSPILE_THREADS", "")
-    return max(1, min(count, int(limit))) if limit.isdecimal() else count
+    if limit and not (limit.isascii() and limit.isdecimal()):
+        raise ValueError(f"TRANSPILE_THREADS={limit}: expected a number of threads")
+    return max(1, min(count, int(limit))) if limit else count
 
 
 def cpu_quota(
