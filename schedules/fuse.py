@@ -23,7 +23,7 @@ from transpiler.plan import Kernel
 
 from .scalar import VECTOR_FUNCTIONS, Tir, opaque_comparison, opaque_zero
 from .sizes import ceil_div, count, extent, extents, is_empty, is_fixed, smaller, symbol_parameters
-from .tir import LANES, KernelBuilder, flat_offset, loop, unflatten, value_dtype, vector_loop
+from .tir import LANES, KernelBuilder, Operands, flat_offset, loop, unflatten, value_dtype, vector_loop
 
 Expr = Any
 Index = Sequence[Expr]
@@ -110,7 +110,7 @@ class Inline:
     def __init__(
         self,
         group: Group,
-        builder: KernelBuilder,
+        builder: Operands,
         s: Tir,
         anchored: Mapping[str, Callable[[Index], Expr]] | None = None,
     ) -> None:
@@ -179,7 +179,7 @@ def _apply(node: Node, s: Tir, elements: list[Expr]) -> Expr:
     return opaque_comparison(node.op.scalar(s, *elements))
 
 
-def probe(group: Group, builder: KernelBuilder, value: Value, anchor: Value | None = None) -> Probe:
+def probe(group: Group, builder: Operands, value: Value, anchor: Value | None = None) -> Probe:
     """What computing one element of `value` needs; `anchor` is taken as given."""
     index = probe_index(value.type.rank)
     probed = Probe(index[-1] if index else None)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import tvm
 from tvm import tirx
@@ -72,6 +72,14 @@ def storage_dtype(dtype: str) -> str:
 def value_dtype(dtype: str) -> str:
     """The TIR dtype of expressions of an IR dtype: bfloat16, which the code generator lacks, is its bits."""
     return "uint16" if dtype == "bfloat16" else dtype
+
+
+class Operands(Protocol):
+    """What expressions of a group read and write: buffers in the order of its inputs and outputs."""
+
+    inputs: list[Buffer]
+    outputs: list[Buffer]
+    status: Buffer | None
 
 
 class KernelBuilder:

@@ -15,7 +15,8 @@ from transpiler.target import Target
 @dataclass(frozen=True)
 class Group:
     """Nodes in execution order. `anchor` is the index of the one node with loops of its own (an Opaque or Reduce op),
-    None for a pointwise group; the nodes before it are its prologue, the ones after it its epilogue.
+    None for a pointwise group; the nodes before it are its prologue, the ones after it its epilogue. Of a pair (see
+    `Target.pairs`) it is the second; the first, with its own epilogue, is the prologue.
 
     `inputs` are the values read from outside, each once, in order of first use; `outputs` are the values written.
     Only the last node's outputs are visible outside, except that an anchor with several outputs stands alone.
@@ -33,6 +34,11 @@ class Group:
     @property
     def anchor_node(self) -> Node | None:
         return None if self.anchor is None else self.nodes[self.anchor]
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether the prologue has loops of its own too."""
+        return any(isinstance(node.op, Opaque | Reduce) for node in self.prologue)
 
     @property
     def prologue(self) -> tuple[Node, ...]:
@@ -72,14 +78,14 @@ def make_group(nodes: tuple[Node, ...], outputs: tuple[Value, ...]) -> Group:
                 inputs.setdefault(value.name, value)
     nodes = _prologue_first(nodes)
     anchors = [position for position, node in enumerate(nodes) if isinstance(node.op, Opaque | Reduce)]
-    if len(anchors) > 1:
-        raise ValueError(f"a group has one anchor, not {len(anchors)}")
-    return Group(nodes, tuple(inputs.values()), outputs, anchors[0] if anchors else None)
+    if len(anchors) > 2:
+        raise ValueError(f"a group has one anchor or a pair, not {len(anchors)}")
+    return Group(nodes, tuple(inputs.values()), outputs, anchors[-1] if anchors else None)
 
 
 def _prologue_first(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
     """The nodes with those that the anchor does not depend on behind it: they belong to the epilogue."""
-    anchor = next((node for node in nodes if isinstance(node.op, Opaque | Reduce)), None)
+    anchor = next((node for node in reversed(nodes) if isinstance(node.op, Opaque | Reduce)), None)
     if anchor is None:
         return nodes
     needed = {value.name for value in anchor.inputs}

@@ -46,10 +46,10 @@ def _symbols(group: Group) -> list[str]:
 
 def choice_key(group: Group, target: Target) -> str:
     """What the choice points of a group's schedule depend on, as a digest: its anchor with the types around it (all
-    nodes of a pointwise group) and the instruction set, but neither names nor what is fused behind it."""
+    nodes of a pointwise group or a pair) and the instruction set, but neither names nor what is fused behind it."""
     anchor = group.anchor_node
     facts: tuple[object, ...] = group.key()
-    if anchor is not None:
+    if anchor is not None and not group.is_pair:
         types = [str(value.type) for value in (*anchor.inputs, *anchor.outputs)]
         facts = (type(anchor.op).__name__, repr(anchor.op), types, len(group.prologue))
     return hashlib.sha256(repr((target.name, target.variant.name, facts)).encode()).hexdigest()[:24]

@@ -66,6 +66,8 @@ class Target:
     schedules: tuple[str, ...]
     epilogue: frozenset[str]
     prologue: frozenset[str]
+    pairs: frozenset[tuple[str, str]]
+    pair_bytes: int
     alignment: int
     variant: Isa | Gpu
 
@@ -255,6 +257,8 @@ def _target(name: str, variant: Isa | Gpu) -> Target:
         name=facts["name"], kind=facts["kind"], dtypes=tuple(facts["dtypes"]),
         schedules=tuple(facts["schedules"]),
         epilogue=frozenset(facts["epilogue"]), prologue=frozenset(facts["prologue"]),
+        pairs=frozenset((first, second) for first, second in facts.get("pairs", ())),
+        pair_bytes=facts.get("pair_bytes", 0),
         alignment=facts["alignment"], variant=variant,
     )  # fmt: skip
 

@@ -27,7 +27,7 @@ from transpiler.target import Target
 from ..fuse import lowered
 from ..sizes import Extent, extent, is_large, is_several
 from ..tir import LANES, Buffer, KernelBuilder, loop, when
-from .convolution import convolution
+from .convolution import Convolution, convolution
 from .epilogue import Epilogue
 from .gemm import Accumulators, Tile, choose_tile, max_rows
 from .padding import pad_map
@@ -68,6 +68,15 @@ class Geometry:
         return LANES // 2 if 0 < self.channels % LANES <= LANES // 2 else LANES
 
     @property
+    def image_size(self) -> int:
+        """Elements of an image, padded."""
+        return self.inner * self.height * self.width * self.lanes
+
+    @property
+    def image_flops(self) -> int:
+        return 2 * self.channels * self.out_height * self.out_width * self.depth
+
+    @property
     def depth(self) -> int:
         """Steps of the reduction."""
         return self.in_channels * self.kernel[0] * self.kernel[1]
@@ -77,27 +86,31 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     conv = convolution(group, ConvBlocked, ConvStem)
     if conv is None:
         return None
-    op, n, inner, h, w = conv.op, conv.images, conv.inner, conv.height, conv.width
-    lanes = LANES if isinstance(op, ConvBlocked) else 1
-    oh, ow = conv.out_height, conv.out_width
+    op, n = conv.op, conv.images
     pads = any(op.padding)
     pointwise = op.kernel == (1, 1) and op.stride == (1, 1) and not pads
-    padded = (h + op.padded[0], w + op.padded[1])
-    geometry = Geometry(
-        extent(n), inner, lanes, op.in_channels, *padded, op.channels, oh, ow,
-        (op.kernel[0], op.kernel[1]), (op.stride[0], op.stride[1]), (op.dilation[0], op.dilation[1]),
-    )  # fmt: skip
-    size = n * inner * padded[0] * padded[1] * lanes if pads else 0
+    geometry = geometry_of(conv)
+    size = n * geometry.image_size if pads else 0
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type], workspace=size)
     with builder:
         source, weight, bias = conv.operands(builder)
         if size != 0:
             target_map = builder.scratch(size)
-            pad_map(source, target_map, extent(n) * inner, (h, w), op.padding, lanes)
+            planes, lanes = extent(n) * conv.inner, geometry.lanes
+            pad_map(source, target_map, planes, (conv.height, conv.width), op.padding, lanes)
             source = target_map
         _convolve(target, geometry, source, weight, bias, Epilogue(group, builder), pointwise)
-    flops = 2 * n * op.channels * oh * ow * geometry.depth
-    return lowered(group, builder, flops=flops, workspace=size * 4)
+    return lowered(group, builder, flops=n * geometry.image_flops, workspace=size * 4)
+
+
+def geometry_of(conv: Convolution[ConvBlocked] | Convolution[ConvStem]) -> Geometry:
+    op = conv.op
+    height, width = conv.height + op.padded[0], conv.width + op.padded[1]
+    return Geometry(
+        extent(conv.images), conv.inner, LANES if isinstance(op, ConvBlocked) else 1, op.in_channels, height, width,
+        op.channels, conv.out_height, conv.out_width,
+        (op.kernel[0], op.kernel[1]), (op.stride[0], op.stride[1]), (op.dilation[0], op.dilation[1]),
+    )  # fmt: skip
 
 
 def _convolve(
@@ -121,7 +134,7 @@ def _convolve(
     narrow = int(g.last_lanes < LANES)
     groups, rest = divmod(g.out_blocks - narrow, tile.panels)
     rest += narrow
-    emit = _Emitter(g, source, weight, bias, epilogue, pointwise)
+    emit = Emitter(g, source, weight, bias, epilogue, pointwise)
     if groups:
         emit.panel_groups(tile, tall, rows_of_pixels, row_length, 0, groups, parallel)
     if rest:
@@ -130,7 +143,9 @@ def _convolve(
 
 
 @dataclass(frozen=True)
-class _Emitter:
+class Emitter:
+    """Writes the loops of a convolution from `source`, which has its padding, through `epilogue`."""
+
     g: Geometry
     source: Buffer
     weight: Buffer

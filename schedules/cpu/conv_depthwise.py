@@ -8,6 +8,7 @@ one channel block at a time, took as long as the convolution.) Limited by L1 loa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from transpiler.target import Target
 from ..fuse import lowered
 from ..sizes import extent, is_large, is_several
 from ..tir import LANES, Buffer, KernelBuilder, local, loop, splat, when
-from .convolution import convolution
+from .convolution import Convolution, convolution
 from .epilogue import Epilogue
 from .gemm import MAX_ROWS, register_budget
 
@@ -38,17 +39,23 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         return None
     op, n, cb, oh, ow = conv.op, conv.images, conv.inner, conv.out_height, conv.out_width
     kh, kw = op.kernel
-    run = min(ow, MAX_ROWS, max(2, register_budget(target.isa) - 3))
+    run = run_length(target, ow)
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
     with builder:
-        emitter = _Emitter(op, conv.height, conv.width, *conv.operands(builder), Epilogue(group, builder))
+        lines = partial(_line, conv.height, conv.width)
+        emitter = Emitter(op, conv.height, conv.width, *conv.operands(builder), Epilogue(group, builder), lines)
         tasks = extent(n) * cb
         with loop(tasks, parallel=is_large(n * cb * oh * ow * kh * kw * LANES)) as task:
             block = task % cb if is_several(n) else task
             image = task // cb if is_several(n) else 0
             with T.serial(0, oh) as row:
                 emitter.row(task, image, block, row, ow, run)
-    return lowered(group, builder, flops=2 * n * op.channels * taps_inside(op, conv.height, conv.width))
+    return lowered(group, builder, flops=n * image_flops(conv))
+
+
+def image_flops(conv: Convolution[ConvDepthwise]) -> int:
+    """Operations of an image."""
+    return 2 * conv.op.channels * taps_inside(conv.op, conv.height, conv.width)
 
 
 def taps_inside(op: ConvDepthwise, height: int, width: int) -> int:
@@ -61,8 +68,19 @@ def taps_inside(op: ConvDepthwise, height: int, width: int) -> int:
     return counts[0] * counts[1]
 
 
+def run_length(target: Target, width: int) -> int:
+    """Pixels of a register tile."""
+    return min(width, MAX_ROWS, max(2, register_budget(target.isa) - 3))
+
+
+def _line(height: int, width: int, plane: Expr, line: Expr) -> Expr:
+    return (plane * height + line) * width
+
+
 @dataclass(frozen=True)
-class _Emitter:
+class Emitter:
+    """Writes rows of outputs; `lines(plane, line)` is the vector of `source` that a line of a plane begins at."""
+
     op: ConvDepthwise
     height: int
     width: int
@@ -70,6 +88,7 @@ class _Emitter:
     weight: Buffer
     bias: Buffer | None
     epilogue: Epilogue
+    lines: Callable[[Expr, Expr], Expr]
 
     def reads_inside(self, column: int) -> bool:
         """Whether all columns that an output column reads are in the map."""
@@ -109,7 +128,7 @@ class _Emitter:
                         place = (column + number) * sw + x * dw - left
                         if isinstance(place, int) and not 0 <= place < self.width:
                             continue
-                        value = self.source.vector(((plane * self.height + line) * self.width + place) * LANES)
+                        value = self.source.vector((self.lines(plane, line) + place) * LANES)
                         total = accumulators.vector(number * LANES) + value * factor
                         accumulators.store_vector(number * LANES, total)
 

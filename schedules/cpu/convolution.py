@@ -11,7 +11,7 @@ from transpiler.ir import Node, fixed_size
 from transpiler.ops.blocked_conv import BlockedConv
 
 from ..sizes import is_fixed
-from ..tir import Buffer, KernelBuilder
+from ..tir import Buffer, Operands
 from .epilogue import elementwise_epilogue
 
 Kind = TypeVar("Kind", bound=BlockedConv)
@@ -31,7 +31,7 @@ class Convolution(Generic[Kind]):
     out_height: int
     out_width: int
 
-    def operands(self, builder: KernelBuilder) -> tuple[Buffer, Buffer, Buffer | None]:
+    def operands(self, builder: Operands) -> tuple[Buffer, Buffer, Buffer | None]:
         """The map, the packed weight, and the bias if there is one."""
         x, weight, *bias = (builder.inputs[self.group.input_index(value)] for value in self.node.inputs)
         return x, weight, bias[0] if bias else None

@@ -15,7 +15,7 @@ from transpiler.ops.shape import BroadcastTo
 from ..fuse import Inline, probe
 from ..scalar import Tir
 from ..sizes import Extent
-from ..tir import KernelBuilder, flat_offset, vector_loop
+from ..tir import Operands, flat_offset, vector_loop
 
 Expr = Any
 
@@ -44,7 +44,7 @@ def elementwise_epilogue(group: Group) -> bool:
 class Epilogue:
     """Stores elements of the anchor's result after applying the epilogue."""
 
-    def __init__(self, group: Group, builder: KernelBuilder) -> None:
+    def __init__(self, group: Group, builder: Operands) -> None:
         assert group.anchor_node is not None
         self.group, self.builder = group, builder
         self.result = group.anchor_node.outputs[0]
@@ -64,6 +64,10 @@ class Epilogue:
             for value in group.inputs
             if value.name not in own and value.shape == self.output.shape
         ]
+
+    def place(self, index: Sequence[Expr]) -> Expr:
+        """Where in the output's buffer the element at `index` lies."""
+        return flat_offset(index, self.shape)
 
     def prefetch(self, index: Sequence[Expr]) -> None:
         """Ask for what the epilogue will read at `index`."""
@@ -88,7 +92,7 @@ class Epilogue:
                 value = Inline(self.group, self.builder, s, {self.result.name: lambda _index: value}).value(
                     self.output, position
                 )
-            buffer.store(flat_offset(position, self.shape), value)
+            buffer.store(self.place(position), value)
 
     def write(
         self,
@@ -103,9 +107,9 @@ class Epilogue:
             self.store(index, element, lanes)
             return
         with vector_loop(lanes) if isinstance(lanes, int) else T.serial(0, lanes) as lane:
-            self.builder.outputs[0].store(flat_offset(list(index(lane)), self.shape), element(lane))
+            self.builder.outputs[0].store(self.place(list(index(lane))), element(lane))
 
     def finish(self, index: Callable[[Expr], Sequence[Expr]], lanes: Extent) -> None:
         """Apply the epilogue in place to `lanes` elements written by `write`."""
         buffer = self.builder.outputs[0]
-        self.store(index, lambda lane: buffer[flat_offset(list(index(lane)), self.shape)], lanes)
+        self.store(index, lambda lane: buffer[self.place(list(index(lane)))], lanes)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from transpiler.group import Group, make_group
 from transpiler.ir import Graph, Node, Value
 from transpiler.ops.base import Elementwise, Injective, Opaque, Reduce
 from transpiler.ops.creation import Full
+from transpiler.ops.dtypes import numpy_dtype
 from transpiler.ops.packed import UnpackChannels
 from transpiler.ops.shape import BroadcastTo, Reshape
 from transpiler.target import Target
@@ -103,7 +105,7 @@ class _Partition:
         return list(result.values())
 
     def _candidates(self, node: Node) -> list[int]:
-        """Open groups that `node` joins, at most one of them with an anchor."""
+        """Open groups that `node` joins, at most one of them with an anchor; a pair has two."""
         if not self.fuse or len(node.outputs) != 1:
             return []
         chosen: list[int] = []
@@ -120,7 +122,7 @@ class _Partition:
             anchor = self._anchor_of(value)
             if size + len(members) > MAX_NODES or not self._joins(node, value, members, anchor):
                 continue
-            if anchor is not None:
+            if anchor is not None and not self._pairs(node, value, members, anchor):
                 if anchored:
                     continue
                 anchored = True
@@ -135,7 +137,7 @@ class _Partition:
     def _anchor_of(self, value: Value) -> Node | None:
         """The anchor of the open group that computes `value`."""
         members = self.groups.get(self.group_of.get(value.name, -1), [])
-        return next((item for item in members if isinstance(item.op, Reduce | Opaque)), None)
+        return next((item for item in reversed(members) if isinstance(item.op, Reduce | Opaque)), None)
 
     def _reads(self, node: Node) -> list[Value]:
         """What the node reads, through free broadcasts."""
@@ -164,6 +166,8 @@ class _Partition:
         return all(user is node for user in (*users, *through))
 
     def _joins(self, node: Node, value: Value, members: Sequence[Node], anchor: Node | None) -> bool:
+        if anchor is not None and self._pairs(node, value, members, anchor):
+            return True
         cost = sum(item.op.cost for item in members)
         if isinstance(node.op, Elementwise):
             if value.shape != node.output.shape:
@@ -179,6 +183,15 @@ class _Partition:
         if isinstance(node.op, Injective):
             return not node.op.checks_index
         return isinstance(node.op, Reduce) and node.op.name in self.target.prologue
+
+    def _pairs(self, node: Node, value: Value, members: Sequence[Node], anchor: Node) -> bool:
+        """Whether `node` and the anchor before it are one kernel, since the map between would not stay in L2."""
+        if (anchor.op.name, node.op.name) not in self.target.pairs or value.name != node.inputs[0].name:
+            return False
+        if sum(isinstance(item.op, Reduce | Opaque) for item in members) > 1 or not self._is_result(members, anchor):
+            return False
+        image = prod(dim for dim in value.shape[1:] if isinstance(dim, int)) * numpy_dtype(value.dtype).itemsize
+        return image >= self.target.pair_bytes
 
     def _is_result(self, members: Sequence[Node], anchor: Node) -> bool:
         """Whether the group's last node is on the anchor's result's shape: nodes after it were taken in only so."""
