@@ -24,6 +24,7 @@ from transpiler.target import Target
 from ..fuse import lowered
 from ..sizes import extent, is_large, is_several
 from ..tir import LANES, Buffer, KernelBuilder, local, loop, splat, when
+from ..vectors import held
 from .convolution import Convolution, convolution
 from .epilogue import Epilogue
 from .gemm import MAX_ROWS, register_budget
@@ -122,13 +123,14 @@ class Emitter:
         with T.serial(0, kh) as y:
             line = row * sh + y * dh - top
             with when(tirx.all(line >= 0, line < self.height) if any(self.op.padding[::2]) else None):
+                start = held((self.lines(plane, line) + column * sw) * LANES)
                 for x in range(kw):
                     factor = T.bind(self.weight.vector(((block * kh + y) * kw + x) * LANES))
                     for number in range(count):
-                        place = (column + number) * sw + x * dw - left
-                        if isinstance(place, int) and not 0 <= place < self.width:
+                        place = number * sw + x * dw - left
+                        if isinstance(column, int) and not 0 <= column * sw + place < self.width:
                             continue
-                        value = self.source.vector((self.lines(plane, line) + place) * LANES)
+                        value = self.source.vector(start + place * LANES)
                         total = accumulators.vector(number * LANES) + value * factor
                         accumulators.store_vector(number * LANES, total)
 

@@ -11,7 +11,8 @@ The same sums as of the two kernels alone. Limited by the first convolution's mu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +24,13 @@ from transpiler.ops.blocked_conv import ConvBlocked, ConvDepthwise, ConvStem
 from transpiler.target import Target
 
 from ..fuse import lowered
-from ..sizes import extent, is_large
+from ..sizes import extent, is_large, is_several
 from ..tir import LANES, Buffer, KernelBuilder, Operands, own_turns
 from ..vectors import held
 from . import conv_blocked, conv_depthwise
 from .convolution import Convolution, convolution
 from .epilogue import Epilogue
-from .gemm import choose_tile, steps
+from .gemm import choose_tile
 from .padding import pad_map
 
 Expr = Any
@@ -79,15 +80,15 @@ class _Ring:
 
 
 class _RingEpilogue(Epilogue):
-    """Writes to a ring, panels counted from `panel`."""
+    """Writes row `row` to a ring, panels counted from `panel`."""
 
-    def __init__(self, group: Group, operands: Operands, ring: _Ring, panel: Expr) -> None:
+    def __init__(self, group: Group, operands: Operands, ring: _Ring, panel: Expr, row: Expr) -> None:
         super().__init__(group, operands)
-        self._ring, self._panel = ring, panel
+        self._panel, self._start, self._plane = panel, held(ring.line(0, row) * LANES), ring.rows * ring.width
 
     def place(self, index: Sequence[Expr]) -> Expr:
-        _, block, row, column, lane = index
-        return (self._ring.line(block - self._panel, row) + column) * LANES + lane
+        _, block, _, column, lane = index
+        return self._start + ((block - self._panel) * self._plane + column) * LANES + lane
 
 
 class _Pair:
@@ -133,18 +134,17 @@ class _Pair:
             ring = _Ring(strip * (self.ring_size // LANES), self.ring_rows, self.width)
             with T.serial(0, end - begin) as step:
                 turn = begin + step
-                row = tirx.floormod(turn, rows)
-                task = tirx.floordiv(turn, rows)
-                image, panel = tirx.floordiv(task, groups), tirx.floormod(task, groups) * self.tile.panels
+                row, task = held(tirx.floormod(turn, rows)), tirx.floordiv(turn, rows)
+                image = held(tirx.floordiv(task, groups)) if is_several(self.before.images) else 0
+                panel = held(tirx.floormod(task, groups) * self.tile.panels)
                 # What the row before left in the ring: all but what comes new with every row.
                 fresh = tirx.any(tirx.EQ(step, 0), tirx.EQ(row, 0))
 
                 def rows_of(panels: int) -> None:
-                    emitter = conv_blocked.Emitter(
-                        self.geometry, source, weight, bias,
-                        _RingEpilogue(self.before.group, into, ring, panel), pointwise=False,
-                    )  # fmt: skip
-                    self._convolve(emitter, panels, image, panel, row, fresh)
+                    with self._new_rows(row, fresh) as line:
+                        epilogue = _RingEpilogue(self.before.group, into, ring, panel, line)
+                        emitter = conv_blocked.Emitter(self.geometry, source, weight, bias, epilogue, pointwise=False)
+                        self._convolve(emitter, panels, image, panel, line)
                     with T.serial(0, panels) as p:
                         self._depthwise(out, ring, p, image, panel + p, row)
 
@@ -157,23 +157,25 @@ class _Pair:
                         with T.Else():
                             rows_of(rest)
 
-    def _convolve(
-        self, emitter: conv_blocked.Emitter, panels: int, image: Expr, panel: Expr, row: Expr, fresh: Expr
-    ) -> None:
+    @contextmanager
+    def _new_rows(self, row: Expr, fresh: Expr) -> Iterator[Expr]:
         """The rows of the map that row `row` of the outputs is the first to read."""
         op = self.after.op
-        low = row * op.stride[0] - op.padding[0]
-        new = tirx.if_then_else(fresh, low, low + (self.reach - op.stride[0]) if op.stride[0] < self.reach else low)
-        begin = held(tirx.max(new, 0))
+        low = held(row * op.stride[0] - op.padding[0])
+        known = max(self.reach - op.stride[0], 0)
+        begin = held(tirx.max(tirx.if_then_else(fresh, low, low + known), 0))
         end = tirx.min(low + self.reach, self.height)
         with T.serial(0, tirx.max(end - begin, 0)) as number:
-            line = begin + number
-            full, rest = divmod(self.width, self.tile.rows)
-            if full:
-                with T.serial(0, full) as part:
-                    emitter.tile(panels, image, panel, line, 1, part * self.tile.rows, self.tile.rows, LANES)
-            for size in steps(rest, self.tile.rows):
-                emitter.tile(panels, image, panel, line, 1, full * self.tile.rows, size, LANES)
+            yield held(begin + number)
+
+    def _convolve(self, emitter: conv_blocked.Emitter, panels: int, image: Expr, panel: Expr, line: Expr) -> None:
+        """A row of the map."""
+        full, rest = divmod(self.width, self.tile.rows)
+        if full:
+            with T.serial(0, full) as part:
+                emitter.tile(panels, image, panel, line, 1, part * self.tile.rows, self.tile.rows, LANES)
+        if rest:
+            emitter.tile(panels, image, panel, line, 1, full * self.tile.rows, rest, LANES)
 
     def _depthwise(self, operands: Operands, ring: _Ring, p: Expr, image: Expr, block: Expr, row: Expr) -> None:
         conv = self.after
