@@ -20,7 +20,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group, Lowered
-from transpiler.ops.blocked_conv import ConvBlocked, ConvStem
+from transpiler.ops.blocked_conv import BlockedConv, ConvBlocked, ConvStem
 from transpiler.ops.packed import blocks
 from transpiler.target import Target
 
@@ -103,7 +103,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     return lowered(group, builder, flops=n * geometry.image_flops, workspace=size * 4)
 
 
-def geometry_of(conv: Convolution[ConvBlocked] | Convolution[ConvStem]) -> Geometry:
+def geometry_of(conv: Convolution[BlockedConv]) -> Geometry:
     op = conv.op
     height, width = conv.height + op.padded[0], conv.width + op.padded[1]
     return Geometry(

@@ -20,7 +20,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group, Lowered, make_group
-from transpiler.ops.blocked_conv import ConvBlocked, ConvDepthwise, ConvStem
+from transpiler.ops.blocked_conv import BlockedConv, ConvBlocked, ConvDepthwise, ConvStem
 from transpiler.target import Target
 
 from ..fuse import lowered
@@ -95,7 +95,7 @@ class _Pair:
     def __init__(
         self,
         target: Target,
-        before: Convolution[ConvBlocked] | Convolution[ConvStem],
+        before: Convolution[BlockedConv],
         after: Convolution[ConvDepthwise],
     ) -> None:
         self.target, self.before, self.after = target, before, after
