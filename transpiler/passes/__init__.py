@@ -37,6 +37,7 @@ PIPELINE: tuple[Pass, ...] = (
     on_each(half.half_floats),
     on_each(fold.batch_norm),
     on_each(decompose.conv1d),
+    on_each(decompose.conv3d),
     on_each(layout.blocked_channels),
     FAST_CONVOLUTIONS,
     on_each(layout.linear_views),
