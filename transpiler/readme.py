@@ -14,6 +14,14 @@ from transpiler.naming import comment
 from transpiler.plan import KernelPlan, output_names
 from transpiler.structure import Leaf, Literal, Mapping_, Sequence_, Structure, leaves
 
+# What a package needs besides Python, and the variables that it looks at.
+NEEDS = {"cpu": "numpy", "vulkan": "numpy, the package `vulkan` and a device with a Vulkan driver"}
+ENVIRONMENT = {
+    "cpu": "`TRANSPILE_THREADS` limits the default number of threads, `TRANSPILE_ISA` forces an instruction set.",
+    "vulkan": '`VULKAN_DEVICE` chooses a device by its number or a part of its name, as `Model(device="vulkan:1")` '
+    "does; `TRANSPILE_CACHE` is the folder of the drivers' caches, none if it is empty.",
+}
+
 
 @dataclass(frozen=True)
 class ReadmeView:
@@ -25,6 +33,8 @@ class ReadmeView:
     keys: int
     taps: int
     random: bool
+    needs: str
+    environment: str
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,8 @@ def readme_view(
         keys=len(manifest["weights"]["keys"]),
         taps=sum(len(plan.taps) for plan in plans),
         random=manifest["rng"] is not None,
+        needs=NEEDS[plans[0].target],
+        environment=ENVIRONMENT[plans[0].target],
     )
 
 

@@ -188,7 +188,9 @@ class Expressions:
         if method is not None:
             return method(node, *arguments)
         if functions.known(name) is None:
-            raise unsupported(f"the call {node}")
+            special = name.removeprefix("tp_math_")
+            what = f"the function {special} of {dtype_of(node)[0]}" if special != name else f"the call {node}"
+            raise unsupported(what)
         return self._map(lambda *x: functions.call(self.s, name, *x), *arguments)
 
     def _call_buffer_load(self, node: Any, buffer: Any, *indices: Any) -> Lanes:

@@ -21,7 +21,7 @@ from .driver import explained
 CACHE = "TRANSPILE_CACHE"
 # Of a file that holds a driver's cache: a mark, and the hash of what follows.
 MAGIC = b"TPVKPC01"
-HEADER_VERSION = 1
+HEADER_VERSION, HEADER_BYTES = 1, 32
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Pipelines:
             return
         with self._lock:
             data = _cache_data(self.device, self._cache)
-            if data and data != self._read:
+            if len(data) > HEADER_BYTES and data != self._read:
                 self._read = data
                 write_cache(self._file, data)
 
@@ -193,12 +193,12 @@ def read_cache(device: Device, path: Path | None) -> bytes:
     except OSError:
         return b""
     mark, digest, data = content[:8], content[8:40], content[40:]
-    if mark != MAGIC or hashlib.sha256(data).digest() != digest or len(data) < 32:
+    if mark != MAGIC or hashlib.sha256(data).digest() != digest or len(data) < HEADER_BYTES:
         return b""
     properties = device.properties
     length, version, vendor, number = struct.unpack_from("<4I", data)
     same = (vendor, number, data[16:32]) == (properties.vendorID, properties.deviceID, _uuid(properties))
-    return data if version == HEADER_VERSION and length >= 32 and same else b""
+    return data if version == HEADER_VERSION and length >= HEADER_BYTES and same else b""
 
 
 def write_cache(path: Path, data: bytes) -> None:

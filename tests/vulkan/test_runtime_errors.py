@@ -1,0 +1,258 @@
+"""What a package says where it cannot run: no loader, no driver, other devices, limits, a lost one, damaged files."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.vulkan.emitted import runtime
+from transpiler import transpile
+from transpiler.api import Package
+from transpiler.errors import TranspileErrors
+
+pytestmark = pytest.mark.usefixtures("device")
+X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    module = nn.Sequential(nn.Linear(4, 5), nn.Tanh()).eval()
+    return transpile(module, (torch.zeros(3, 4),), target="vulkan", name="tiny", out=tmp_path_factory.mktemp("tiny"))
+
+
+def said(package: Package, code: str = "Model()", **environment: str) -> str:
+    """The last line that a process prints which makes a model."""
+    script = (
+        f"from tiny import Model\ntry:\n    {code}\nexcept Exception as error:\n    print(type(error).__name__, error)"
+    )
+    path = os.pathsep.join([environment.pop("path", ""), str(package.path / "src")]).strip(os.pathsep)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+
+
+def test_without_a_driver(package: Package) -> None:
+    text = said(package, VK_ICD_FILENAMES="/nowhere.json", VK_DRIVER_FILES="/nowhere.json")
+    assert text.startswith("PackageError this machine has no Vulkan driver (VK_ICD_FILENAMES or VK_DRIVER_FILES is /no")
+    assert "mesa-vulkan-drivers" in text
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        ("ImportError('no such module')", "PackageError the Python package vulkan is missing: pip install vulkan"),
+        (
+            "OSError('Cannot find Vulkan SDK version')",
+            "PackageError this machine has no Vulkan loader (libvulkan.so.1)",
+        ),
+    ],
+)
+def test_without_a_loader(package: Package, tmp_path: Path, raised: str, message: str) -> None:
+    (tmp_path / "vulkan.py").write_text(f"raise {raised}\n")
+    assert said(package, path=str(tmp_path)).startswith(message)
+
+
+def test_devices_are_chosen_by_number_and_name(package: Package) -> None:
+    assert said(package, "print(Model(device='vulkan:0')._running()._pipelines.device.name)")
+    name = said(package, "print(Model()._running()._pipelines.device.name)")
+    assert said(package, "print('ok', Model().device)", VULKAN_DEVICE=name[:4].upper()) == "ok vulkan"
+    assert said(package, "Model(device='vulkan:77')").startswith(
+        "PackageError there is no Vulkan device 'vulkan:77'; there "
+    )
+    assert "there is no Vulkan device 'gpu of mine'" in said(package, VULKAN_DEVICE="gpu of mine")
+    assert said(package, "Model(device='cuda')").startswith(
+        "ValueError device: this package has kernels for vulkan only"
+    )
+
+
+def test_the_best_device_is_taken() -> None:
+    found = runtime("vulkan.device").Found
+    devices = [found(number, kind, kind, (1, 3), None) for number, kind in enumerate(("cpu", "integrated", "discrete"))]
+    choose = runtime("vulkan.device").choose
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("VULKAN_DEVICE", raising=False)
+        assert choose(devices, None).kind == "discrete"
+        assert choose(devices[:2], None).kind == "integrated"
+        assert choose(devices, "vulkan:0").kind == "cpu"
+        patch.setenv("VULKAN_DEVICE", "integ")
+        assert choose(devices, None).kind == "integrated"
+        assert choose(devices, "vulkan:2").kind == "discrete"
+
+
+def small_device(**changed: int) -> Any:
+    limits = {
+        "maxComputeWorkGroupInvocations": 128, "maxComputeSharedMemorySize": 16384, "maxPushConstantsSize": 128,
+        "maxPerStageDescriptorStorageBuffers": 4, "maxComputeWorkGroupSize": (128, 128, 64),
+        "maxComputeWorkGroupCount": (65535, 65535, 65535), "maxStorageBufferRange": 1 << 27, **changed,
+    }  # fmt: skip
+    return SimpleNamespace(name="small", limits=SimpleNamespace(**limits), features=frozenset({"shaderInt64"}))
+
+
+def function(**changed: Any) -> Any:
+    made = runtime("launches").DeviceFunction(
+        "conv", "f.spv", "main", (0, 1), frozenset({1}), (), 0, (64, 1, 1), (lambda _: 1,) * 3, None, 0, ()
+    )
+    return replace(made, **changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"features": ("shaderInt64", "shaderFloat64")}, "kernel conv needs shaderFloat64"),
+        ({"workgroup": (256, 1, 1)}, "takes 256 threads of a workgroup, the device has 128 (maxComputeWorkGroupInvoca"),
+        (
+            {"workgroup": (1, 1, 65)},
+            "kernel conv takes 65 threads on an axis, the device has 64 (maxComputeWorkGroupSize[2])",
+        ),
+        (
+            {"shared_bytes": 32768},
+            "takes 32768 bytes of shared memory, the device has 16384 (maxComputeSharedMemorySize)",
+        ),
+        ({"buffers": (0, 1, 2, 3, 4)}, "takes 5 buffers, the device has 4 (maxPerStageDescriptorStorageBuffers)"),
+        ({"scalar_bytes": 132}, "takes 132 bytes of sizes, the device has 128 (maxPushConstantsSize)"),
+    ],
+)
+def test_what_a_device_lacks_is_named(changed: dict[str, Any], fault: str) -> None:
+    faults = runtime("vulkan.pipelines").faults_of
+    assert not faults(small_device(), function())
+    assert any(fault in item for item in faults(small_device(), function(**changed)))
+
+
+def dispatch(grid: tuple[int, int, int], nbytes: int = 4, folded: int | None = None) -> Any:
+    launches = runtime("launches")
+    region = launches.Region("work", 0, nbytes)
+    return launches.Dispatch(function(folded=folded), (region, region), (False, True), b"", grid, 0)
+
+
+def test_sizes_are_checked_before_anything_runs() -> None:
+    recording, device = runtime("vulkan.recording"), small_device()
+    recording.check_step(device, dispatch((65535, 1, 1)))
+    with pytest.raises(RuntimeError, match=r"kernel conv takes 65,536 workgroups; small takes 65,535 .*Count\[0\]"):
+        recording.check_step(device, dispatch((65536, 1, 1)))
+    recording.check_step(device, dispatch((65536, 1, 1), folded=2))
+    assert recording.groups(device, dispatch((65536, 1, 1), folded=2)) == (65535, 1, 2)
+    with pytest.raises(RuntimeError, match=r"a tensor of 134,217,732 bytes; small takes 134,217,728 at most"):
+        recording.check_step(device, dispatch((1, 1, 1), (1 << 27) + 4))
+
+
+def test_too_little_memory(package: Package) -> None:
+    memory, driver = runtime("vulkan.memory"), runtime("vulkan.driver")
+    with package.load() as model:
+        device = model._running()._pipelines.device
+        device.__dict__["largest_allocation"] = 1 << 20
+        with pytest.raises(
+            MemoryError, match=r"gives at most 1,048,576 bytes at once \(maxMemoryAllocationSize\); x takes"
+        ):
+            memory.Buffer(device, 1 << 21, "device", "x")
+        short = pytest.raises(MemoryError, match="the device has too little memory for x of 8 bytes")
+        with short, driver.explained(device.vk, "x", 8):
+            raise device.vk.VkErrorOutOfDeviceMemory
+
+
+def test_a_lost_device_is_lost_for_good(package: Package) -> None:
+    with package.load() as model:
+        good = model(X)
+        session = model._running()
+        (recordings,) = session._idle.values()
+        lost = session._pipelines.device.vk.VK_ERROR_DEVICE_LOST
+        recordings[0]._wait = lambda *arguments: lost
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="the Vulkan device was lost"):
+                model(X)
+    with package.load() as model:
+        np.testing.assert_array_equal(model(X), good)
+
+
+def test_a_damaged_kernel_is_not_run(package: Package) -> None:
+    path = next((package.path / "src" / "tiny" / "kernels" / "vulkan").glob("*.spv"))
+    content = path.read_bytes()
+    path.write_bytes(content[:-4] + b"oops")
+    try:
+        assert said(package).startswith("PackageError the package is damaged")
+    finally:
+        path.write_bytes(content)
+    assert said(package, "print('ok', Model().device)") == "ok vulkan"
+
+
+def test_the_cache_of_another_device_or_half_a_file_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipelines = runtime("vulkan.pipelines")
+    properties = SimpleNamespace(vendorID=7, deviceID=9, driverVersion=1, pipelineCacheUUID=list(range(16)))
+    device = SimpleNamespace(properties=properties)
+    header = b"".join(number.to_bytes(4, "little") for number in (32, 1, 7, 9)) + bytes(range(16))
+    monkeypatch.setenv("TRANSPILE_CACHE", str(tmp_path))
+    path = pipelines.cache_file(device, "package")
+    assert path.is_relative_to(tmp_path)
+    assert path != pipelines.cache_file(device, "another package")
+    assert pipelines.read_cache(device, path) == b""
+    pipelines.write_cache(path, header + b"data")
+    assert pipelines.read_cache(device, path) == header + b"data"
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+    other = SimpleNamespace(**{**vars(properties), "deviceID": 10})
+    assert pipelines.read_cache(SimpleNamespace(properties=other), path) == b""
+    path.write_bytes(path.read_bytes()[:-1])
+    assert pipelines.read_cache(device, path) == b""
+    monkeypatch.setenv("TRANSPILE_CACHE", "")
+    assert pipelines.cache_file(device, "package") is None
+
+
+class Special(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.lgamma(x.double())
+        return torch.special.i0(x), y.float()
+
+
+def test_what_has_no_form_on_a_device_is_refused_with_its_lines() -> None:
+    with pytest.raises(TranspileErrors) as caught:
+        transpile(Special(), (torch.ones(3),), target="vulkan")
+    text = [problem.message for problem in caught.value.problems]
+    assert any("the function lgamma of float64" in item for item in text)
+    assert any("the function bessel_i0 of float64" in item for item in text)
+    assert all("test_runtime_errors.py" in str(problem.locations) for problem in caught.value.problems)
+
+
+def test_regions_wait_for_each_other_only_where_they_must() -> None:
+    launches = runtime("launches")
+
+    def step(reads: tuple[int, ...], writes: int) -> Any:
+        regions = tuple(launches.Region("work", 256 * place, 256) for place in (*reads, writes))
+        return launches.Dispatch(function(), regions, (False,) * len(reads) + (True,), b"", (1, 1, 1), 0)
+
+    steps = (step((0,), 1), step((0,), 2), step((1, 2), 3), step((0,), 1), step((0,), 0))
+    program = launches.Program(steps, (), (), launches.Region("work", 0, 0), (), (0, 0), (0, 0), 0, 0)
+    assert program.needs_barrier() == [False, False, True, True, True]
+
+
+def test_blocks_of_different_times_share_memory() -> None:
+    place_blocks = runtime("launches").place_blocks
+    offsets, total = place_blocks([(1000, 0, 1), (300, 1, 2), (900, 2, 3), (10, 0, 3)])
+    assert total <= 1024 + 512 + 10
+    assert offsets[0] == offsets[2] == 0
+    assert all(offset % 256 == 0 for offset in offsets)
+    assert place_blocks([]) == ([], 0)
+
+
+def test_modules_of_other_targets_are_left_out(package: Package) -> None:
+    names = {path.name for path in (package.path / "src" / "tiny").rglob("*.py")}
+    assert {"launches.py", "recording.py"} <= names
+    assert not {"native.py", "isas.py"} & names
+    assert not list(package.path.rglob("*.so"))
+    assert '"vulkan>=1.3,<2"' in (package.path / "pyproject.toml").read_text()
+    assert importlib.util.find_spec("tiny") is None
