@@ -78,7 +78,7 @@ def _spread(loop: Any, threads: int) -> Any:
     def body(index: Sequence[Expr]) -> Any:
         position = index[0] * threads + index[1]
         inside = tirx.SeqStmt([tirx.Bind(loop.loop_var, position), loop.body])
-        return inside if fixed and count % threads == 0 else tirx.IfThenElse(position < loop.extent, inside)
+        return inside if fixed and count % threads == 0 else tirx.IfThenElse(position < loop.extent, inside, None)
 
     return _bound([("blockIdx.x", ceil_div(count, threads)), ("threadIdx.x", threads)], body)
 

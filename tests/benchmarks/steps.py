@@ -74,7 +74,7 @@ def ncnn(name: str, folder: Path, threads: int) -> None:
     home = folder / "ncnn"
     home.mkdir(exist_ok=True)
     with torch.no_grad():
-        torch.jit.trace(module, inputs).save(home / "model.pt")  # type: ignore[no-untyped-call]  # torch has no types for it
+        torch.jit.trace(module, inputs).save(home / "model.pt")
     shapes = ",".join(f"[{','.join(map(str, item.shape))}]" for item in inputs)
     converter = Path(sys.executable).parent / "pnnx"
     subprocess.run([converter, "model.pt", f"inputshape={shapes}", "fp16=0"], cwd=home, check=True)

@@ -1,14 +1,10 @@
-"""Scheduled kernels on a Vulkan device, called by name with numpy arrays: what `KernelLibrary` is for the CPU."""
+"""Scheduled kernels on a Vulkan device."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
-from itertools import chain
 
-import numpy as np
-
-from tests.conformance.kernels import raise_status
+from tests.conformance.launches import LaunchLibrary, scalar_bytes
 from tests.vulkan.device import Device, Pipeline
 from transpiler.dims import evaluate
 from transpiler.errors import TranspileErrors
@@ -16,26 +12,17 @@ from transpiler.gpu.launches import Launch
 from transpiler.gpu.vulkan import compile_kernel
 from transpiler.group import Lowered
 from transpiler.ir import Array
-from transpiler.ops.dtypes import numpy_dtype
 from transpiler.target import Target
 
-GUARD = 64  # bytes behind every buffer that must stay as they are
 MAX_GROUPS = 65535
-_FORMATS = {"int": {32: "i", 64: "q"}, "uint": {32: "I", 64: "Q"}, "float": {32: "f", 64: "d"}}
 
 
-class Refused(Exception):
-    """The target has no code for a kernel; the text is the reason."""
-
-
-class VulkanLibrary:
-    """Built kernels, callable by name with numpy arrays. `refused` has the reasons of those that cannot be built."""
+class VulkanLibrary(LaunchLibrary):
+    """Kernels of the Vulkan target, compiled one by one."""
 
     def __init__(self, kernels: Sequence[Lowered], target: Target, device: Device) -> None:
-        self.kernels = {item.kernel.name: item.kernel for item in kernels}
+        super().__init__(kernels)
         self.device = device
-        self.launches: dict[str, tuple[Launch, ...]] = {}
-        self.refused: dict[str, str] = {}
         self._files: dict[str, bytes] = {}
         self._pipelines: dict[str, Pipeline] = {}
         for item in kernels:
@@ -49,38 +36,7 @@ class VulkanLibrary:
             assert not missing, f"{name} needs {missing}"
             self._files.update({f"{name}/{file}": code for file, code in files.items()})
 
-    def run(
-        self, name: str, *inputs: Array, sizes: Mapping[str, int] | None = None, threads: int = 2
-    ) -> tuple[Array, ...]:
-        """Outputs of one call; raises what the kernel reported. Memory that it writes starts as NaN bits."""
-        if name in self.refused:
-            raise Refused(self.refused[name])
-        kernel, symbols = self.kernels[name], sizes or {}
-        shapes = [tuple(evaluate(dim, symbols) for dim in type_.shape) for type_ in kernel.outputs]
-        dtypes = [numpy_dtype(type_.dtype) for type_ in kernel.outputs]
-        lengths = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
-        read = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in inputs]
-        written = [np.full(length, 0xFF, np.uint8) for length in lengths]
-        workspace = evaluate(kernel.workspace, symbols)
-        rest = [np.full(workspace, 0xFF, np.uint8)] if kernel.workspace != 0 else []
-        status = [np.zeros(4, np.uint8)] if kernel.checks_index else []
-        guard = np.full(GUARD, 0xA5, np.uint8)
-        memory = [np.concatenate([part, guard]) for part in chain(read, written, rest, status)]
-        for launch in self.launches[name]:
-            self._launch(name, launch, memory, symbols)
-        for number, array in enumerate(memory):
-            assert (array[-GUARD:] == 0xA5).all(), f"{name} wrote past the end of buffer {number}"
-        for old, new in zip(read, memory, strict=False):
-            assert np.array_equal(old, new[:-GUARD]), f"{name} wrote to an input"
-        if kernel.checks_index:
-            raise_status(int(memory[-1][:4].view(np.int32)[0]), name)
-        results = memory[len(read) : len(read) + len(written)]
-        return tuple(
-            array[:-GUARD].copy().view(dtype).reshape(shape)
-            for array, dtype, shape in zip(results, dtypes, shapes, strict=True)
-        )
-
-    def _launch(self, name: str, launch: Launch, memory: Sequence[Array], symbols: Mapping[str, int]) -> None:
+    def launch(self, name: str, launch: Launch, memory: Sequence[Array], symbols: Mapping[str, int]) -> None:
         grid = [evaluate(size, symbols) for size in launch.grid]
         if 0 in grid:
             return
@@ -88,9 +44,8 @@ class VulkanLibrary:
             grid[launch.folded], grid[0] = -(-grid[0] // MAX_GROUPS), MAX_GROUPS
         push = bytearray(launch.scalar_bytes)
         for field in launch.scalars:
-            value = field.value if isinstance(field.value, float) else evaluate(field.value, symbols)
-            kind = field.dtype.rstrip("0123456789")
-            struct.pack_into("<" + _FORMATS[kind][field.bits], push, field.offset, value)
+            value = scalar_bytes(field, symbols)
+            push[field.offset : field.offset + len(value)] = value
         key = f"{name}/{launch.file}"
         if key not in self._pipelines:
             self._pipelines[key] = Pipeline(

@@ -24,16 +24,18 @@ _INTS: Mapping[str, Callable[[Any, Any], Dim]] = {
     "Max": dim_max,
 }
 _GROUPS = {f"blockIdx.{axis}": position for position, axis in enumerate("xyz")}
+_THREADS = {f"threadIdx.{axis}": position for position, axis in enumerate("xyz")}
 
 
 @dataclass(frozen=True)
 class HostLaunch:
     """A launch of the device function `function`: per parameter a buffer (the position of one of the kernel's pointers)
-    or a number, and the workgroups by axis."""
+    or a number, the workgroups by axis, and the threads of one."""
 
     function: str
     arguments: tuple[tuple[str, Number], ...]
     grid: tuple[Dim, Dim, Dim]
+    workgroup: tuple[int, int, int]
 
 
 def read_launches(kernel: str, function: Any) -> tuple[HostLaunch, ...]:
@@ -95,13 +97,21 @@ class _Host:
         name, *rest = call.args
         arguments, extents = rest[: len(rest) - len(tags)], rest[len(rest) - len(tags) :]
         grid: list[Dim] = [1, 1, 1]
+        threads = [1, 1, 1]
         for tag, extent in zip(tags, extents, strict=True):
             if tag in _GROUPS:
                 grid[_GROUPS[tag]] = self.size(extent)
-            elif not tag.startswith("threadIdx."):
-                raise self.refuse(f"the launch parameter {tag}")
+            elif tag in _THREADS and isinstance(extent, tirx.IntImm):
+                threads[_THREADS[tag]] = int(extent.value)
+            else:
+                raise self.refuse(f"the launch parameter {tag} = {extent}")
         self.found.append(
-            HostLaunch(str(name.value), tuple(map(self.argument, arguments)), (grid[0], grid[1], grid[2]))
+            HostLaunch(
+                str(name.value),
+                tuple(map(self.argument, arguments)),
+                (grid[0], grid[1], grid[2]),
+                (threads[0], threads[1], threads[2]),
+            )
         )
 
     def argument(self, node: Any) -> tuple[str, Number]:

@@ -1,0 +1,238 @@
+// CUDA kernels on the CPU, one block after the other: a thread is a fiber that runs until it has to wait.
+//
+// Included before the kernels' own text. What it checks and what it cannot show: README.md beside it.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+typedef unsigned int uint;
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+
+struct Index {
+  int x, y, z;
+};
+
+namespace emulator {
+
+// ---- fibers: switch_stack saves the registers that a call keeps (System V ABI, x86-64) and takes up another stack.
+
+struct Fiber {
+  void *stack_pointer = nullptr;
+  std::vector<char> stack;
+  Index thread{};
+  int number = 0;
+  bool finished = false;
+};
+
+extern "C" void switch_stack(void **from, void *to);
+__asm__(R"(
+.text
+.type switch_stack, @function
+switch_stack:
+  push %rbp; push %rbx; push %r12; push %r13; push %r14; push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15; pop %r14; pop %r13; pop %r12; pop %rbx; pop %rbp
+  ret
+)");
+
+constexpr int STACK_BYTES = 256 * 1024;
+constexpr int WARP = 32;
+
+static std::vector<Fiber> fibers;
+static Fiber *running;
+static void *scheduler;
+static std::function<void()> kernel;
+static Index block, grid, block_size;
+static long progress;  // of anything: a round over all threads without any is a deadlock
+static long block_number;
+
+static void wait() { switch_stack(&running->stack_pointer, scheduler); }
+
+static void enter() {
+  kernel();
+  running->finished = true;
+  progress++;
+  wait();
+}
+
+static void prepare(Fiber &fiber, int number) {
+  fiber.stack.resize(STACK_BYTES);
+  fiber.number = number;
+  fiber.finished = false;
+  fiber.thread = {number % block_size.x, number / block_size.x % block_size.y, number / (block_size.x * block_size.y)};
+  auto top = reinterpret_cast<uintptr_t>(fiber.stack.data() + STACK_BYTES) & ~uintptr_t(15);
+  auto slots = reinterpret_cast<void **>(top) - 8;
+  std::memset(slots, 0, 8 * sizeof(void *));
+  slots[6] = reinterpret_cast<void *>(&enter);  // where the first switch returns to, past six saved registers
+  fiber.stack_pointer = slots;
+}
+
+// ---- what threads wait for
+
+// A meeting of `size` threads: the last one to come does `work`, all go on after it.
+struct Meeting {
+  int arrived = 0;
+  long generation = 0;
+  void *values[1024];
+  void join(int size, int place, void *value, const std::function<void(void **)> &work) {
+    values[place] = value;
+    progress++;
+    long mine = generation;
+    if (++arrived == size) {
+      work(values);
+      arrived = 0;
+      generation++;
+    } else {
+      while (generation == mine) wait();
+    }
+  }
+};
+
+static Meeting everybody;
+static std::vector<Meeting> warps;
+
+static int threads_of_block() { return block_size.x * block_size.y * block_size.z; }
+
+// Shared memory holds NaNs and large numbers at the start of every block, not what the last one left.
+template <class T, size_t N>
+static void fresh(T (&memory)[N], long &last) {
+  if (last != block_number) {
+    std::memset(memory, 0xFF, sizeof memory);
+    last = block_number;
+  }
+}
+
+template <class T>
+static T exchange(T value, const std::function<int(int)> &source) {
+  struct Entry {
+    T in, out;
+  } entry{value, value};
+  int lane = running->number % WARP;
+  int size = std::min(WARP, threads_of_block() - running->number / WARP * WARP);
+  warps[running->number / WARP].join(size, lane, &entry, [&](void **entries) {
+    for (int i = 0; i < size; i++) {
+      int from = source(i);
+      auto &entry = *static_cast<Entry *>(entries[i]);
+      entry.out = from >= 0 && from < size ? static_cast<Entry *>(entries[from])->in : entry.in;
+    }
+  });
+  return entry.out;
+}
+
+// Runs the kernel over a grid; `order` 1 takes the threads of a block from the first, -1 from the last: kernels whose
+// result depends on it lack a barrier. Returns what went wrong, or an empty text.
+static const char *run(Index groups, Index threads, int order, std::function<void()> body) {
+  static char text[200];
+  grid = groups;
+  block_size = threads;
+  kernel = std::move(body);
+  int count = threads_of_block();
+  fibers.resize(std::max<size_t>(fibers.size(), count));
+  warps.resize((count + WARP - 1) / WARP);
+  for (block.z = 0; block.z < grid.z; block.z++)
+    for (block.y = 0; block.y < grid.y; block.y++)
+      for (block.x = 0; block.x < grid.x; block.x++) {
+        block_number++;
+        everybody = Meeting();
+        for (auto &warp : warps) warp = Meeting();
+        for (int i = 0; i < count; i++) prepare(fibers[i], i);
+        for (int left = count; left;) {
+          long before = progress;
+          left = 0;
+          for (int i = 0; i < count; i++) {
+            running = &fibers[order > 0 ? i : count - 1 - i];
+            if (running->finished) continue;
+            switch_stack(&scheduler, running->stack_pointer);
+            left += !running->finished;
+          }
+          if (left && progress == before) {
+            std::snprintf(text, sizeof text, "deadlock in block (%d, %d, %d): %d of %d threads wait", block.x, block.y,
+                          block.z, left, count);
+            return text;
+          }
+        }
+      }
+  return "";
+}
+
+}  // namespace emulator
+
+#define threadIdx (emulator::running->thread)
+#define blockIdx (emulator::block)
+#define gridDim (emulator::grid)
+#define blockDim (emulator::block_size)
+
+static void __syncthreads() {
+  // Threads that have ended take no part on a GPU either, but a kernel must not count on it.
+  emulator::everybody.join(emulator::threads_of_block(), emulator::running->number, nullptr, [](void **) {});
+}
+static void __syncwarp(unsigned = ~0u) {}
+template <class T>
+static T __shfl_sync(unsigned, T value, int lane, int = 32) {
+  return emulator::exchange(value, [=](int) { return lane; });
+}
+template <class T>
+static T __shfl_down_sync(unsigned, T value, int delta, int = 32) {
+  return emulator::exchange(value, [=](int lane) { return lane + delta; });
+}
+template <class T>
+static T __shfl_up_sync(unsigned, T value, int delta, int = 32) {
+  return emulator::exchange(value, [=](int lane) { return lane - delta; });
+}
+template <class T>
+static T __shfl_xor_sync(unsigned, T value, int mask, int = 32) {
+  return emulator::exchange(value, [=](int lane) { return lane ^ mask; });
+}
+
+// ---- types and functions of CUDA's headers
+
+#define CUDART_INF_F __builtin_inff()
+#define CUDART_INF __builtin_inf()
+#define CUDART_NAN_F __builtin_nanf("")
+#define CUDART_NAN __builtin_nan("")
+template <class T>
+static T max(T a, T b) { return a > b ? a : b; }
+template <class T>
+static T min(T a, T b) { return a < b ? a : b; }
+static float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+static double rsqrt(double x) { return 1.0 / sqrt(x); }
+template <class To, class From>
+static To bits(From value) {
+  static_assert(sizeof(To) == sizeof(From));
+  To result;
+  std::memcpy(&result, &value, sizeof result);
+  return result;
+}
+static int __float_as_int(float x) { return bits<int>(x); }
+static float __int_as_float(int x) { return bits<float>(x); }
+
+typedef _Float16 half;
+struct nv_bfloat16 {
+  uint16_t stored;
+  nv_bfloat16() = default;
+  nv_bfloat16(float value) {  // to nearest, ties to even
+    auto word = bits<uint32_t>(value);
+    stored = value != value ? 0x7FFF : uint16_t((word + 0x7FFF + (word >> 16 & 1)) >> 16);
+  }
+  operator float() const { return bits<float>(uint32_t(stored) << 16); }
+};
+struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
+struct int2 { int x, y; };
+struct int4 { int x, y, z, w; };
+static float2 make_float2(float x, float y) { return {x, y}; }
+static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+static int2 make_int2(int x, int y) { return {x, y}; }
+static int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }

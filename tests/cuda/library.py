@@ -1,0 +1,61 @@
+"""Scheduled kernels as CUDA text, run by the emulator: each launch with the threads of a block in both orders."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tests.conformance.launches import LaunchLibrary, scalar_bytes
+from tests.cuda.emulator import Emulator
+from transpiler.dims import evaluate
+from transpiler.errors import TranspileErrors
+from transpiler.gpu.cuda import cuda_source
+from transpiler.gpu.launches import Launch
+from transpiler.group import Lowered
+from transpiler.ir import Array
+
+TARGET = {
+    "kind": "cuda",
+    "arch": "sm_80",
+    "max_num_threads": 1024,
+    "thread_warp_size": 32,
+    "max_shared_memory_per_block": 49152,
+}
+
+
+class CudaLibrary(LaunchLibrary):
+    """Kernels compiled together."""
+
+    def __init__(self, kernels: Sequence[Lowered]) -> None:
+        super().__init__(kernels)
+        fitting = list(kernels)
+        try:
+            source = cuda_source(fitting, TARGET)
+        except TranspileErrors as error:
+            for item in fitting:
+                reasons = [each.message for each in error.problems if f"{item.kernel.name!r}" in each.message]
+                if reasons:
+                    self.refused[item.kernel.name] = "; ".join(reasons)
+            fitting = [item for item in fitting if item.kernel.name not in self.refused]
+            source = cuda_source(fitting, TARGET)
+        self.text = source.text
+        self.launches.update(source.launches)
+        self._folder = tempfile.TemporaryDirectory(prefix="kernels-")
+        self._emulator = Emulator(source.text, Path(self._folder.name))
+
+    def launch(self, name: str, launch: Launch, memory: Sequence[Array], symbols: Mapping[str, int]) -> None:
+        """Raises AssertionError if the results depend on the order of the threads: a barrier is missing, or two write
+        to one place."""
+        grid = [evaluate(size, symbols) for size in launch.grid]
+        if 0 in grid:
+            return
+        scalars = [scalar_bytes(field, symbols) for field in launch.scalars]
+        buffers = [memory[place] for place in launch.buffers]
+        backward = [array.copy() for array in buffers]
+        self._emulator.launch(launch.entry, grid, launch.workgroup, buffers, scalars)
+        self._emulator.launch(launch.entry, grid, launch.workgroup, backward, scalars, order=-1)
+        same = all(np.array_equal(one, two) for one, two in zip(buffers, backward, strict=True))
+        assert same, f"{name}: {launch.entry} gives something else with its threads in another order"

@@ -1,0 +1,84 @@
+"""Whole models as machine code for two architectures, without a GPU."""
+
+from __future__ import annotations
+
+import struct
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.cuda.library import TARGET
+from transpiler.errors import TranspileError
+from transpiler.frontend import read_model
+from transpiler.gpu.cubin import Usage, usage
+from transpiler.gpu.cuda import FILE, Source, compile_kernels, cuda_source
+from transpiler.gpu.nvrtc import compile_cubin, compile_ptx
+from transpiler.lower import LoweredProgram, lower
+from transpiler.passes import PIPELINES, run_passes
+from transpiler.request import Request
+from transpiler.target import load_target
+
+MODELS = Path(__file__).parent.parent / "models"
+ARCHITECTURES = ["sm_80", "sm_90a"]
+FATBIN = 0xBA55ED50  # what such a file begins with
+
+
+@cache
+def mnist() -> tuple[LoweredProgram, Source]:
+    program = read_model(Request(MODELS / "mnist.py", targets=("vulkan",))).program
+    lowered = lower(run_passes(program, PIPELINES["vulkan"].usual), load_target("vulkan"))
+    return lowered, cuda_source(lowered.kernels, TARGET)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_nothing_is_spilled(arch: str) -> None:
+    _, source = mnist()
+    found = usage(compile_cubin(source.text, arch))
+    assert set(found) == {launch.entry for launches in source.launches.values() for launch in launches}
+    assert all(item.stack == 0 and 0 < item.registers <= 255 for item in found.values()), found
+
+
+def test_one_file_for_all_devices() -> None:
+    lowered, source = mnist()
+    compiled = compile_kernels(lowered.kernels, TARGET, ARCHITECTURES)
+    data = compiled.files[FILE]
+    assert struct.unpack_from("<I", data)[0] == FATBIN
+    assert compiled.launches == source.launches
+    # The same twice: packages are reproducible.
+    assert data == compile_kernels(lowered.kernels, TARGET, ARCHITECTURES).files[FILE]
+
+
+SPILLING = """
+extern "C" __global__ void spilling(float* x, int n) {
+  float kept[32];
+  for (int i = 0; i < 32; i++) kept[i] = 0;
+  for (int i = 0; i < n; i++) kept[(int)x[i] & 31] += 1;
+  __shared__ float shared[64];
+  shared[threadIdx.x] = kept[n % 32];
+  __syncthreads();
+  x[n] = kept[(n + 1) % 32] + shared[63 - threadIdx.x];
+}
+"""
+
+
+def test_local_and_shared_memory_are_seen() -> None:
+    (found,) = usage(compile_cubin(SPILLING, "sm_80")).values()
+    assert isinstance(found, Usage)
+    assert (found.stack, found.shared) == (128, 256)
+
+
+def test_ptx_names_its_architecture() -> None:
+    assert b".target sm_80" in compile_ptx(SPILLING, "sm_80")
+
+
+def test_errors_of_the_compiler_are_shown() -> None:
+    with pytest.raises(TranspileError, match="NVRTC refuses the kernels for sm_80") as caught:
+        compile_cubin("void f() { nothing(); }", "sm_80")
+    assert "nothing" in str(caught.value)
+
+
+def test_what_is_no_cubin_is_refused() -> None:
+    for data in (b"", b"\x7fELF\x02\x01", b"MZ" * 100):
+        with pytest.raises(ValueError, match="not a cubin"):
+            usage(data)

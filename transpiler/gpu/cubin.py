@@ -1,0 +1,95 @@
+"""What a kernel takes of a GPU, read from its machine code.
+
+A cubin is an ELF file: a kernel has its code in the section `.text.<name>`, static shared memory in
+`.nv.shared.<name>`; `.nv.info` has every kernel's number of registers (EIATTR_REGCOUNT) and the size of its stack frame
+(EIATTR_FRAME_SIZE), which is memory that registers were spilled to or that an indexed local array needs.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+_SECTION = struct.Struct("<IIQQQQIIQQ")
+_SYMBOL = struct.Struct("<IBBHQQ")
+SYMBOLS = 2  # sh_type of a symbol table
+# Attributes of .nv.info, and the format of those that have a size.
+FRAME_SIZE, REGISTERS, SIZED = 0x11, 0x2F, 4
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Registers of a thread, bytes of its stack frame (local memory), bytes of static shared memory of a block."""
+
+    registers: int
+    stack: int
+    shared: int
+
+
+@dataclass(frozen=True)
+class _Section:
+    name: str
+    kind: int
+    link: int
+    size: int
+    data: bytes
+
+
+def usage(cubin: bytes) -> dict[str, Usage]:
+    """By kernel. Raises ValueError for what is no cubin."""
+    try:
+        sections = list(_sections(cubin))
+        facts = {(name, attribute): value for name, attribute, value in _facts(sections)}
+    except struct.error as error:
+        raise ValueError(f"not a cubin: {error}") from error
+    shared = {item.name.removeprefix(".nv.shared."): item.size for item in sections if ".nv.shared." in item.name}
+    found = {}
+    for section in sections:
+        if section.name.startswith(".text."):
+            name = section.name.removeprefix(".text.")
+            registers, stack = facts[name, REGISTERS], facts.get((name, FRAME_SIZE), 0)
+            found[name] = Usage(registers, stack, shared.get(name, 0))
+    return found
+
+
+def _sections(cubin: bytes) -> Iterator[_Section]:
+    if cubin[:6] != b"\x7fELF\x02\x01":
+        raise ValueError("not a cubin: no 64-bit ELF file")
+    (start,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, names = struct.unpack_from("<HHH", cubin, 58)
+    heads = [_SECTION.unpack_from(cubin, start + index * size) for index in range(count)]
+    texts = cubin[heads[names][4] :]
+    for name, kind, _, _, offset, length, link, _, _, _ in heads:
+        yield _Section(_text(texts, name), kind, link, length, cubin[offset : offset + length])
+
+
+def _text(data: bytes, start: int) -> str:
+    return data[start : data.index(b"\0", start)].decode()
+
+
+def _facts(sections: list[_Section]) -> Iterator[tuple[str, int, int]]:
+    """(kernel, attribute, value)"""
+    names = _symbols(sections)
+    for section in sections:
+        if section.name != ".nv.info":
+            continue
+        position = 0
+        while position < len(section.data):
+            form, attribute, value = struct.unpack_from("<BBH", section.data, position)
+            position += 4
+            if form == SIZED:
+                if attribute in (FRAME_SIZE, REGISTERS):
+                    symbol, number = struct.unpack_from("<II", section.data, position)
+                    yield names[symbol], attribute, number
+                position += value
+
+
+def _symbols(sections: list[_Section]) -> Mapping[int, str]:
+    found = {}
+    for section in sections:
+        if section.kind == SYMBOLS:
+            texts = sections[section.link].data
+            for index in range(len(section.data) // _SYMBOL.size):
+                found[index] = _text(texts, _SYMBOL.unpack_from(section.data, index * _SYMBOL.size)[0])
+    return found
