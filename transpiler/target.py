@@ -68,6 +68,7 @@ class Target:
     prologue: frozenset[str]
     pairs: frozenset[tuple[str, str]]
     pair_bytes: int
+    strided: frozenset[str]
     alignment: int
     variant: Isa | Gpu
 
@@ -259,6 +260,7 @@ def _target(name: str, variant: Isa | Gpu) -> Target:
         epilogue=frozenset(facts["epilogue"]), prologue=frozenset(facts["prologue"]),
         pairs=frozenset((first, second) for first, second in facts.get("pairs", ())),
         pair_bytes=facts.get("pair_bytes", 0),
+        strided=frozenset(facts.get("strided", ())),
         alignment=facts["alignment"], variant=variant,
     )  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Fused scaled dot-product attention: no L x S buffer exists, scores of a block of query rows stay in L1/L2.
 
 Work items are (batch and head, block of 16 or 32 query rows; the last block of a head may be the smaller one), dealt
-to at most TASKS parallel tasks; each task has a workspace of its own. The vector lanes are query rows, so that the
+to at most TASKS parallel tasks; each task has a workspace of its own. Heads are read and written where they lie: of
+[L, heads, E] a transpose to [heads, L, E], and the one back, are strides. The vector lanes are query rows, so that the
 softmax needs no horizontal step and S no tail:
 
 1. The query block, scaled, is transposed to [E][rows].
@@ -29,13 +30,14 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from transpiler.dims import floordiv
+from transpiler.dims import Dim, floordiv
 from transpiler.group import Group, Lowered
-from transpiler.ir import fixed_size
+from transpiler.ir import Value, fixed_size
+from transpiler.ops.shape import Transpose
 from transpiler.target import Target
 
 from ..fuse import lowered
-from ..sizes import ceil_div, count, extent, is_empty, is_fixed, is_large
+from ..sizes import Extent, ceil_div, count, extent, is_empty, is_fixed, is_large
 from ..tir import KernelBuilder, loop, unflatten
 from ..vectors import Registers, Vectors, accumulators, held
 
@@ -48,9 +50,11 @@ QUERY_VECTORS = 2
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
-    if len(group.nodes) != 1 or group.nodes[0].op.name != "attention":
+    node = group.anchor_node
+    if node is None or node.op.name != "attention" or len(group.epilogue) > 1:
         return None
-    node = group.nodes[0]
+    if not all(isinstance(item.op, Transpose) for item in (*group.prologue, *group.epilogue)):
+        return None
     if node.output.dtype not in ("float32", "float64"):
         return None
     if not is_fixed(node.inputs[0].shape[-1], node.inputs[2].shape[-1]):
@@ -59,7 +63,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     builder = KernelBuilder(
         name,
         [value.type for value in group.inputs],
-        [node.output.type],
+        [group.outputs[0].type],
         workspace=attention.workspace,
         workspace_dtype=attention.dtype,
     )
@@ -74,10 +78,15 @@ class _Attention:
     """Sizes and buffers of one kernel: L queries, S keys, E and Ev elements."""
 
     def __init__(self, group: Group, target: Target) -> None:
-        node = group.nodes[0]
+        node = group.anchor_node
+        assert node is not None
         op: Any = node.op
         self.op = op
-        self.positions = [group.input_index(value) for value in node.inputs]
+        sources = [_source(group, value) for value in node.inputs]
+        self.positions = [group.input_index(value) for value, _ in sources]
+        # Of q, k, v and the mask, and of the result: elements from an index to the next, by axis.
+        self.steps = [steps for _, steps in sources]
+        self.out_steps = _result_steps(group)
         self.shapes = [value.type.shape for value in node.inputs]
         self.out_shape = node.output.type.shape
         self.dtype = node.output.dtype
@@ -130,10 +139,9 @@ class _Attention:
         own = list(index[len(index) - len(batch) :]) if batch else []
         if gqa and batch[-1] != self.batch[-1]:
             own[-1] = tirx.floordiv(own[-1], extent(floordiv(self.batch[-1], batch[-1])))
-        offset: Expr = 0
-        for position, size in zip(own, batch, strict=True):
-            offset = offset * extent(size) + (0 if size == 1 else position)
-        return offset * extent(count(shape[-2:]))
+        places = zip(own, batch, self.steps[which][:-2], strict=True)
+        offset: Expr = sum((position * step for position, size, step in places if size != 1), 0)
+        return offset
 
     def _item(self, task: Expr, item: Expr) -> None:
         last = self._last_vectors()
@@ -178,7 +186,7 @@ class _Attention:
 
         def pack(first: int) -> None:
             v.transpose(
-                lambda lane, column: (self.q, base + self._row(start + first + lane) * self.E + column),
+                lambda lane, column: (self.q, base + self._row(start + first + lane) * self.steps[0][-2] + column),
                 lambda column: (self.space, queries + column * self.rows + first),
                 rows=v.lanes,
                 columns=self.E,
@@ -249,7 +257,7 @@ class _Attention:
                 for number in range(self.vectors)
             ]
             for key in range(keys):
-                weight = v.splat(self.k[base + (first + key) * self.E + element])
+                weight = v.splat(self.k[base + (first + key) * self.steps[1][-2] + element])
                 for number in range(self.vectors):
                     position = key * self.vectors + number
                     tile[position] = tile[position] + weight * rows[number]
@@ -296,7 +304,7 @@ class _Attention:
 
     def _output(self, index: list[Expr], item: Expr, start: Expr, scores: Expr, inverse: Expr, columns: Expr) -> None:
         base = held(self._base(index, 2, self.op.enable_gqa))
-        target = held(tirx.floordiv(item, self.blocks) * (self.L * self.Ev))
+        target = held(sum((position * step for position, step in zip(index, self.out_steps[:-2], strict=True)), 0))
         width = self.columns * self.v.lanes
         with T.serial(0, self.rows // self.out_rows) as group:
             row = held(group * self.out_rows)
@@ -327,7 +335,7 @@ class _Attention:
         tile.fill(0.0)
         with T.serial(0, columns) as column:
             values = [
-                held(v.load(self.value, base + column * self.Ev + first + part * v.lanes, valid[part]))
+                held(v.load(self.value, base + column * self.steps[2][-2] + first + part * v.lanes, valid[part]))
                 for part in range(count)
             ]
             for lane in range(self.out_rows):
@@ -338,7 +346,7 @@ class _Attention:
         def write(lane: int) -> None:
             scale = v.splat(self.space[inverse + row + lane])
             for part in range(count):
-                at = target + (start + row + lane) * self.Ev + first + part * v.lanes
+                at = target + (start + row + lane) * self.out_steps[-2] + first + part * v.lanes
                 v.store(self.output, at, tile[lane * count + part] * scale, valid[part])
 
         for lane in range(self.out_rows):
@@ -347,6 +355,28 @@ class _Attention:
                     write(lane)
             else:
                 write(lane)
+
+
+def _row_major(shape: Sequence[Dim]) -> list[Extent]:
+    """Elements from an index to the next, by axis."""
+    return [extent(count(shape[axis + 1 :])) for axis in range(len(shape))]
+
+
+def _source(group: Group, value: Value) -> tuple[Value, list[Extent]]:
+    """The input of the group that holds a matrix, and the steps of the matrix's axes in it."""
+    transpose = next((node for node in group.prologue if node.output.name == value.name), None)
+    if transpose is None:
+        return value, _row_major(value.type.shape)
+    op: Any = transpose.op
+    steps = _row_major(transpose.inputs[0].type.shape)
+    return transpose.inputs[0], [steps[axis] for axis in op.perm]
+
+
+def _result_steps(group: Group) -> list[Extent]:
+    """The steps of the result's axes in the group's output."""
+    steps = _row_major(group.outputs[0].type.shape)
+    op: Any = group.epilogue[0].op if group.epilogue else Transpose(tuple(range(len(steps))))
+    return [steps[op.perm.index(axis)] for axis in range(len(steps))]
 
 
 def _numbers(count: int) -> list[Expr]:

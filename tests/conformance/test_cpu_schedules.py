@@ -217,3 +217,41 @@ def test_scatter_reports_an_index_out_of_bounds() -> None:
     x, indices, src = CASES[number][1].inputs
     with pytest.raises(IndexError):
         library("scatter").run(f"k{number}", x, np.where(indices == indices.max(), 99, indices), src)
+
+
+STRIDED = {
+    "plain": ({}, (2, 33, 3, 16), (2, 21, 3, 16), None),
+    "causal": ({"causal": True}, (1, 40, 2, 16), (1, 40, 2, 16), None),
+    "grouped": ({"enable_gqa": True}, (2, 9, 4, 24), (2, 17, 2, 24), (9, 17)),
+    "broadcast": ({}, (3, 5, 2, 8), (1, 7, 2, 8), (1, 1, 5, 7)),
+}
+
+
+def _strided(name: str) -> tuple[Group, list[Array]]:
+    """Attention on [batch, length, heads, elements], which a transpose before and one behind it make of its own."""
+    attributes, q_shape, k_shape, mask_shape = STRIDED[name]
+    swap, op = REGISTRY["transpose"]((0, 2, 1, 3)), REGISTRY["attention"](**attributes)
+    inputs = [_normal(f"{name}{part}", *shape) for part, shape in zip("qkv", (q_shape, k_shape, k_shape), strict=True)]
+    inputs += [] if mask_shape is None else [_normal(f"{name}mask", *mask_shape)]
+    values = [Value(f"x{number}", array_type(array)) for number, array in enumerate(inputs)]
+    nodes, operands = [], list(values)
+    for number in range(3):
+        operands[number] = Value(f"heads{number}", swap.infer_types([values[number].type])[0])
+        nodes.append(Node(swap, (values[number],), (operands[number],)))
+    attended = Value("attended", op.infer_types([value.type for value in operands])[0])
+    result = Value("result", swap.infer_types([attended.type])[0])
+    nodes += [Node(op, tuple(operands), (attended,)), Node(swap, (attended,), (result,))]
+    return make_group(tuple(nodes), (result,)), inputs
+
+
+def test_attention_reads_and_writes_heads_where_they_lie() -> None:
+    groups = {name: _strided(name) for name in STRIDED}
+    library = KernelLibrary([_kernel("attention", group, name) for name, (group, _) in groups.items()], _target())
+    for name, (group, inputs) in groups.items():
+        results = []
+        for convert in (lambda array: array, _wide):
+            values = {value.name: convert(array) for value, array in zip(group.inputs, inputs, strict=True)}
+            for node in group.nodes:
+                values[node.output.name] = node.op.reference(*(values[value.name] for value in node.inputs))
+            results.append([values[value.name] for value in group.outputs])
+        check(library.run(name, *inputs), *results, exact=False)

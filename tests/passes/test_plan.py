@@ -167,3 +167,21 @@ def test_unpacking_joins_the_mapping_after_it_not_a_sum_on_blocked_maps() -> Non
     names = [[node.op.name for node in group.nodes] for group in groups]
     assert ["transpose", "pack_channels", "add"] in names
     assert ["unpack_channels", "transpose"] in names
+
+
+class Heads(nn.Module):
+    """Self-attention of two heads, as transformers write it."""
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part.view(1, 6, 2, 4).transpose(1, 2) for part in (x, x + 1, x * 2))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask.transpose(1, 2))
+        return y.transpose(1, 2).reshape(1, 6, 8).tanh()
+
+
+def test_transposes_of_heads_are_strides_of_the_attention() -> None:
+    imported = import_program(capture_module(Heads(), (torch.randn(1, 6, 8), torch.randn(1, 6, 2, 6))))
+    _, main = split(run_passes(imported.program).main)
+    groups = [step.group for step in partition(main, load_target("cpu")) if isinstance(step, GroupStep)]
+    names = [[node.op.name for node in group.nodes] for group in groups]
+    assert ["transpose"] * 3 + ["attention", "transpose"] in names, names
+    assert ["transpose"] in names, "the mask is copied"

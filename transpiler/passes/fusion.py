@@ -18,13 +18,15 @@ from transpiler.ops.base import Elementwise, Injective, Opaque, Reduce
 from transpiler.ops.creation import Full
 from transpiler.ops.dtypes import numpy_dtype
 from transpiler.ops.packed import UnpackChannels
-from transpiler.ops.shape import BroadcastTo, Reshape
+from transpiler.ops.shape import BroadcastTo, Reshape, Transpose
 from transpiler.target import Target
 
 # Operations per element up to which a producer is recomputed where an index mapping or a reduction reads it.
 CHEAP = 4
 # A pointwise kernel of more nodes than this stops growing: its expression would outgrow the registers.
 MAX_NODES = 40
+# What is read by strides of a target's `strided` ops: q, k and v of an attention, not its mask.
+STRIDED_INPUTS = 3
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,12 @@ class _Partition:
     def _joins(self, node: Node, value: Value, members: Sequence[Node], anchor: Node | None) -> bool:
         if anchor is not None and self._pairs(node, value, members, anchor):
             return True
+        if isinstance(node.op, Opaque):
+            others = {item.name for item in node.inputs[STRIDED_INPUTS:]}
+            alone = len(members) == 1 and _keeps_rows(members[0])
+            return node.op.name in self.target.strided and alone and value.name not in others
+        if anchor is not None and _keeps_rows(node):
+            return anchor.op.name in self.target.strided and members[-1] is anchor
         cost = sum(item.op.cost for item in members)
         if isinstance(node.op, Elementwise):
             if value.shape != node.output.shape:
@@ -196,6 +204,11 @@ class _Partition:
     def _is_result(self, members: Sequence[Node], anchor: Node) -> bool:
         """Whether the group's last node is on the anchor's result's shape: nodes after it were taken in only so."""
         return len(anchor.outputs) == 1 and members[-1].output.shape == anchor.outputs[0].shape
+
+
+def _keeps_rows(node: Node) -> bool:
+    """Whether a node only changes where rows lie: a transpose that keeps the last axis."""
+    return isinstance(node.op, Transpose) and len(node.op.perm) > 1 and node.op.perm[-1] == len(node.op.perm) - 1
 
 
 def _is_plain(members: Sequence[Node]) -> bool:
