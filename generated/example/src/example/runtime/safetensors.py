@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -91,6 +92,8 @@ class File(Mapping[str, Array]):
             if size < 8:
                 raise FormatError(f"{self.path} is too short for a safetensors file: {size} bytes")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with suppress(OSError):  # only a hint: what is read from disk now may come in pages of 2 MB
+            mapped.madvise(mmap.MADV_HUGEPAGE)
         length = int.from_bytes(mapped[:8], "little")
         if length > min(size - 8, MAX_HEADER):
             raise FormatError(f"{self.path} is not a safetensors file: its header would have {length} bytes")
