@@ -1,0 +1,277 @@
+"""Fused scaled dot-product attention with an online softmax: no L x S buffer exists (Dao et al., arXiv:2205.14135).
+
+A thread takes up to ROWS query rows and walks over the keys, KEYS at a time:
+
+1. Scores: a tile of rows x keys in registers, summed over E, both operands read where they lie.
+2. The running maximum of each row grows, and what was summed so far is scaled down accordingly.
+3. The weights exp(score - maximum) are added up, and their products with V to the output rows, which lie in the
+   thread's own memory.
+
+Where there are few rows (a decoding step has one per head), the threads of a workgroup share a row: each takes every
+`threads`-th block of keys, and their maxima, sums and outputs meet in shared memory.
+
+Limited by loads: rows + keys of them for rows * keys multiply-adds. A row that may attend to nothing is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from transpiler.dims import floordiv
+from transpiler.group import Group, Lowered
+from transpiler.ir import fixed_size
+from transpiler.target import Target
+
+from ..fuse import lowered
+from ..gpu.threads import each_thread
+from ..gpu.workgroup import barrier, combined, private, shared, workgroups
+from ..scalar import Tir
+from ..sizes import ceil_div, count, extent, is_empty, is_fixed
+from ..tir import Buffer, KernelBuilder, unflatten, when
+from ..vectors import held
+
+Expr = Any
+ROWS, KEYS = 8, 8
+SPLIT = 16  # threads that share a row
+FEW_ITEMS = 64  # below this many rows in all, threads share rows
+MAX_VALUES = 256  # elements of a value that threads can exchange
+
+
+def apply(group: Group, target: Target, name: str) -> Lowered | None:
+    if len(group.nodes) != 1 or group.nodes[0].op.name != "attention":
+        return None
+    node = group.nodes[0]
+    if node.output.dtype not in ("float32", "float64"):
+        return None
+    if not is_fixed(node.inputs[0].shape[-1], node.inputs[2].shape[-1]):
+        return None
+    builder = KernelBuilder(name, [value.type for value in group.inputs], [node.output.type])
+    attention = _Attention(group)
+    with builder:
+        if not is_empty(node.output.shape):
+            attention.emit(builder)
+    return lowered(group, builder, flops=attention.flops)
+
+
+class _Attention:
+    """Sizes and buffers of one kernel: L queries, S keys, E and Ev elements."""
+
+    def __init__(self, group: Group) -> None:
+        node = group.nodes[0]
+        op: Any = node.op
+        self.op = op
+        self.positions = [group.input_index(value) for value in node.inputs]
+        self.shapes = [value.type.shape for value in node.inputs]
+        self.out_shape = node.output.type.shape
+        self.dtype = node.output.dtype
+        self.s = Tir()
+        self.E, self.Ev = fixed_size(self.shapes[0][-1]), fixed_size(self.shapes[2][-1])
+        length, keys = self.shapes[0][-2], self.shapes[2][-2]
+        self.L, self.S = extent(length), extent(keys)
+        self.batch = self.out_shape[:-2]
+        self.scale = 1 / math.sqrt(max(self.E, 1)) if op.scale is None else float(op.scale)
+        self.flops = 2 * count(self.batch) * length * keys * (self.E + self.Ev + 6)
+        rows = count(self.out_shape[:-1])
+        self.threads = SPLIT if is_fixed(rows) and rows < FEW_ITEMS and self.Ev <= MAX_VALUES else 1
+        self.rows = 1 if self.threads > 1 else min(ROWS, self.L) if is_fixed(self.L) else ROWS
+        self.lowest, self.zero = self.s.const(-math.inf, self.dtype), tirx.const(0.0, self.dtype)
+
+    def emit(self, builder: KernelBuilder) -> None:
+        self.q, self.k, self.value, *masks = (builder.inputs[position] for position in self.positions)
+        self.mask = masks[0] if masks else None
+        self.output = builder.outputs[0]
+        blocks = ceil_div(self.L, self.rows)
+        items = extent(count(self.batch)) * blocks
+        if self.threads > 1:
+            with workgroups(items, self.threads) as (item, thread):
+                self._item(item, blocks, thread)
+        else:
+            with each_thread(items) as item:
+                self._item(item, blocks, 0)
+
+    def _item(self, item: Expr, blocks: Expr, thread: Expr) -> None:
+        index = [held(i) for i in unflatten(tirx.floordiv(item, blocks), self.batch)] if self.batch else []
+        first = held(tirx.floormod(item, blocks) * self.rows)
+        self.index, self.first = index, first
+        # Rows beyond the last one compute it again and are not stored.
+        self.own = [held(T.min(first + row, self.L - 1)) for row in range(self.rows)]
+        base = held(self._base(index, 0))
+        self.query = [held(base + row * self.E) for row in self.own]
+        self.key_base = held(self._base(index, 1, self.op.enable_gqa))
+        self.value_base = held(self._base(index, 2, self.op.enable_gqa))
+        self.largest, self.total = private(self.rows, self.dtype), private(self.rows, self.dtype)
+        self.sums = private(self.rows * self.Ev, self.dtype) if self.Ev else None
+        for row in range(self.rows):
+            self.largest.store(row, self.lowest)
+            self.total.store(row, self.zero)
+        if self.sums is not None:
+            with T.serial(0, self.rows * self.Ev) as at:
+                self.sums.store(at, self.zero)
+        stop = held(T.min(self.S, first + self.rows)) if self.op.causal else self.S
+        tiles = ceil_div(stop, KEYS)
+        if self.threads == 1:
+            with T.serial(0, tiles) as tile:
+                self._tile(held(tile * KEYS))
+            self._store(item)
+        else:
+            with T.serial(0, (tiles - thread + (SPLIT - 1)) // SPLIT) as step:
+                self._tile(held((step * SPLIT + thread) * KEYS))
+            self._meet(item, thread)
+
+    def _base(self, index: Sequence[Expr], which: int, gqa: bool = False) -> Expr:
+        """Flat offset of the matrix of input `which` for the batch index, which it may broadcast."""
+        batch = self.shapes[which][:-2]
+        own = list(index[len(index) - len(batch) :]) if batch else []
+        if gqa and batch[-1] != self.batch[-1]:
+            own[-1] = tirx.floordiv(own[-1], extent(floordiv(self.batch[-1], batch[-1])))
+        offset: Expr = 0
+        for position, size in zip(own, batch, strict=True):
+            offset = offset * extent(size) + (0 if size == 1 else position)
+        return offset * extent(count(self.shapes[which][-2:]))
+
+    def _tile(self, start: Expr) -> None:
+        """KEYS keys from `start` on."""
+        whole = is_fixed(self.S) and self.S % KEYS == 0
+        keys = [held(start + key if whole else T.min(start + key, self.S - 1)) for key in range(KEYS)]
+        scores = private(self.rows * KEYS, self.dtype)
+        for at in range(self.rows * KEYS):
+            scores.store(at, self.zero)
+        offsets = [held(self.key_base + key * self.E) for key in keys]
+        with T.serial(0, self.E) as element:
+            k = [held(self.k[offset + element]) for offset in offsets]
+            q = [held(self.q[offset + element]) for offset in self.query]
+            for row in range(self.rows):
+                for key in range(KEYS):
+                    at = row * KEYS + key
+                    scores.store(at, scores[at] + q[row] * k[key])
+        weights, factors = private(self.rows * KEYS, self.dtype), private(self.rows, self.dtype)
+        for at in range(self.rows * KEYS):
+            weights.store(at, scores[at])
+        with T.serial(0, self.rows) as row:
+            factors.store(row, self._weigh(row, start, weights, whole))
+        if self.sums is None:
+            return
+        offsets = [held(self.value_base + key * self.Ev) for key in keys]
+        with T.serial(0, self.Ev) as element:
+            values = [held(self.value[offset + element]) for offset in offsets]
+            if not whole:  # the weight 0 of a key that is none must not meet an infinity
+                values = [held(self.s.select(start + key < self.S, x, self.zero)) for key, x in enumerate(values)]
+            for row in range(self.rows):
+                total = self.sums[row * self.Ev + element] * factors[row]
+                for key in range(KEYS):
+                    total = total + weights[row * KEYS + key] * values[key]
+                self.sums.store(row * self.Ev + element, total)
+
+    def _weigh(self, row: Expr, start: Expr, weights: Buffer, whole: bool) -> Expr:
+        """Scores of one row become weights; gives what the row's sums before them are to be scaled by.
+
+        A loop over the tile's copy in memory: as many exponentials as the tile has elements take seconds to compile.
+        """
+        s = self.s
+        own = held(T.min(self.first + row, self.L - 1))
+        old = held(self.largest[row])
+        largest, total = private(1, self.dtype), private(1, self.dtype)
+        largest.store(0, old)
+        with T.serial(0, KEYS) as key:
+            at = held(row * KEYS + key)
+            column = held(start + key if whole else T.min(start + key, self.S - 1))
+            score = self._masked(weights[at] * tirx.const(self.scale, self.dtype), own, column)
+            score = held(score if whole else s.select(start + key < self.S, score, self.lowest))
+            weights.store(at, score)
+            # Leaves a NaN out, as PyTorch does (see `Attention.masks_nan`).
+            largest.store(0, s.select(score > largest[0], score, largest[0]))
+        shift = held(self._shift(largest[0]))
+        factor = held(s.call("exp", held(old - shift)))
+        total.store(0, self.total[row] * factor)
+        with T.serial(0, KEYS) as key:
+            at = held(row * KEYS + key)
+            weight = held(s.call("exp", held(weights[at] - shift)))
+            weights.store(at, weight)
+            total.store(0, total[0] + weight)
+        self.largest.store(row, largest[0])
+        self.total.store(row, total[0])
+        return factor
+
+    def _shift(self, largest: Expr) -> Expr:
+        """What is subtracted from scores: 0 where all were -inf so far."""
+        return self.s.select(self.s.eq(largest, self.lowest), self.zero, largest)
+
+    def _masked(self, score: Expr, row: Expr, column: Expr) -> Expr:
+        s = self.s
+        if self.mask is not None:
+            mask = self.mask[self._mask_offset(row, column)]
+            score = s.select(mask, score, self.lowest) if self.mask.dtype == "bool" else score + mask
+        return s.select(column <= row, score, self.lowest) if self.op.causal else score
+
+    def _mask_offset(self, row: Expr, column: Expr) -> Expr:
+        shape = self.shapes[3]
+        index = [*self.index, row, column]
+        offset: Expr = 0
+        for position, size in zip(index[len(index) - len(shape) :], shape, strict=True):
+            offset = offset * extent(size) + (0 if size == 1 else position)
+        return offset
+
+    def _reciprocal(self, largest: Expr, total: Expr) -> Expr:
+        """1 / total, or 0 for a row that attends to nothing."""
+        s = self.s
+        empty = s.eq(total, self.zero)
+        if self.op.masks_nan(len(self.out_shape)):
+            empty = s.logical_or(empty, s.eq(largest, self.lowest))
+        return held(s.select(empty, self.zero, tirx.const(1.0, self.dtype) / total))
+
+    def _result(self, reciprocal: Expr, x: Expr) -> Expr:
+        """0 where the reciprocal is, even of NaN."""
+        return self.s.select(self.s.eq(reciprocal, self.zero), self.zero, x * reciprocal)
+
+    def _store(self, item: Expr) -> None:
+        if self.sums is None:
+            return
+        base = held(self._out_row())
+        for row in range(self.rows):
+            scale = self._reciprocal(self.largest[row], self.total[row])
+            inside = None if is_fixed(self.L) and self.L % self.rows == 0 else self.first + row < self.L
+            with when(inside), T.serial(0, self.Ev) as element:
+                result = self._result(scale, self.sums[row * self.Ev + element])
+                self.output.store((base + row) * self.Ev + element, result)
+
+    def _out_row(self) -> Expr:
+        row: Expr = 0
+        for position, size in zip(self.index, self.batch, strict=True):
+            row = row * extent(size) + position
+        return row * self.L + self.first
+
+    def _meet(self, item: Expr, thread: Expr) -> None:
+        """The parts of a row that the threads of a workgroup have."""
+        s = self.s
+        assert self.sums is not None or not self.Ev
+
+        def larger(a: Sequence[Expr], b: Sequence[Expr]) -> list[Expr]:
+            return [s.select(b[0] > a[0], b[0], a[0])]
+
+        def plus(a: Sequence[Expr], b: Sequence[Expr]) -> list[Expr]:
+            return [a[0] + b[0]]
+
+        (largest,) = combined(self.threads, thread, [self.largest[0]], [self.dtype], larger)
+        factor = held(s.call("exp", held(self.largest[0] - self._shift(largest))))
+        (total,) = combined(self.threads, thread, [self.total[0] * factor], [self.dtype], plus)
+        if self.sums is None:
+            return
+        parts = shared(self.threads * self.Ev, self.dtype)
+        with T.serial(0, self.Ev) as element:
+            parts.store(thread * self.Ev + element, self.sums[element] * factor)
+        barrier()
+        scale = self._reciprocal(largest, total)
+        base = held(self._out_row() * self.Ev)
+        with T.serial(0, ceil_div(self.Ev, self.threads)) as step:
+            element = held(step * self.threads + thread)
+            with when(None if self.Ev % self.threads == 0 else element < self.Ev):
+                joined = private(1, self.dtype)
+                joined.store(0, parts[element])
+                with T.serial(1, self.threads) as part:
+                    joined.store(0, joined[0] + parts[part * self.Ev + element])
+                self.output.store(base + element, self._result(scale, joined[0]))
