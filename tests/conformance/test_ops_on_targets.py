@@ -8,17 +8,19 @@ harness.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.conformance.kernels import KernelLibrary, array_type, op_group
+from tests.conformance.kernels import array_type, op_group
 from tests.conformance.programs import Programs, op_program
+from tests.conformance.targets import build, unexpected
 from transpiler.ir import Array
 from transpiler.ops import REGISTRY
 from transpiler.ops.base import Sample
 from transpiler.ops.dtypes import HALF, numpy_dtype
-from transpiler.schedule import schedule
 from transpiler.target import Target
 
 
@@ -78,16 +80,25 @@ def check(name: str, got: Array, single: Array, double: Array) -> list[str]:
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_samples(family: str, target: Target) -> None:
     """Each sample's kernel gives the reference's result, the second call too."""
-    samples = {f"k{number}": sample for number, sample in enumerate(FAMILIES[family])}
+    problems = check_samples(FAMILIES[family], target)
+    assert not problems, "\n".join(problems)
+
+
+def check_samples(chosen: Sequence[Sample], target: Target) -> list[str]:
+    """What is wrong: another result, another second call, a refusal that is not listed."""
+    samples = {f"k{number}": sample for number, sample in enumerate(chosen)}
+    names = {key: f"{sample.op.name}/{sample.id}" for key, sample in samples.items()}
     half = {key for key, sample in samples.items() if not dtypes(sample).isdisjoint(HALF)}
     programs = Programs({key: op_program(samples[key].op, samples[key].inputs) for key in half}, target)
-    whole = [key for key in samples if key not in half]
-    library = KernelLibrary(
-        [schedule(op_group(samples[key].op, samples[key].inputs), target, key) for key in whole], target
+    library, refused = build(
+        {key: op_group(sample.op, sample.inputs) for key, sample in samples.items() if key not in half}, target
     )
-    problems: list[str] = []
+    refused = refused | programs.refused
+    problems = unexpected({names[key]: reason for key, reason in refused.items()}, names.values(), target)
     for key, sample in samples.items():
-        name = f"{sample.op.name}/{sample.id}"
+        if key in refused:
+            continue
+        name = names[key]
         run = programs.run if key in half else library.run
         first, second = run(key, *sample.inputs), run(key, *sample.inputs)
         for got, again, single, double in zip(first, second, reference(sample), double_reference(sample), strict=True):
@@ -96,7 +107,7 @@ def test_samples(family: str, target: Target) -> None:
                 problems.append(f"{name}: the second call differs")
             if sample.exact and not np.array_equal(got, single, equal_nan=array_type(got).is_float):
                 problems.append(f"{name}: not exact")
-    assert not problems, "\n".join(problems)
+    return problems
 
 
 def in_half(sample: Sample, dtype: str) -> Sample | None:
@@ -139,14 +150,17 @@ def test_half_samples(family: str, target: Target) -> None:
     """float32 samples in half floats: computed in float32, rounded once."""
     samples = half_samples(family)
     programs = Programs({key: op_program(sample.op, sample.inputs) for key, (sample, _) in samples.items()}, target)
-    problems: list[str] = []
+    names = {key: f"{sample.op.name}/{sample.id}/{dtype}" for key, (sample, dtype) in samples.items()}
+    refused = {names[key]: reason for key, reason in programs.refused.items()}
+    problems = unexpected(refused, names.values(), target)
     for key, (sample, dtype) in samples.items():
-        name = f"{sample.op.name}/{sample.id}/{dtype}"
+        if key in programs.refused:
+            continue
         results = programs.run(key, *sample.inputs)
         for got, rounded, double in zip(
             results, rounded_reference(sample, dtype), double_reference(sample), strict=True
         ):
-            problems += check(name, got, rounded, double)
+            problems += check(names[key], got, rounded, double)
     assert not problems, "\n".join(problems)
 
 
