@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 from tvm import tirx
+from tvm.tirx.script.builder import ir as T
 
 from tests.vulkan.device import Device
 from tests.vulkan.kernels import build, elementwise, validation_errors
+from transpiler.ir import TensorType
+from transpiler.schedule import import_schedule
 from transpiler.spirv.kernel import Kernel
 
 INTS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
@@ -217,3 +221,34 @@ def test_every_module_is_valid(tmp_path: Path) -> None:
         kernel for name, kernel in kernels().items() if name.startswith(("float16", "bits", "floordiv", "mul", "not"))
     ]
     assert [text for kernel in chosen if (text := validation_errors(kernel, tmp_path))] == []
+
+
+LIMITS = (6, 0, -6, 1 << 31)
+COMPARED: tuple[Callable[[Any, Any], Any], ...] = (operator.lt, operator.le, operator.gt, operator.ge)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "uint32"])
+def test_widened_ints_compare_with_constants(dtype: str, device: Device) -> None:
+    """Mesa takes OpSConvert's results for larger or smaller than any constant (see `conversion._extended`)."""
+    tests = [(limit, compare) for limit in LIMITS for compare in COMPARED]
+
+    facts = np.iinfo(dtype)
+    x = np.array([5, 6, 0, 1, 100, facts.min, facts.max, facts.max - 1], np.int64).astype(dtype)
+    tir, tt = import_schedule("tir"), TensorType
+    builder = tir.KernelBuilder("flags", [tt(dtype, (x.size,))], [tt("int32", (x.size,))])
+    with builder, T.launch_thread("threadIdx.x", x.size) as thread:
+        # Through memory: TVM would compare in 32 bits.
+        wide = tir.local(1, "int64")
+        wide.store(0, T.Cast("int64", builder.inputs[0][thread]))
+        bits: Any = tirx.const(0, "int32")
+        for position, (limit, compare) in enumerate(tests):
+            yes = tirx.const(1 << position, "int32")
+            bits = bits + tirx.Select(compare(wide[0], tirx.const(limit, "int64")), yes, tirx.const(0, "int32"))
+        builder.outputs[0].store(thread, bits)
+    (kernel,) = build([builder.function]).values()
+    result = np.zeros(x.size, np.int32)
+    device.run(kernel, [x, result] if kernel.buffers[1].written else [result, x])
+    expected = np.zeros(x.size, np.int32)
+    for position, (limit, compare) in enumerate(tests):
+        expected += compare(x.astype(np.int64), limit).astype(np.int32) << position
+    np.testing.assert_array_equal(result, expected)

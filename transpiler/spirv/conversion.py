@@ -40,13 +40,26 @@ def cast(s: Arithmetic, x: Value, dtype: DType) -> Value:
 def _int_to_int(s: Arithmetic, x: Value, dtype: DType) -> Value:
     held, wanted = x.dtype.register, dtype.register
     if held.bits != wanted.bits:
-        # The sign of the source decides how it is extended.
-        op = Op.S_CONVERT if held.kind == "int" else Op.U_CONVERT
-        held = DType(held.kind, wanted.bits)
-        x = s.emit(op, held, x)
+        if wanted.bits == 64 and x.dtype != UINT32:
+            x = _extended(s, x)
+        else:
+            x = s.emit(Op.S_CONVERT if held.kind == "int" else Op.U_CONVERT, DType(held.kind, wanted.bits), x)
+        held = DType(x.dtype.kind, wanted.bits)
     if held.kind != wanted.kind:
         x = s.emit(Op.BITCAST, wanted, x)
     return s.normalised(Value(s, x.id, dtype))
+
+
+def _extended(s: Arithmetic, x: Value) -> Value:
+    """int64 of an int that fits int32, made of an unsigned extension.
+
+    Mesa (22.3 for one) takes comparisons of OpSConvert's results with constants for what they are not: each is answered
+    as for the largest or smallest int.
+    """
+    offset = 1 << 31
+    word = s.reinterpret(Value(s, x.id, x.dtype.register), UINT32)
+    shifted = s.bitwise("xor", word, s.const(offset, UINT32))
+    return s.sub(s.emit(Op.BITCAST, INT64, s.emit(Op.U_CONVERT, UINT64, shifted)), s.const(offset, INT64))
 
 
 def _int_to_float(s: Arithmetic, x: Value, dtype: DType) -> Value:
