@@ -148,6 +148,12 @@ NO_HALF = frozenset({"packed", "blocked_conv", "winograd", "factorize", "matrix_
 @pytest.mark.parametrize("family", sorted(item for item in FAMILIES if item not in NO_HALF and half_samples(item)))
 def test_half_samples(family: str, target: Target) -> None:
     """float32 samples in half floats: computed in float32, rounded once."""
+    problems = check_half_samples(family, target)
+    assert not problems, "\n".join(problems)
+
+
+def check_half_samples(family: str, target: Target) -> list[str]:
+    """What is wrong with the family's samples in half floats."""
     samples = half_samples(family)
     programs = Programs({key: op_program(sample.op, sample.inputs) for key, (sample, _) in samples.items()}, target)
     names = {key: f"{sample.op.name}/{sample.id}/{dtype}" for key, (sample, dtype) in samples.items()}
@@ -161,7 +167,7 @@ def test_half_samples(family: str, target: Target) -> None:
             results, rounded_reference(sample, dtype), double_reference(sample), strict=True
         ):
             problems += check(names[key], got, rounded, double)
-    assert not problems, "\n".join(problems)
+    return problems
 
 
 def test_every_op_has_samples() -> None:

@@ -10,19 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tvm import tirx
 
+from tests.conformance.test_special_functions import AGAINST_TORCH
 from tests.vulkan.device import Device
 from tests.vulkan.kernels import build, elementwise, validation_errors
 from transpiler.errors import TranspileErrors
 from transpiler.spirv import doubles, functions
+from transpiler.spirv.c_functions import OF_FLOAT64
 from transpiler.spirv.kernel import Kernel
 
 COUNT = 1 << 16
 SPECIAL = np.array(
     [0, -0.0, np.inf, -np.inf, np.nan, 1, -1, 2, -2, 0.5, 3, -3, 2.0**-149, -1e-40, 3.4e38, -3.4e38], "f4"
 )
-TWO = frozenset({"pow", "atan2", "fmod"})
+TWO = frozenset({"pow", "atan2", "fmod", "hypot", "nextafter"})
 Array = np.ndarray[Any, Any]
 
 
@@ -35,7 +38,8 @@ REFERENCE: dict[str, Callable[..., Array]] = {
     "log2": np.log2, "log10": np.log10, "log1p": np.log1p, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x),
     "sigmoid": sigmoid, "tanh": np.tanh, "erf": np.vectorize(math.erf), "sin": np.sin, "cos": np.cos, "tan": np.tan,
     "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh, "asinh": np.arcsinh,
-    "acosh": np.arccosh, "atanh": np.arctanh, "pow": np.power, "atan2": np.arctan2, "fmod": np.fmod,
+    "acosh": np.arccosh, "atanh": np.arctanh, "pow": np.power, "atan2": np.arctan2, "fmod": np.fmod, "hypot": np.hypot,
+    "logb": lambda x: np.where(np.isfinite(x) & (x != 0), np.frexp(x)[1] - 1.0, np.log(np.abs(x))),
 }  # fmt: skip
 
 
@@ -143,7 +147,7 @@ def test_every_module_is_valid(tmp_path: Path) -> None:
     assert [text for kernel in kernels().values() if (text := validation_errors(kernel, tmp_path))] == []
 
 
-@pytest.mark.parametrize("name", ["sin", "pow", "erf", "fmod"])
+@pytest.mark.parametrize("name", ["sin", "pow", "asin", "fmod"])
 def test_float64_functions_that_are_missing_are_refused(name: str) -> None:
     count = 1 + (name in TWO)
     with pytest.raises(TranspileErrors, match=f"Kernel '{name}_kernel': No SPIR-V for {name} of float64"):
@@ -153,3 +157,57 @@ def test_float64_functions_that_are_missing_are_refused(name: str) -> None:
 def test_unknown_functions_are_refused() -> None:
     with pytest.raises(TranspileErrors, match="No SPIR-V for the call"):
         build([elementwise("riddle", ["float32"], "float32", call("lgammaf", "float32"), 64)])
+
+
+def test_nextafter(device: Device) -> None:
+    x, y = arguments("nextafter")
+    (kernel,) = build(
+        [elementwise("nextafter", ["float32"] * 2, "float32", call("nextafter", "float32"), COUNT)]
+    ).values()
+    got = np.zeros(COUNT, np.float32)
+    named = {"in0": x, "in1": y, "out": got}
+    device.run(kernel, [named[binding.name.removesuffix("_ptr")] for binding in kernel.buffers])
+    expected = np.nextafter(x, y)
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(np.signbit(got[got == 0]), np.signbit(expected[expected == 0]))
+
+
+C_FUNCTIONS = {
+    f"{row[0]}_{number}": row for number, row in enumerate(AGAINST_TORCH) if row[0] not in ("igamma", "igammac")
+}
+
+
+@cache
+def c_kernels() -> dict[str, Kernel]:
+    return build(
+        [
+            elementwise(
+                name, ["float64"] * len(row[2]), "float64", call(f"tp_math_{row[0]}", "float64"), row[2][0].size
+            )
+            for name, row in C_FUNCTIONS.items()
+        ]
+    )
+
+
+@pytest.mark.parametrize("name", C_FUNCTIONS)
+def test_functions_of_c_are_pytorch_s(name: str, device: Device) -> None:
+    _, function, x = C_FUNCTIONS[name]
+    theirs = function(*map(torch.tensor, x)).numpy()
+    ours = np.zeros(x[0].size)
+    named = {f"in{i}": np.asarray(array, np.float64) for i, array in enumerate(x)} | {"out": ours}
+    kernel = c_kernels()[name]
+    device.run(kernel, [named[binding.name.removesuffix("_ptr")] for binding in kernel.buffers])
+    assert np.abs(ours - theirs).max() <= 1e-12 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("name", sorted(OF_FLOAT64))
+def test_functions_of_libm_are_right(name: str, device: Device) -> None:
+    x = np.concatenate([np.random.default_rng(7).uniform(-6, 6, COUNT // 2), np.logspace(-30, 2, COUNT // 2)])
+    (kernel,) = build([elementwise(name, ["float64"], "float64", call(name, "float64"), COUNT)]).values()
+    got = np.zeros(COUNT)
+    named = {"in0": x, "out": got}
+    device.run(kernel, [named[binding.name.removesuffix("_ptr")] for binding in kernel.buffers])
+    with np.errstate(all="ignore"):
+        exact = {**REFERENCE, "erfc": np.vectorize(math.erfc)}[name](x)
+        error = np.where((got == exact) | (np.isnan(got) & np.isnan(exact)), 0, np.abs(got - exact) / np.abs(exact))
+    assert error.max() <= 4e-15 if name != "erfc" else error[x < 20].max() <= 1e-13, x[error.argmax()]

@@ -5,8 +5,8 @@ error of 2^-11), so they are written out here. Errors in units of the last place
 whole range by tests/vulkan/test_functions.py, on a device that rounds +, -, *, / and sqrt correctly; Vulkan allows
 2.5 units for a division, and a device that flushes denormal numbers gives 0 for them.
 
-float16 is computed in float32 and rounded once. float64 has what `DOUBLE` lists, computed in float64; the others are
-refused rather than computed in fewer digits.
+float16 is computed in float32 and rounded once. float64 has what `DOUBLE` lists and what `c_functions` has, computed in
+float64; the others are refused rather than computed in fewer digits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from transpiler.schedule import import_schedule
 
-from . import doubles, logarithm, trigonometry
+from . import bits, c_functions, doubles, logarithm, trigonometry
 from .arithmetic import Arithmetic, Value
 from .control import loop
 from .dtypes import FLOAT16, FLOAT32, FLOAT64, UINT32, unsupported
@@ -30,6 +30,7 @@ ULPS: dict[str, float] = {
     "exp": 1.5, "exp2": 1.5, "exp10": 1.5, "expm1": 2, "log": 1, "log2": 1, "log10": 1, "log1p": 2, "sqrt": 1,
     "rsqrt": 2, "sigmoid": 3, "tanh": 2, "erf": 3, "sin": 3, "cos": 3, "tan": 5, "asin": 3, "acos": 3, "atan": 3,
     "sinh": 4, "cosh": 4, "asinh": 3, "acosh": 3, "atanh": 3, "pow": 3, "atan2": 3, "fmod": 0,
+    "hypot": 2, "logb": 0,
 }  # fmt: skip
 
 
@@ -194,7 +195,7 @@ SINGLE: dict[str, Function] = {
     "log10": logarithm.log10, "log1p": logarithm.log1p, "pow": logarithm.power, "sin": trigonometry.sin,
     "cos": trigonometry.cos, "tan": trigonometry.tan, "asin": trigonometry.asin, "acos": trigonometry.acos,
     "atan": trigonometry.atan, "atan2": trigonometry.atan2, "sinh": sinh, "cosh": cosh, "asinh": asinh,
-    "acosh": acosh, "atanh": atanh, "fmod": fmod,
+    "acosh": acosh, "atanh": atanh, "fmod": fmod, "hypot": bits.hypot, "logb": bits.logb, "nextafter": bits.nextafter,
 }  # fmt: skip
 DOUBLE: dict[str, Function] = {"exp": doubles.exp, "log": doubles.log, "sigmoid": doubles.sigmoid}
 # Of any dtype; floats exactly (sqrt and rsqrt as exactly as the device divides).
@@ -211,7 +212,7 @@ def known(name: str) -> str | None:
     for candidate in (name, name.removesuffix("f")):
         if candidate in ANY or candidate in SINGLE:
             return candidate
-    return None
+    return name if c_functions.defines(name) else None
 
 
 def call(s: Arithmetic, name: str, *args: Value) -> Value:
@@ -222,6 +223,8 @@ def call(s: Arithmetic, name: str, *args: Value) -> Value:
     if function is None:
         raise unsupported(f"the function {name}", hint=f"functions: {', '.join(sorted(ANY | SINGLE))}")
     dtype = args[0].dtype
+    if function not in SINGLE and function not in ANY:
+        return c_functions.call(s, function, *args)
     if function in ANY and not (dtype == FLOAT16 and function in ("sqrt", "rsqrt")):
         if function in ("sqrt", "rsqrt") and not dtype.is_float:
             raise unsupported(f"{function} of {dtype}")
@@ -229,6 +232,8 @@ def call(s: Arithmetic, name: str, *args: Value) -> Value:
     if dtype == FLOAT16:
         return s.cast(call(s, function, *(s.cast(x, FLOAT32) for x in args)), FLOAT16)
     table = {FLOAT32: SINGLE, FLOAT64: DOUBLE}.get(dtype, {})
+    if dtype == FLOAT64 and function not in table and c_functions.defines(function):
+        return c_functions.call(s, function, *args)
     if function not in table:
         known_ones = ", ".join(sorted(DOUBLE)) if dtype == FLOAT64 else "floats"
         raise unsupported(f"{function} of {dtype}", hint=f"of {dtype} there are: {known_ones}")
