@@ -307,7 +307,8 @@ class _Caller:
     def conditional(self, condition: Node, then: Node, otherwise: Node) -> Number:
         chosen = self.truth(self.value(condition))
         if not isinstance(chosen, Value):
-            return self.value(then if chosen else otherwise)  # type: ignore[no-any-return]
+            known: Number = self.value(then if chosen else otherwise)
+            return known
         whole = self.is_whole(then) or self.is_whole(otherwise)
 
         def side(node: Node) -> tuple[Value, ...]:
@@ -335,7 +336,8 @@ class _Caller:
     def binary(self, sign: str, a: Number, b: Number) -> Number:
         if not isinstance(a, Value) and not isinstance(b, Value):
             if sign in _STATIC:
-                return _STATIC[sign](a, b)  # type: ignore[no-any-return]
+                known: Number = _STATIC[sign](a, b)
+                return known
             whole = isinstance(a, int) and isinstance(b, int)
             if sign == "/":
                 return int(a / b) if whole else a / b
@@ -355,22 +357,20 @@ class _Caller:
         if name == "COUNT":
             return len(self.variable(str(arguments[0][1])))
         if name == "RATIO":
-            numerator, denominator, x = arguments
-            horner = [("call", "horner", (table, ("call", "COUNT", (table,)), x)) for table in (numerator, denominator)]
+            numerator, denominator, at = arguments
+            horner = [
+                ("call", "horner", (table, ("call", "COUNT", (table,)), at)) for table in (numerator, denominator)
+            ]
             return self.value(("/", horner[0], horner[1]))
         if name in source().functions:
             function = source().functions[name]
             values = [
-                self.variable(str(argument[1])) if type_ == "table" else self.argument(argument)
+                self.variable(str(argument[1])) if type_ == "table" else self.value(argument)
                 for (type_, _), argument in zip(function.parameters, arguments, strict=True)
             ]
             return self.function(function, values)
         x, *rest = (self.double(self.value(item)) for item in arguments)
         return _BUILT_IN[name](self.s, x, *rest)
-
-    def argument(self, node: Node) -> Any:
-        """A name that is only written through a pointer has no value yet."""
-        return self.value(node)
 
 
 _BUILT_IN: Mapping[str, Callable[..., Value]] = {
