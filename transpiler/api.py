@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from transpiler.naming import DEFAULT_VERSION
 from transpiler.pipeline import build
 from transpiler.progress import Progress
 from transpiler.request import Report, Request
@@ -63,6 +64,7 @@ def transpile(
     functions: Mapping[str, Any] | None = None,
     target: str | Sequence[str] = "cpu",
     name: str | None = None,
+    version: str = DEFAULT_VERSION,
     out: str | Path | None = None,
     entry: str | None = None,
     init: Mapping[str, Any] | None = None,
@@ -92,6 +94,7 @@ def transpile(
             it has none. They share weights and state: `{"prefill": (ids,), "decode": (token, position)}`.
         target: "cpu".
         name: import name of the package; from the model by default.
+        version: of the package, its wheel and its pkg-config file (PEP 440).
         out: the folder that gets the package's folder; `generated` by default.
         entry, init, inputs: for a model.py, as --entry, --init and --input.
         weights: other weights than the model's: a .safetensors or state_dict file, or a mapping.
@@ -125,6 +128,7 @@ def transpile(
             functions=functions,
             targets=(target,) if isinstance(target, str) else tuple(target),
             name=name,
+            version=version,
             out=Path(out) if out is not None else Path("generated"),
             entry=entry,
             init=dict(init or {}),

@@ -75,6 +75,7 @@ def package_view(
         bounds={name: function.bounds for name, function in model.functions.items()},
         examples={name: [array.shape for array in function.examples] for name, function in model.functions.items()},
         exact=request.exact,
+        version=request.version,
     )
 
 

@@ -22,6 +22,7 @@ import click
 from transpiler import __version__
 from transpiler.dims import evaluate, parse_dim
 from transpiler.errors import Problem, TranspileErrors, UsageError, render
+from transpiler.naming import DEFAULT_VERSION
 from transpiler.resources import PACKAGE
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ MAX_FAILURES = 20
     help="Module paths whose outputs stay visible (layer1.*); 'all': every one, unfused, slower.",
 )  # fmt: skip
 @click.option("--name", metavar="NAME", help="Import name of the package.  [default: from the model]")
+@click.option("--package-version", metavar="VERSION", default=DEFAULT_VERSION, show_default=True, help="Its version.")
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("generated"), show_default=True,
     help="Folder that gets the package's folder.",
@@ -106,6 +108,7 @@ def main(
     precision: str,
     taps: str | None,
     name: str | None,
+    package_version: str,
     out: Path,
     tune: Literal["none", "fast", "full"],
     tuning_record: Path | None,
@@ -150,6 +153,7 @@ def main(
             weights,
             taps,
             name,
+            package_version,
             out,
             tune,
             tuning_record,
@@ -197,6 +201,7 @@ def _request(
     weights: Path | None,
     taps: str | None,
     name: str | None,
+    version: str,
     out: Path,
     tune: Literal["none", "fast", "full"],
     tuning_record: Path | None,
@@ -219,6 +224,7 @@ def _request(
         model=model,
         targets=tuple(targets) or ("cpu",),
         name=name,
+        version=version,
         out=out,
         entry=entry,
         init=parse_inits(inits),

@@ -13,8 +13,8 @@ from transpiler.formatting import format_python
 from transpiler.forward import ForwardView, KernelMethodView, forward_view, kernel_methods, kernel_views
 from transpiler.interface import Argument, CallView, Records, RecordView, call_arguments, interface
 from transpiler.ir import Array, Program, Role
-from transpiler.manifest import VERSION, build_manifest, manifest_hash
-from transpiler.naming import comment, docstring, package_name
+from transpiler.manifest import build_manifest, manifest_hash
+from transpiler.naming import DEFAULT_VERSION, comment, docstring, package_name, package_version
 from transpiler.output import write_package
 from transpiler.plan import KernelPlan, output_names
 from transpiler.prepared import PrepareView, prepare_view, run_prepare, runtime_module, weights_key
@@ -119,6 +119,7 @@ def make_view(
     exact: bool = False,
     options: Mapping[str, Any] | None = None,
     weights_hash: str = "",
+    version: str = DEFAULT_VERSION,
 ) -> PackageView:
     """The package of a program's plans, one per function in its order.
 
@@ -134,12 +135,13 @@ def make_view(
         examples: shapes of each function's example inputs.
         options: those that decided what the package is (`transpiler.provenance`).
         weights_hash: of the state_dict.
+        version: of the package.
         exact: whether faster algorithms with other rounding were left out.
 
     Raises:
-        UsageError: "bad-name".
+        UsageError: "bad-name"; "bad-version".
     """
-    name = package_name(name)
+    name, version = package_name(name), package_version(version)
     source = source or SourceFacts()
     plan = next(plan for plan in plans if plan.function == program.main.name)
     arguments = {
@@ -162,6 +164,7 @@ def make_view(
     methods = kernel_methods(plan)
     manifest = build_manifest(
         name=name,
+        version=version,
         program=program,
         plans=plans,
         isas=binaries.variants,
@@ -183,7 +186,7 @@ def make_view(
     everything = sorted([*exports, "PackageError", "TapError", "WeightsError", "__version__"], key=_sort_key)
     return PackageView(
         name=name,
-        version=repr(VERSION),
+        version=repr(version),
         title_doc=docstring(f"{what}: `Model()` runs it with numpy arrays."),
         module_doc=_module_doc(what, source, calls, arguments),
         class_doc=docstring(f"{what}; see `runtime.package.Package` for what every model can do."),
@@ -206,7 +209,7 @@ def make_view(
         prepare=prepare_view(plan),
         toml=TomlView(
             _toml(name.replace("_", "-")),
-            _toml(VERSION),
+            _toml(version),
             _toml(comment(what)),
             _toml(name),
             ", ".join(map(_toml, binaries.requires)),

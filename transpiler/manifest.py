@@ -17,7 +17,6 @@ from transpiler.prepared import prepared_keys, weights_key
 from transpiler.structure import to_json
 
 FORMAT = 4
-VERSION = "0.1.0"
 RANDOM = {
     "generator": "philox4x32-10",
     "compared": "values: PyTorch on these random numbers; distribution: moments of PyTorch's own",
@@ -28,6 +27,7 @@ TOLERANCE = {"factor_torch": 4, "factor_eps": 128, "factor_eps_half": 4}
 def build_manifest(
     *,
     name: str,
+    version: str,
     program: Program,
     plans: Sequence[KernelPlan],
     isas: Sequence[str],
@@ -70,7 +70,7 @@ def build_manifest(
     return {
         "format": FORMAT,
         "name": name,
-        "version": VERSION,
+        "version": version,
         "targets": [plans[0].target],
         "isas": list(isas),
         "machine": platform["machine"],

@@ -30,6 +30,28 @@ _OTHERS = frozenset(sys.stdlib_module_names) | frozenset({
 # fmt: on
 
 
+DEFAULT_VERSION = "0.1.0"
+# PEP 440, in the form that it calls normalised: others would be another text in the name of the wheel.
+_VERSION = re.compile(
+    r"([1-9]\d*!)?(0|[1-9]\d*)(\.(0|[1-9]\d*))*((a|b|rc)(0|[1-9]\d*))?(\.post(0|[1-9]\d*))?(\.dev(0|[1-9]\d*))?"
+    r"(\+[a-z0-9]+(\.[a-z0-9]+)*)?",
+    re.ASCII,
+)
+
+
+def package_version(version: str) -> str:
+    """`version` itself if it can be that of a Python project.
+
+    Raises:
+        UsageError: "bad-version".
+    """
+    if _VERSION.fullmatch(version) and len(version) <= 64:
+        return version
+    raise UsageError(
+        "bad-version", f"{version!r} is no version: expected one such as 1.2, 1.2rc1 or 1.2+cpu (PEP 440)."
+    )
+
+
 def package_name(name: str) -> str:
     """`name` itself if it can name a Python package, its project, C symbols, a header and a library.
 

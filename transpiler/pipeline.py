@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from transpiler.errors import TranspileErrors, UsageError
+from transpiler.naming import package_version
 from transpiler.problems import NotImported
 from transpiler.progress import Progress, Silent
 from transpiler.request import Report, Request, TestsFailed
@@ -52,6 +53,7 @@ def build(request: Request, progress: Progress | None = None) -> Report:
     from transpiler.recording import measure_errors, record_results
 
     progress = progress or Silent()
+    package_version(request.version)
     targets = _targets(request)
     run_here = [target for target in targets if runs_here(target.variant)]
     # What is fast on this machine says little about machines that lack its best instructions.
@@ -73,7 +75,7 @@ def build(request: Request, progress: Progress | None = None) -> Report:
             tuners[variant] = _tuner(target, request, request.tune if target in tuned else "none")
             lowered[variant] = _lower(rewritten, tuners[variant], request, progress)
         _check_alike(name, lowered)
-        artifacts = _compile(lowered, targets, name, compiler, progress)
+        artifacts = _compile(lowered, targets, name, request.version, compiler, progress)
         plans = lowered[targets[0].variant.name].plans
         progress.stage("recording PyTorch's results")
         results = record_results(model, plans)
@@ -224,6 +226,7 @@ def _compile(
     lowered: Mapping[str, LoweredProgram],
     targets: Sequence[Target],
     name: str,
+    version: str,
     compiler: Compiler | None,
     progress: Progress,
 ) -> Artifacts:
@@ -232,7 +235,6 @@ def _compile(
     from transpiler.c_abi import c_files
     from transpiler.compile import compile_kernels
     from transpiler.link import Binaries, link_library
-    from transpiler.manifest import VERSION
     from transpiler.provenance import compiler_version
 
     libraries = {}
@@ -243,7 +245,7 @@ def _compile(
         libraries[isa] = link_library(objects, lowered[isa].plans, name, isa, compiler)
     isas = [target.isa for target in targets]
     plans = lowered[isas[0].name].plans
-    return Binaries(libraries, c_files(name, plans, isas, VERSION, compiler), compiler_version(compiler.command))
+    return Binaries(libraries, c_files(name, plans, isas, version, compiler), compiler_version(compiler.command))
 
 
 def _compile_for_gpu(lowered: Mapping[str, LoweredProgram], targets: Sequence[Target], progress: Progress) -> Artifacts:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from transpiler.c_compiler import check_glibc
 from transpiler.errors import Problem, TranspileErrors, UsageError, render
-from transpiler.naming import package_name
+from transpiler.naming import DEFAULT_VERSION, package_name, package_version
 from transpiler.specs import parse_dynamic, parse_init, parse_input
 from transpiler.target import host_triple, known_targets, load_targets
 
@@ -40,6 +40,7 @@ class ModelSpec:
 
     name: str
     source: str
+    version: str = DEFAULT_VERSION
     entry: str | None = None
     init: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[str, ...] = ()
@@ -73,7 +74,7 @@ class ModelSpec:
 
     def arguments(self, root: Path, out: Path) -> list[str]:
         """The command line of `transpile` that makes the package in `out`."""
-        given = ["--name", self.package, "--out", str(out), "--tune", self.tune]
+        given = ["--name", self.package, "--package-version", self.version, "--out", str(out), "--tune", self.tune]
         for flag, value in (
             ("--entry", self.entry),
             ("--taps", self.taps),
@@ -239,6 +240,9 @@ class _Reader:
         package_name(parts[-1])
         return ".".join(parts)
 
+    def version(self, value: object) -> str:
+        return package_version(self.text(value))
+
     def inside(self, value: object) -> str:
         """A relative path or glob in the project: from elsewhere, an sdist would lack it."""
         path = PurePosixPath(self.text(value))
@@ -315,6 +319,7 @@ _READ: dict[str, Callable[[_Reader, object], Any]] = {
     "tuning-record": _Reader.file,
     "exact": _Reader.flag,
     "rng": _Reader.flag,
+    "version": _Reader.version,
     "test": _Reader.flag,
     "depends": _Reader.depends,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from transpiler.errors import TranspileError, TranspileErrors
+from transpiler.naming import DEFAULT_VERSION
 from transpiler.specs import DynamicSpec, InputSpec
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Request:
     functions: Mapping[str, Any] | None = None
     targets: tuple[str, ...] = ("cpu",)
     name: str | None = None
+    version: str = DEFAULT_VERSION
     out: Path = Path("generated")
     entry: str | None = None
     init: Mapping[str, Any] = field(default_factory=dict)

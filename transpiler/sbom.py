@@ -11,6 +11,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from transpiler.artifacts import NUMPY
 from transpiler.resources import tree
@@ -86,7 +87,7 @@ def notices(parts: Sequence[str]) -> bytes:
 
 
 def _pypi(kind: str, name: str, version: str) -> dict[str, Any]:
-    purl = f"pkg:pypi/{name}@{version}"
+    purl = f"pkg:pypi/{name}@{quote(version)}"
     return {"type": kind, "bom-ref": purl, "name": name, "version": version, "purl": purl}
 
 

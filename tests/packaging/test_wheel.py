@@ -7,6 +7,7 @@ import re
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from tests.packaging.support import Environment, run, tagger, tool
 from transpiler import transpile
 from transpiler.api import Package
 from transpiler.cli import main
-from transpiler.errors import TranspileError
+from transpiler.errors import TranspileError, TranspileErrors
+from transpiler.target import load_targets
 from transpiler.weights import state_arrays
 
 ASK = "import sys, numpy as np; from tagger import Model; {}; np.save('y.npy', model(np.load('ids.npy')))"
@@ -188,8 +190,9 @@ def test_a_changed_package_makes_no_wheel(package: Package, tmp_path: Path) -> N
         file.write_text(text)
     assert caught.value.code == "package-changed"
     assert not list(tmp_path.iterdir()), "nothing half-written is left"
+    wrong: Any = "inside"
     with pytest.raises(ValueError, match="'embed', 'separate' or 'none'"):
-        package.wheel(tmp_path, bundle_weights="inside")  # type: ignore[arg-type]
+        package.wheel(tmp_path, bundle_weights=wrong)
 
 
 def test_sizes_beyond_two_gigabytes_are_written(
@@ -240,11 +243,35 @@ def test_a_resnet_50_without_weights_is_a_megabyte(tmp_path: Path) -> None:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     module = ResNetForImageClassification(ResNetConfig(return_dict=False)).eval()
-    package = transpile(module, (torch.zeros(1, 3, 224, 224),), name="resnet50", out=tmp_path)
+    isas = [target.isa.name for target in load_targets("cpu", triple="x86_64-unknown-linux-gnu")]
+    package = transpile(module, (torch.zeros(1, 3, 224, 224),), name="resnet50", out=tmp_path, isa=isas)
     with zipfile.ZipFile(package.wheel(bundle_weights="none")) as archive:
         assert sum(name.endswith("/resnet50.so") for name in archive.namelist()) == 3
     assert package.wheel(bundle_weights="none").stat().st_size <= 1_000_000
     assert package.wheel().stat().st_size > 100_000_000
+
+
+def test_a_version_of_its_own(bare: Environment) -> None:
+    """In the wheel's name, its metadata and its bill of materials, in Python and for pkg-config."""
+    module, x = torch.nn.Linear(3, 2).eval(), torch.ones(1, 3)
+    for version in ("1.0-2", "v1.0", "1.0\n", "", "1.0/../2", "1.01"):
+        with pytest.raises(TranspileErrors, match="is no version: expected one such as"):
+            transpile(module, (x,), name="lin", version=version, out=bare.folder)
+    package = transpile(module, (x,), name="lin", version="2!1.4rc1+cpu.1", out=bare.folder, isa="baseline")
+    wheel = package.wheel(bundle_weights="separate")
+    assert wheel.name.startswith("lin-2!1.4rc1+cpu.1-py3-none-")
+    bare.install(wheel)
+    text = (
+        "import lin, importlib.metadata as m; print(lin.__version__, m.version('lin'), lin.Model().manifest['version'])"
+    )
+    got = run(bare.python, "-c", text, cwd=bare.folder, TRANSPILE_WEIGHTS=str(bare.folder))
+    assert got.split() == ["2!1.4rc1+cpu.1"] * 3
+    inside = bare.site / "lin"
+    assert "\nVersion: 2!1.4rc1+cpu.1\n" in (inside / "lib/pkgconfig/lin.pc").read_text()
+    assert "lin-2!1.4rc1+cpu.1.weights.cpu.safetensors" in (inside / "include/lin.h").read_text()
+    (bill,) = bare.site.glob("lin-*.dist-info/sboms/lin.cdx.json")
+    assert json.loads(bill.read_text())["metadata"]["component"]["purl"] == "pkg:pypi/lin@2%211.4rc1%2Bcpu.1"
+    bare.pip("uninstall", "-y", "lin")
 
 
 def test_a_tied_weight_is_stored_once(package: Package) -> None:

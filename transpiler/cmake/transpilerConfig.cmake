@@ -23,9 +23,9 @@ get_filename_component(TRANSPILER_FOLDER "${_transpiler_found}" DIRECTORY)
 set(TRANSPILER_PYTHON "${Python3_EXECUTABLE}")
 
 # transpile_model(NAME <name> SOURCE <model.py|model.pt2|model.graph.json>
-#                 [ENTRY <name>] [INIT <key=value>...] [INPUTS <spec>...] [WEIGHTS <file>] [DYNAMIC <spec>...]
-#                 [ISA <name>...] [TRIPLE <triple>] [GLIBC <version>] [TAPS <globs>] [TUNE none|fast|full]
-#                 [TUNING_RECORD <file>] [DEPENDS <file>...] [EXACT] [RNG] [NO_TEST])
+#                 [VERSION <version>] [ENTRY <name>] [INIT <key=value>...] [INPUTS <spec>...] [WEIGHTS <file>]
+#                 [DYNAMIC <spec>...] [ISA <name>...] [TRIPLE <triple>] [GLIBC <version>] [TAPS <globs>]
+#                 [TUNE none|fast|full] [TUNING_RECORD <file>] [DEPENDS <file>...] [EXACT] [RNG] [NO_TEST])
 #
 # Adds the library target <name>. It is transpiled when it is first built, and again when the source, the weights, a file
 # that the source imports or opens, DEPENDS, or the transpiler has changed. The build fails if the generated tests do.
@@ -34,7 +34,7 @@ set(TRANSPILER_PYTHON "${Python3_EXECUTABLE}")
 function(transpile_model)
   cmake_parse_arguments(PARSE_ARGV 0 MODEL
     "EXACT;RNG;NO_TEST"
-    "NAME;SOURCE;ENTRY;WEIGHTS;TRIPLE;GLIBC;TAPS;TUNE;TUNING_RECORD"
+    "NAME;SOURCE;VERSION;ENTRY;WEIGHTS;TRIPLE;GLIBC;TAPS;TUNE;TUNING_RECORD"
     "INIT;INPUTS;DYNAMIC;ISA;DEPENDS")
   if(MODEL_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "transpile_model: unknown: ${MODEL_UNPARSED_ARGUMENTS}")
@@ -73,6 +73,9 @@ function(transpile_model)
       list(APPEND arguments "--${flag}" "${MODEL_${key}}")
     endif()
   endforeach()
+  if(MODEL_VERSION)
+    list(APPEND arguments --package-version "${MODEL_VERSION}")
+  endif()
   if(MODEL_TUNING_RECORD)
     list(APPEND arguments --tuning-record "${MODEL_TUNING_RECORD}")
   endif()
