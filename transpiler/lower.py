@@ -193,8 +193,8 @@ def _label(op: Op, arity: int) -> str:
             return f"conv{kernel[0]}x{kernel[1]}" + ("_bias" if arity == 3 else "")
         case ConvWinograd(tile=tile):
             return f"winograd{tile}x{tile}" + ("_bias" if arity == 3 else "")
-        case ConvDepthwise(kernel=kernel):
-            return f"depthwise{kernel[0]}x{kernel[1]}" + ("_bias" if arity == 3 else "")
+        case ConvDepthwise(kernel=kernel, group=group):
+            return f"{'grouped' if group > 1 else 'depthwise'}{kernel[0]}x{kernel[1]}" + ("_bias" if arity == 3 else "")
         case LinearPacked():
             return "linear" + ("_bias" if arity == 3 else "")
     return "" if op.name in ("full", "broadcast_to") else op.name

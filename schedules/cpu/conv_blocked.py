@@ -27,6 +27,7 @@ from transpiler.target import Target
 from ..fuse import lowered
 from ..sizes import Extent, extent, is_large, is_several
 from ..tir import LANES, Buffer, KernelBuilder, loop, when
+from ..vectors import held
 from .convolution import Convolution, convolution
 from .epilogue import Epilogue
 from .gemm import Accumulators, Tile, choose_tile, max_rows
@@ -43,9 +44,11 @@ Fetch = Callable[[Expr], None]
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of a convolution: input blocks (or channels), map sizes after padding, output map, kernel, steps."""
+    """Sizes of a convolution: input blocks (or channels), map sizes after padding, output map, kernel, steps. With
+    groups, blocks and channels are those of one."""
 
     batch: Extent
+    groups: int
     inner: int  # input blocks of 16 (blocked) or input channels (stem)
     lanes: int  # 16 or 1: input channels per pixel of the source
     in_channels: int  # logical ones
@@ -70,11 +73,11 @@ class Geometry:
     @property
     def image_size(self) -> int:
         """Elements of an image, padded."""
-        return self.inner * self.height * self.width * self.lanes
+        return self.groups * self.inner * self.height * self.width * self.lanes
 
     @property
     def image_flops(self) -> int:
-        return 2 * self.channels * self.out_height * self.out_width * self.depth
+        return 2 * self.groups * self.channels * self.out_height * self.out_width * self.depth
 
     @property
     def depth(self) -> int:
@@ -106,9 +109,10 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
 def geometry_of(conv: Convolution[BlockedConv]) -> Geometry:
     op = conv.op
     height, width = conv.height + op.padded[0], conv.width + op.padded[1]
+    blocked, groups = isinstance(op, ConvBlocked), op.groups if isinstance(op, ConvBlocked) else 1
     return Geometry(
-        extent(conv.images), conv.inner, LANES if isinstance(op, ConvBlocked) else 1, op.in_channels, height, width,
-        op.channels, conv.out_height, conv.out_width,
+        extent(conv.images), groups, conv.inner // groups, LANES if blocked else 1, op.in_channels // groups,
+        height, width, op.channels // groups, conv.out_height, conv.out_width,
         (op.kernel[0], op.kernel[1]), (op.stride[0], op.stride[1]), (op.dilation[0], op.dilation[1]),
     )  # fmt: skip
 
@@ -128,7 +132,7 @@ def _convolve(
     tall = (
         max(1, min(max_rows(target.isa, tile.panels) // row_length, rows_of_pixels)) if row_length <= tile.rows else 1
     )
-    work = g.batch * g.out_blocks * g.out_height * g.out_width * g.depth * LANES
+    work = g.batch * g.groups * g.out_blocks * g.out_height * g.out_width * g.depth * LANES
     parallel = is_large(work)
     # The last panel's group is apart if that panel is narrow.
     narrow = int(g.last_lanes < LANES)
@@ -172,7 +176,7 @@ class Emitter:
         runs = min(full, 8) if height == 1 and parallel and full else 1
         per_run = -(-full // runs) if full else 0
         runs = -(-full // per_run) if full else 1
-        tasks = self.g.batch * groups * bands * runs
+        tasks = self.g.batch * self.g.groups * groups * bands * runs
         with loop(tasks, parallel=parallel and is_several(tasks)) as task:
             run = tirx.floormod(task, runs) if runs > 1 else 0
             task = tirx.floordiv(task, runs) if runs > 1 else task
@@ -212,7 +216,12 @@ class Emitter:
         weights of the next group."""
         g = self.g
         steps = g.inner * g.kernel[0] * g.kernel[1]
-        if g.lanes == 1 or tiles > FEW_TILES or 4 * g.out_blocks * steps * LANES * LANES < FETCHED_WEIGHTS:
+        if (
+            g.lanes == 1
+            or g.groups > 1
+            or tiles > FEW_TILES
+            or 4 * g.out_blocks * steps * LANES * LANES < FETCHED_WEIGHTS
+        ):
             return None
         share = -(-panels * LANES // tiles)
 
@@ -240,8 +249,14 @@ class Emitter:
         fetch: Fetch | None = None,
     ) -> None:
         """One register tile: `rows` x `columns` pixels, `panels` channel blocks, the last of `last` lanes, the whole
-        reduction; `fetch` is called at every step of 16 channels."""
+        reduction; `fetch` is called at every step of 16 channels. With groups, `image` counts the groups of all images,
+        and `panel` is one of the group's."""
         g = self.g
+        # Which image of the output, and which panel of the weight and the output.
+        item, block_of = image, panel
+        if g.groups > 1:
+            item = held(tirx.floordiv(image, g.groups))
+            block_of = held(tirx.floormod(image, g.groups) * g.out_blocks + panel)
         accumulators = Accumulators(Tile(rows * columns, panels), last)
         accumulators.zero()
         pixels = [(r, c) for r in range(rows) for c in range(columns)]
@@ -260,7 +275,7 @@ class Emitter:
                 scalars.append(partial(self.source.__getitem__, offset))
             vectors = []
             for p, lanes in enumerate(accumulators.lanes):
-                position = ((((panel + p) * g.inner + inner) * kh + y) * kw + x) * g.lanes + lane
+                position = ((((block_of + p) * g.inner + inner) * kh + y) * kw + x) * g.lanes + lane
                 vectors.append(self.weight.vector(position * LANES, lanes))
             accumulators.multiply_add(scalars, vectors)
 
@@ -282,8 +297,8 @@ class Emitter:
         def index(p: int, r: Expr, c: Expr, lane: Expr) -> list[Expr]:
             if self.pointwise:
                 pixel = column + c
-                return [image, panel + p, tirx.floordiv(pixel, g.out_width), tirx.floormod(pixel, g.out_width), lane]
-            return [image, panel + p, row + r, column + c, lane]
+                return [item, block_of + p, tirx.floordiv(pixel, g.out_width), tirx.floormod(pixel, g.out_width), lane]
+            return [item, block_of + p, row + r, column + c, lane]
 
         for p in range(panels):
             for r, c in pixels:
@@ -295,7 +310,7 @@ class Emitter:
             blocks_of(whole, 1, rest)
         for p in range(panels):
             for number, (r, c) in enumerate(pixels):
-                element = self.biased(accumulators.result(number, p), panel + p)
+                element = self.biased(accumulators.result(number, p), block_of + p)
                 self.epilogue.write(partial(index, p, r, c), element, LANES)
             if self.epilogue.in_place:
                 with T.serial(0, rows) as r, T.serial(0, columns) as c:

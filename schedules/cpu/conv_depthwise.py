@@ -1,4 +1,6 @@
-"""Depthwise convolution on NCHW16c: one vector of 16 channels per pixel, KH x KW multiply-adds.
+"""Depthwise convolution on NCHW16c: one vector of 16 channels per pixel, KH x KW multiply-adds; and grouped ones whose
+groups of 2, 4 or 8 channels lie in a block, with G as many: the pixel's vector is shuffled so that every lane has its
+group's first channel, second, and so on. (Zero weights for the others' channels would spread their NaN.)
 
 A register tile is a run of output pixels of one row; each kernel position loads its weight vector once for the run.
 Padding costs nothing: kernel rows outside of the map are left out by a condition per row, columns outside when the
@@ -11,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 from tvm import tirx
@@ -46,7 +49,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         lines = partial(_line, conv.height, conv.width)
         emitter = Emitter(op, conv.height, conv.width, *conv.operands(builder), Epilogue(group, builder), lines)
         tasks = extent(n) * cb
-        with loop(tasks, parallel=is_large(n * cb * oh * ow * kh * kw * LANES)) as task:
+        with loop(tasks, parallel=is_large(n * cb * oh * ow * kh * kw * op.group * LANES)) as task:
             block = task % cb if is_several(n) else task
             image = task // cb if is_several(n) else 0
             with T.serial(0, oh) as row:
@@ -56,7 +59,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
 
 def image_flops(conv: Convolution[ConvDepthwise]) -> int:
     """Operations of an image."""
-    return 2 * conv.op.channels * taps_inside(conv.op, conv.height, conv.width)
+    return 2 * conv.op.channels * conv.op.group * taps_inside(conv.op, conv.height, conv.width)
 
 
 def taps_inside(op: ConvDepthwise, height: int, width: int) -> int:
@@ -96,6 +99,13 @@ class Emitter:
         first = column * self.op.stride[1] - self.op.padding[1]
         return first >= 0 and first + (self.op.kernel[1] - 1) * self.op.dilation[1] < self.width
 
+    def of_group(self, vector: Expr, channel: int) -> Expr:
+        """In every lane, channel number `channel` of its group."""
+        group = self.op.group
+        if group == 1:
+            return vector
+        return tirx.Shuffle([vector], [tirx.const(lane // group * group + channel, "int32") for lane in range(LANES)])
+
     def row(self, plane: Expr, image: Expr, block: Expr, row: Expr, width: int, run: int) -> None:
         """A row of outputs: the runs within the map as a loop, those beside it one by one."""
         starts = list(range(0, width, run))
@@ -124,13 +134,14 @@ class Emitter:
             line = row * sh + y * dh - top
             with when(tirx.all(line >= 0, line < self.height) if any(self.op.padding[::2]) else None):
                 start = held((self.lines(plane, line) + column * sw) * LANES)
-                for x in range(kw):
-                    factor = T.bind(self.weight.vector(((block * kh + y) * kw + x) * LANES))
+                for x, channel in product(range(kw), range(self.op.group)):
+                    tap = ((block * kh + y) * kw + x) * self.op.group + channel
+                    factor = T.bind(self.weight.vector(tap * LANES))
                     for number in range(count):
                         place = number * sw + x * dw - left
                         if isinstance(column, int) and not 0 <= column * sw + place < self.width:
                             continue
-                        value = self.source.vector(start + place * LANES)
+                        value = self.of_group(self.source.vector(start + place * LANES), channel)
                         total = accumulators.vector(number * LANES) + value * factor
                         accumulators.store_vector(number * LANES, total)
 

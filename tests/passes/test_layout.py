@@ -239,3 +239,35 @@ def test_a_linear_layer_between_views_works_on_the_shape_around_it(shape: tuple[
     assert_same_meaning(program, program.with_function(after))
     (linear,) = (node for node in simplify.views(after).nodes if node.op.name == "linear")
     assert linear.output.shape == ((2, 3, 5) if moves else (6, 5))
+
+
+@pytest.mark.parametrize(
+    ("groups", "inputs", "outputs", "op"),
+    [
+        (3, 48, 96, "conv_blocked"),
+        (6, 24, 24, "conv_depthwise"),
+        (2, 10, 34, "conv_blocked"),
+        (5, 5, 15, "conv_depthwise"),
+        (4, 48, 48, "conv_blocked"),
+    ],
+)
+def test_groups(groups: int, inputs: int, outputs: int, op: str) -> None:
+    """Groups of whole blocks and parts of blocks stay where they are; others begin a block each."""
+    attributes = ATTRIBUTES.replace("groups = 1", f"groups = {groups}")
+    text = f"""
+        func forward(
+          %x: float32[2, {inputs}, 6, 7] user "x",
+          %w: float32[{outputs}, {inputs // groups}, 3, 3] parameter "w",
+          %b: float32[{outputs}] parameter "b",
+        ) {{
+          %c: float32[2, {outputs}, 6, 7] = conv(%x, %w, %b) {attributes}
+          %y: float32[2, {outputs}, 6, 7] = relu(%c)
+          return %y
+        }}
+        """
+    before = Program({"forward": graph(text)})
+    after = before.with_main(layout.blocked_channels(before.main))
+    verify(after.main)
+    assert_same_meaning(before, after)
+    _, main = split(after.main)
+    assert op in [node.op.name for node in main.nodes]

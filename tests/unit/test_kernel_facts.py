@@ -48,11 +48,11 @@ def test_winograd_counts_its_transforms() -> None:
 def test_depthwise_counts_what_lies_in_the_map() -> None:
     """3x3 over 7x7 with padding: 2 of 3 rows meet the map at the edges."""
     op = ConvDepthwise(32, 32, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
-    kernel = _kernel(op, (1, 2, 7, 7, 16), (2, 3, 3, 16))
+    kernel = _kernel(op, (1, 2, 7, 7, 16), (2, 3, 3, 1, 16))
     assert kernel.flops == 2 * 32 * (5 * 3 + 2 * 2) ** 2
     assert kernel.bytes == 4 * (2 * 2 * 49 * 16 + 2 * 9 * 16)
     strided = ConvDepthwise(32, 32, (3, 3), (2, 2), (0, 1, 1, 0), (1, 1))
-    assert _kernel(strided, (1, 2, 8, 8, 16), (2, 3, 3, 16)).flops == 2 * 32 * (3 * 4 - 1) ** 2
+    assert _kernel(strided, (1, 2, 8, 8, 16), (2, 3, 3, 1, 16)).flops == 2 * 32 * (3 * 4 - 1) ** 2
 
 
 def test_recurrent_weights_are_read_in_every_step() -> None:

@@ -150,11 +150,12 @@ def test_packing() -> None:
             np.testing.assert_array_equal(stem[o // 16, i, :, :, o % 16], w[o, i])
     assert np.count_nonzero(packed) == w.size
 
-    w = rng.standard_normal((18, 1, 3, 2)).astype(np.float32)
-    packed = host.pack_depthwise(w)
-    assert packed.shape == (2, 3, 2, 16)
-    for c in range(18):
-        np.testing.assert_array_equal(packed[c // 16, :, :, c % 16], w[c, 0])
+    for group in (1, 2):
+        w = rng.standard_normal((18, group, 3, 2)).astype(np.float32)
+        packed = host.pack_depthwise(w)
+        assert packed.shape == (2, 3, 2, group, 16)
+        for c, i in np.ndindex(18, group):
+            np.testing.assert_array_equal(packed[c // 16, :, :, i, c % 16], w[c, i])
 
     x = rng.standard_normal((2, 18, 4, 3)).astype(np.float32)
     blocked = np.moveaxis(host.pad_to(x, 1, 16).reshape(2, 2, 16, 4, 3), 2, -1)

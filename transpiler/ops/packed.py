@@ -224,29 +224,29 @@ class PackConvStem(Injective, name="pack_conv_stem"):
 
 
 class PackDepthwise(Injective, name="pack_depthwise"):
-    """weight[C, 1, KH, KW] -> [ceil(C/16), KH, KW, 16], zero-padded."""
+    """weight[C, G, KH, KW] -> [ceil(C/16), KH, KW, G, 16], zero-padded; G channels form a group."""
 
     def infer(self, *types: TensorType) -> TensorType:
-        c, _, kh, kw = types[0].static_shape()
-        return types[0].with_shape((blocks(c), kh, kw, BLOCK))
+        c, g, kh, kw = types[0].static_shape()
+        return types[0].with_shape((blocks(c), kh, kw, g, BLOCK))
 
     def reference(self, *inputs: Array) -> Array:
         weight = _pad_axis(inputs[0], 0)
-        c, _, kh, kw = weight.shape
-        return np.ascontiguousarray(weight.reshape(c // BLOCK, BLOCK, kh, kw).transpose(0, 2, 3, 1))
+        c, g, kh, kw = weight.shape
+        return np.ascontiguousarray(weight.reshape(c // BLOCK, BLOCK, g, kh, kw).transpose(0, 3, 4, 2, 1))
 
     def host(self, *names: str) -> str:
         return f"pack_depthwise({names[0]})"
 
     def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
-        block, y, x, lane = index
+        block, y, x, column, lane = index
         row = block * BLOCK + lane
         inside = row < types[0].static_shape()[0]
-        return s.guarded(inside, inputs[0](row, 0, y, x), s.const(0.0, types[0].dtype))
+        return s.guarded(inside, inputs[0](row, column, y, x), s.const(0.0, types[0].dtype))
 
     @classmethod
     def samples(cls) -> Iterator[Sample]:
-        for shape in ((16, 1, 3, 3), (17, 1, 1, 2)):
+        for shape in ((16, 1, 3, 3), (17, 1, 1, 2), (24, 4, 3, 2)):
             yield Sample(
                 "x".join(map(str, shape)), cls(), (rng(f"pack_depthwise{shape}").standard_normal(shape, np.float32),)
             )

@@ -196,6 +196,8 @@ class _Partition:
         """Whether `node` and the anchor before it are one kernel, since the map between would not stay in L2."""
         if (anchor.op.name, node.op.name) not in self.target.pairs or value.name != node.inputs[0].name:
             return False
+        if getattr(anchor.op, "groups", 1) > 1 or getattr(node.op, "group", 1) > 1:
+            return False
         if sum(isinstance(item.op, Reduce | Opaque) for item in members) > 1 or not self._is_result(members, anchor):
             return False
         image = prod(dim for dim in value.shape[1:] if isinstance(dim, int)) * numpy_dtype(value.dtype).itemsize

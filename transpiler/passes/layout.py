@@ -34,6 +34,7 @@ from transpiler.ops.reduce import ReduceMax, ReduceMean, ReduceSum
 from transpiler.ops.rnn import GruScan, LstmScan, RnnScan
 from transpiler.ops.shape import Concat, Reshape
 from transpiler.ops.shape_edges import Pad
+from transpiler.passes.grouped import WITHIN_BLOCK, blocks_of_groups, group_blocks, plain_groups, repeated_channels
 from transpiler.passes.rewrite import Rewriter, rewrite
 from transpiler.passes.transposed import emit_transposed, phases
 from transpiler.passes.weights import weight_values
@@ -162,9 +163,13 @@ class _Layout:
             return False
         out_channels, group_channels, *kernel = weight.type.static_shape()
         in_channels = fixed_size(x.shape[1])
-        depthwise = op.groups == in_channels == out_channels and op.groups > 1
+        square = in_channels == out_channels and group_channels in WITHIN_BLOCK
+        depthwise = op.groups > 1 and (square or group_channels == 1)
         if op.groups != 1 and not depthwise:
-            return False
+            return self._grouped(node, op)
+        if out_channels > in_channels and group_channels == 1 and depthwise:
+            x = repeated_channels(self.rewriter, self._plain(x), out_channels // in_channels)
+            self.plain[x.name], in_channels = x, out_channels
         plain_weight = self._plain(weight)
         padding = (*op.padding, *op.padding)
         if x.name in self.padded:
@@ -173,7 +178,7 @@ class _Layout:
         form: ConvBlocked | ConvStem | ConvDepthwise
         pack: PackConv | PackConvStem | PackDepthwise
         if depthwise:
-            form, pack, source = ConvDepthwise(*attributes), PackDepthwise(), self._packed(x)
+            form, pack, source = ConvDepthwise(*attributes, group_channels), PackDepthwise(), self._packed(x)
         elif group_channels <= STEM_CHANNELS:
             form, pack, source = ConvStem(*attributes), PackConvStem(), self._plain(x)
         else:
@@ -182,6 +187,25 @@ class _Layout:
         padded = [self._padded_bias(self._plain(value), out_channels) for value in bias]
         result = self.rewriter.emit(form, source, packed, *padded, like=node.output)
         return self._give(node.output, result, out_channels)
+
+    def _grouped(self, node: Node, op: Conv) -> bool:
+        """A convolution of groups that do not share blocks: on the map as it is where each group has whole blocks,
+        else on one in which each begins a block."""
+        x, weight, *bias = node.inputs
+        out_channels, group_channels, *kernel = weight.type.static_shape()
+        groups = op.groups
+        whole = group_channels % BLOCK == 0 and out_channels // groups % BLOCK == 0
+        source = self._packed(x) if whole else blocks_of_groups(self.rewriter, self._plain(x), groups)
+        filters, *biases = (group_blocks(self.rewriter, self._plain(value), groups) for value in (weight, *bias))
+        padding = (*op.padding, *op.padding)
+        form = ConvBlocked(out_channels, fixed_size(x.shape[1]), tuple(kernel), op.stride, padding, op.dilation, groups)
+        packed = self.rewriter.emit(PackConv(), filters, like=weight)
+        result = self.rewriter.emit(form, source, packed, *biases, like=node.output)
+        if whole:
+            return self._give(node.output, result, out_channels)
+        self.rewriter.release(node)
+        self.plain[node.output.name] = plain_groups(self.rewriter, result, groups, node.output)
+        return True
 
     def _unpadded(self, x: Value, padding: tuple[int, ...]) -> tuple[Value, tuple[int, ...]]:
         """What lies inside of the padded map `x`, and the padding with that of `x` added."""

@@ -47,7 +47,7 @@ def fast_convolutions(graph: Graph) -> Graph:
         x, weight, *bias = node.inputs
         pack = PackWinograd(tiles[name], node.op.stride[0])
         packed = rewriter.emit(pack, producers[weight.name].inputs[0], like=weight)
-        attributes = {field.name: getattr(node.op, field.name) for field in fields(node.op)}
+        attributes = {field.name: getattr(node.op, field.name) for field in fields(BlockedConv)}
         return [rewriter.emit(ConvWinograd(**attributes, tile=tiles[name]), x, packed, *bias, like=node.output)]
 
     return rewrite(graph, visit)
@@ -96,7 +96,7 @@ def _cuts_off(node: Node, known: set[str]) -> bool:
 
 def best_tile(op: ConvBlocked, size: Sequence[object], tiles: Sequence[int] = tuple(POINTS)) -> int | None:
     """Outputs per tile and dim for an output map of `size`, one of `tiles`; None if direct convolution is as good."""
-    if (op.kernel, op.dilation) != ((3, 3), (1, 1)) or op.stride not in ((1, 1), (2, 2)):
+    if (op.kernel, op.dilation, op.groups) != ((3, 3), (1, 1), 1) or op.stride not in ((1, 1), (2, 2)):
         return None
     height, width = size
     if not isinstance(height, int) or not isinstance(width, int):
