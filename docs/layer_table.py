@@ -75,7 +75,7 @@ LAYERS: dict[str, tuple[Layer, ...]] = {
               ("pack_channels", "conv3x3_bias", "unpack_channels"), ("reshape", "pad", "pack_conv"),
               "groups of whole blocks of 16 stay where they are, others begin a block each"),
         Layer("nn.Conv3d", lambda: nn.Conv3d(20, 24, 3), _x(1, 20, 5, 5, 5),
-              ("transpose_unfold", "transpose", "pack_channels", "conv3x3_bias", "unpack_channels"),
+              ("transpose_unfold", "pack_channels", "conv3x3_bias", "unpack_channels", "transpose"),
               ("transpose", "reshape", "pack_conv", "pad"),
               "computed as a Conv2d of every plane over the channels of all planes that it reads"),
         Layer("nn.ConvTranspose1d", lambda: nn.ConvTranspose1d(20, 24, 3), _x(1, 20, 5),
