@@ -54,9 +54,9 @@ def pack_conv(w: Array) -> Array:
 
 
 def pack_depthwise(w: Array) -> Array:
-    """[C, 1, *k] -> [ceil(C/16), *k, 16]: one filter per blocked channel."""
-    w = pad_to(w[:, 0], 0, 16)
-    return np.ascontiguousarray(np.moveaxis(w.reshape(-1, 16, *w.shape[1:]), 1, -1))
+    """[C, G, *k] -> [ceil(C/16), *k, G, 16]: one filter per blocked channel over its group's G."""
+    w = pad_to(w, 0, 16)
+    return np.ascontiguousarray(w.reshape(-1, 16, *w.shape[1:]).transpose(0, 3, 4, 2, 1))
 
 
 def pack_conv_stem(w: Array) -> Array:
