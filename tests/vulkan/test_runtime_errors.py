@@ -171,11 +171,59 @@ def test_a_lost_device_is_lost_for_good(package: Package) -> None:
         session = model._running()
         (recordings,) = session._idle.values()
         lost = session._pipelines.device.vk.VK_ERROR_DEVICE_LOST
-        recordings[0]._wait = lambda *arguments: lost
+        wait = recordings[0]._wait
+        # This device is not lost: it must have finished before its memory goes.
+        recordings[0]._wait = lambda *arguments: wait(*arguments) or lost
         for _ in range(2):
             with pytest.raises(RuntimeError, match="the Vulkan device was lost"):
                 model(X)
     with package.load() as model:
+        np.testing.assert_array_equal(model(X), good)
+
+
+def test_an_interrupted_call_is_waited_for_before_its_memory_goes(package: Package) -> None:
+    with package.load() as model:
+        good = model(X)
+        session = model._running()
+        (recordings,) = session._idle.values()
+        recording, device = recordings[0], session._pipelines.device
+        done: list[str] = []
+        wait_idle, finalizer = device.vk.vkQueueWaitIdle, recording._finalizer
+
+        def interrupt(*arguments: Any) -> int:
+            raise KeyboardInterrupt
+
+        recording._wait = interrupt
+        recording._finalizer = lambda: (done.append("destroyed"), finalizer())
+        device.vk.vkQueueWaitIdle = lambda queue: (done.append("waited"), wait_idle(queue))
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                model(X)
+        finally:
+            device.vk.vkQueueWaitIdle = wait_idle
+        assert done == ["waited", "destroyed"]
+        np.testing.assert_array_equal(model(X), good)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_process_is_told_to_open_its_own(package: Package) -> None:
+    with package.load() as model:
+        good = model(X)
+        read, write = os.pipe()
+        child = os.fork()
+        if not child:
+            try:
+                model(X)
+                text = "no error"
+            except RuntimeError as error:
+                text = str(error)
+            model.close()
+            os.write(write, text.encode())
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert os.read(read, 1000).startswith(b"a forked process cannot use the Vulkan device of its parent")
+        os.close(read)
+        os.close(write)
         np.testing.assert_array_equal(model(X), good)
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import PackageError
-from .driver import LOST, create_instance, explained, load_vulkan, no_driver
+from .driver import FORKED, LOST, create_instance, explained, load_vulkan, no_driver
 
 VARIABLE = "VULKAN_DEVICE"
 EXTENSIONS = ("VK_KHR_shader_float_controls", "VK_KHR_8bit_storage", "VK_KHR_shader_float16_int8")
@@ -79,7 +79,7 @@ class Device:
 
     def __init__(self, wanted: str | None = None) -> None:
         vk = load_vulkan()
-        self.vk, self.lost = vk, False
+        self.vk, self.lost, self._process = vk, False, os.getpid()
         instance = create_instance(vk)
         self._finalizer: Any = weakref.finalize(self, vk.vkDestroyInstance, instance, None)
         self.found = choose(list_devices(vk, instance), wanted)
@@ -108,7 +108,7 @@ class Device:
         with explained(vk, f"opening {self.found}"):
             self.handle = vk.vkCreateDevice(self.physical, info, None)
         self._finalizer.detach()
-        self._finalizer = weakref.finalize(self, _destroy, vk, instance, self.handle)
+        self._finalizer = weakref.finalize(self, _destroy, vk, instance, self.handle, self._process)
         self.queue = vk.vkGetDeviceQueue(self.handle, self.family, 0)
         self.submitting = threading.Lock()
 
@@ -117,9 +117,16 @@ class Device:
         return str(self.found.name)
 
     def check(self) -> None:
-        """Raises RuntimeError if the device is lost."""
+        """Raises RuntimeError if the device is lost, or was opened by the process that this one was forked
+        from."""
         if self.lost:
             raise RuntimeError(LOST)
+        if not self.is_ours():
+            raise RuntimeError(FORKED)
+
+    def is_ours(self) -> bool:
+        """Whether this process opened it: in a forked one the driver has lost its threads."""
+        return os.getpid() == self._process
 
     # --- what it can do -----------------------------------------------------------------------------------
 
@@ -187,7 +194,9 @@ class Device:
         return None
 
 
-def _destroy(vk: Any, instance: Any, handle: Any) -> None:
+def _destroy(vk: Any, instance: Any, handle: Any, process: int) -> None:
+    if os.getpid() != process:
+        return
     with suppress(vk.VkError, vk.VkException):  # a lost device is destroyed like any other
         vk.vkDeviceWaitIdle(handle)
     vk.vkDestroyDevice(handle, None)

@@ -11,6 +11,10 @@ from ..errors import PackageError
 
 API_VERSION = 1 << 22 | 1 << 12  # 1.1
 HELP = "install one, such as mesa-vulkan-drivers of Debian and Ubuntu (docs/vulkan.md of the transpiler)"
+FORKED = (
+    "a forked process cannot use the Vulkan device of its parent: make the model after the fork, "
+    "in processes that are spawned"
+)
 LOST = "the Vulkan device was lost (reset, updated, or a kernel ran too long): make the model anew"
 
 

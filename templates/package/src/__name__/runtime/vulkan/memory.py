@@ -82,6 +82,8 @@ def _memory_type(device: Device, allowed: int, purpose: str) -> tuple[int, bool]
 
 
 def _free(device: Device, buffer: Any, memory: Any) -> None:
+    if not device.is_ours():
+        return
     device.vk.vkDestroyBuffer(device.handle, buffer, None)
     if memory is not None:
         device.vk.vkFreeMemory(device.handle, memory, None)

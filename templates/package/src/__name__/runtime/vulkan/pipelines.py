@@ -124,6 +124,8 @@ class Pipelines:
 
 
 def _destroy(device: Device, handles: list[tuple[str, Any]]) -> None:
+    if not device.is_ours():
+        return
     for name, handle in reversed(handles):
         getattr(device.vk, name)(device.handle, handle, None)
 

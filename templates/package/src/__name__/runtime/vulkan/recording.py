@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,7 @@ class Recording:
         words = host[program.status.offset : program.status.offset + program.status.nbytes]
         self._status = words.view(np.int32)
         self._handles: list[tuple[str, Any]] = []
+        self._submitted = False
         self._finalizer = weakref.finalize(self, _destroy, device, self._handles)
         self.calls = (
             sorted({step.call for step in program.steps if isinstance(step, Dispatch)}) if timed else []
@@ -256,11 +258,13 @@ class Recording:
         device = self.device
         device.check()
         with device.submitting:
+            self._submitted = True
             code = self._queue_submit(device.queue, 1, self._submit, self._fence)
         if not code:
             code = self._wait(device.handle, 1, self._fence_array, 1, FOREVER)
         if not code:
             code = self._reset(device.handle, 1, self._fence_array)
+        self._submitted = False
         if code:
             self._fail(code)
 
@@ -274,6 +278,10 @@ class Recording:
 
     def free(self) -> None:
         """Give the memory back. Nobody may run it any more."""
+        if self._submitted and self.device.is_ours() and not self.device.lost:
+            # The caller was interrupted before the device had finished; it still uses what is freed here.
+            with suppress(self.device.vk.VkError, self.device.vk.VkException), self.device.submitting:
+                self.device.vk.vkQueueWaitIdle(self.device.queue)
         self._finalizer()
         self._inputs, self._outputs = [], []
         self._status = np.zeros(0, np.int32)
@@ -283,6 +291,8 @@ class Recording:
 
 
 def _destroy(device: Device, handles: list[tuple[str, Any]]) -> None:
+    if not device.is_ours():
+        return
     for name, handle in reversed(handles):
         getattr(device.vk, name)(device.handle, handle, None)
 
