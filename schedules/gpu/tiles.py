@@ -5,11 +5,17 @@ from __future__ import annotations
 from ..sizes import Extent, is_fixed
 from .product import Tile
 
+# Multiply-adds from which on a kernel is worth the second or so that a tile of WIDE columns takes to compile.
+LARGE = 1 << 24
+COLUMNS, WIDE = 8, 16
 
-def direct_tile(rows: Extent, columns: Extent) -> Tile:
+
+def direct_tile(rows: Extent, columns: Extent, inner: Extent) -> Tile:
     """A tile for the direct form: as large as registers allow, not larger than the result."""
     wide = 8 if not is_fixed(columns) else min(8, _power_of_two(columns))
-    most_columns = 8 if not is_fixed(columns) else min(8, -(-columns // wide))
+    large = is_fixed(rows, columns, inner) and rows * columns * inner >= LARGE
+    most = WIDE if large else COLUMNS
+    most_columns = most if not is_fixed(columns) else min(most, -(-columns // wide))
     most_rows = 16 if not is_fixed(rows) else min(16, rows)
     if is_fixed(rows) and rows > 16:
         # Blocks of equal size waste less at the end.

@@ -44,7 +44,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         buffers = [builder.inputs[group.input_index(value)] for value in node.inputs]
         if not is_empty(shape):
             product = implicit_product(node.op, buffers, node.inputs[0].type.shape, weight, shape, node.output.dtype)
-            product.emit(direct_tile(product.rows, product.columns), Epilogue(group, builder))
+            product.emit(direct_tile(product.rows, product.columns, count(product.inner)), Epilogue(group, builder))
     return lowered(group, builder, flops=2 * count(shape) * count(weight[1:]))
 
 

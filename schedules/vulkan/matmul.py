@@ -39,7 +39,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
                 product = _linear(buffers, shapes, shape, node.output.dtype)
             else:
                 product = _matmul(node.op.transpose_b, buffers, shapes, shape, node.output.dtype)
-            product.emit(direct_tile(product.rows, product.columns), Epilogue(group, builder))
+            product.emit(direct_tile(product.rows, product.columns, count(product.inner)), Epilogue(group, builder))
     return lowered(group, builder, flops=2 * count(shape) * shapes[0][-1])
 
 
