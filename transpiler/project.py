@@ -24,10 +24,12 @@ from transpiler.errors import Problem, TranspileErrors, UsageError, render
 from transpiler.naming import DEFAULT_VERSION, package_name, package_version
 from transpiler.specs import parse_dynamic, parse_init, parse_input
 from transpiler.target import host_triple, known_targets, load_targets
+from transpiler.wheels import BundleWeights
 
 FILE = "pyproject.toml"
 TABLE = "tool.transpile.models"
 TUNE = ("none", "fast", "full")
+BUNDLES = ("embed", "separate", "none")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class ModelSpec:
     tuning_record: str | None = None
     exact: bool = False
     rng: bool = False
+    bundle_weights: BundleWeights = "embed"
     test: bool = True
     depends: tuple[str, ...] = ()
 
@@ -288,9 +291,15 @@ class _Reader:
         return names
 
     def tune(self, value: object) -> str:
-        if value not in TUNE:
-            raise ValueError(f"expected {', '.join(TUNE[:-1])} or {TUNE[-1]}, got {_shown(value)}")
+        return self.choice(value, TUNE)
+
+    def choice(self, value: object, known: Sequence[str]) -> str:
+        if value not in known:
+            raise ValueError(f"expected {', '.join(known[:-1])} or {known[-1]}, got {_shown(value)}")
         return str(value)
+
+    def bundle_weights(self, value: object) -> str:
+        return self.choice(value, BUNDLES)
 
     def depends(self, value: object) -> tuple[str, ...]:
         if not isinstance(value, list):
@@ -320,6 +329,7 @@ _READ: dict[str, Callable[[_Reader, object], Any]] = {
     "exact": _Reader.flag,
     "rng": _Reader.flag,
     "version": _Reader.version,
+    "bundle-weights": _Reader.bundle_weights,
     "test": _Reader.flag,
     "depends": _Reader.depends,
 }

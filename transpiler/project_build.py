@@ -27,11 +27,12 @@ from typing import Any
 from transpiler.errors import TranspileError
 from transpiler.project import ModelSpec, Project
 from transpiler.resources import PACKAGE, tree
+from transpiler.wheels import leave_out_weights
 
 FOLDER = "build/transpile"
 FOLDER_VARIABLE = "TRANSPILE_BUILD_DIR"
 STAMP = "stamp.json"
-FORMAT = 1
+FORMAT = 2
 
 Say = Callable[[str], None]
 
@@ -86,14 +87,26 @@ def build_model(project: Project, model: ModelSpec, say: Say) -> Built:
         say(f"{model.name}: transpiling {model.source}")
         (folder / STAMP).unlink(missing_ok=True)
         read = _transpile(project, model, folder, kept)
+        beside = _bundle(model, folder, say)
         stamp = {
             **_declared(project, model),
             "read": _hashes(project.root, read["files"]),
             "distributions": read["distributions"],
             "package": _tree_hash(generated),
+            "beside": _hashes(folder, beside),
         }
         (folder / STAMP).write_text(json.dumps(stamp, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return Built(model, generated, rebuilt=True)
+
+
+def _bundle(model: ModelSpec, folder: Path, say: Say) -> list[str]:
+    """Leave out the weights, if the wheel is to be without them; the names of the files that are kept in `folder`."""
+    for old in folder.glob("*.safetensors"):
+        old.unlink()
+    kept = leave_out_weights(folder / model.package, model.bundle_weights, folder)
+    for file in kept:
+        say(f"{model.name}: its weights are in {file}")
+    return [file.name for file in kept]
 
 
 @contextmanager
@@ -140,6 +153,7 @@ def is_current(project: Project, model: ModelSpec) -> bool:
             and stamp["read"] == _hashes(project.root, stamp["read"])
             and stamp["distributions"] == {name: _version(name) for name in stamp["distributions"]}
             and stamp["package"] == _tree_hash(folder / model.package)
+            and stamp["beside"] == _hashes(folder, stamp["beside"])
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False

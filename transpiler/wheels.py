@@ -41,6 +41,28 @@ def write_wheel(package: Path, folder: Path, bundle_weights: BundleWeights = "em
     return Wheel(folder / wheel, tuple(folder / name for name in weights))
 
 
+def leave_out_weights(package: Path, bundle_weights: BundleWeights, folder: Path) -> tuple[Path, ...]:
+    """Make of the package in the folder `package` what its wheel with `bundle_weights` holds: "separate" moves the
+    weights into `folder`, "none" removes them. The files that were moved.
+
+    Raises:
+        TranspileError: "package-changed".
+    """
+    if bundle_weights == "embed":
+        return ()
+    backend = _backend(package)
+    (manifest,) = package.glob("src/*/manifest.json")
+    content = backend["wheel_manifest"](bundle_weights)
+    kept = []
+    for name in backend["weights_files"]():
+        if bundle_weights == "separate":
+            kept.append((manifest.parent / name).rename(folder / backend["separate_name"](name)))
+        else:
+            (manifest.parent / name).unlink()
+    manifest.write_bytes(content)
+    return tuple(kept)
+
+
 def _backend(package: Path) -> dict[str, Any]:
     """The package's build backend, which is code that this program wrote: its hash must be the manifest's."""
     path = package / BACKEND

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.packaging.support import run
 from transpiler import project_build
 from transpiler.errors import TranspileError
 from transpiler.model_file import load_model_file
@@ -54,22 +55,10 @@ class Bench:
         log = self.folder / "builds"
         return len(log.read_text().splitlines()) if log.exists() else 0
 
-    def run(self, *command: str | Path, cwd: Path | None = None, fails: bool = False) -> str:
+    def run(self, *command: str | Path, cwd: Path | None = None, fails: bool = False, **variables: str) -> str:
         """The output of a command that sees nothing of this process's Python paths."""
-        kept = {
-            key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST", "TRANSPILE"))
-        }
-        done = subprocess.run(
-            [str(part) for part in command],
-            cwd=cwd or self.folder,
-            env={**kept, "BUILDS": str(self.folder / "builds"), "TRANSPILE_BUILD_ISA": "native"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=300,
-        )
-        assert (done.returncode != 0) == fails, done.stdout
-        return done.stdout
+        own = {"BUILDS": str(self.folder / "builds"), "TRANSPILE_BUILD_ISA": "native", **variables}
+        return run(*command, cwd=cwd or self.folder, fails=fails, **own)
 
     def pip(self, command: str, *arguments: str | Path, fails: bool = False) -> str:
         offline = ("--no-index", "--no-deps", "--no-build-isolation")
@@ -198,22 +187,32 @@ def check_what_makes_it_stale(folder: Path) -> None:
 
 def test_setuptools(bench: Bench) -> None:
     folder = bench.example("build_setuptools", "mail_model.py")
+    settings = folder / "pyproject.toml"
+    settings.write_text(settings.read_text() + 'bundle-weights = "separate"\nversion = "2.1"\n')
     bench.pip("wheel", "-w", "out", folder)
     (wheel,) = (bench.folder / "out").glob("mail_filter-1.0-py3-none-*linux*_x86_64.whl")
     files = wheel_files(wheel)
     assert {"mail_filter/__init__.py", "mail_model/__init__.py", "mail_model/manifest.json"} <= files.keys()
     assert all(name.startswith(("mail_filter/", "mail_model/", "mail_filter-1.0.dist-info/")) for name in files)
+    kept = folder / "build/transpile/mail_model"
+    assert [path.name for path in kept.glob("*.safetensors")] == ["mail_model-2.1.weights.cpu.safetensors"]
+    assert "mail_model/weights.cpu.safetensors" not in files
     text = "import mail_filter, mail_model; print(mail_model.__file__, mail_filter.wanted(range(20)))"
     bench.pip("install", wheel)
-    assert str(bench.folder / "venv") in bench.run(bench.python, "-c", text)
+    assert "was installed without its weights" in bench.run(bench.python, "-c", text, fails=True)
+    assert str(bench.folder / "venv") in bench.run(bench.python, "-c", text, TRANSPILE_WEIGHTS=str(kept))
     bench.pip("install", "--force-reinstall", "-e", folder)
-    shown = bench.run(bench.python, "-c", text)
+    shown = bench.run(bench.python, "-c", text, TRANSPILE_WEIGHTS=str(kept))
     assert str(folder / "build") in shown, "an editable install finds the package where it is kept"
     build = "import setuptools.build_meta as backend; backend.build_sdist('dist')"
     bench.run(bench.python, "-c", build, cwd=folder)
     with tarfile.open(folder / "dist/mail_filter-1.0.tar.gz") as archive:
         assert "mail_filter-1.0/mail_model.py" in archive.getnames()
     assert bench.builds == 1
+    project = read_project(folder)
+    assert is_current(project, project.models[0])
+    (kept / "mail_model-2.1.weights.cpu.safetensors").unlink()
+    assert not is_current(project, project.models[0])
 
 
 BROKEN = """\"\"\"An operator that is told to be another one than it is.\"\"\"

@@ -31,7 +31,7 @@ def test_every_key(tmp_path: Path) -> None:
         'entry = "Net"\ninit = { width = 8, name = "a b", deep = [1, 2.5], on = true }\n'
         'inputs = ["x=1x8:float32", "ids=1x4:int64[0..9]"]\nweights = "w.safetensors"\ndynamic = ["x.0=batch:1..64"]\n'
         'targets = ["cpu"]\nisa = ["avx2", "baseline"]\ntaps = "body.*"\ntune = "fast"\ntuning-record = "tuning.json"\n'
-        'version = "1.2"\ntriple = "x86_64-linux-gnu"\nglibc = "2.28"\n'
+        'version = "1.2"\nbundle-weights = "none"\ntriple = "x86_64-linux-gnu"\nglibc = "2.28"\n'
         'exact = true\nrng = true\ntest = false\ndepends = ["*.txt"]\n'
     )
     (model,) = read_project(project(tmp_path, text)).models
@@ -45,6 +45,7 @@ def test_every_key(tmp_path: Path) -> None:
         dynamic=("x.0=batch:1..64",),
         isa=("avx2", "baseline"),
         version="1.2",
+        bundle_weights="none",
         triple="x86_64-linux-gnu",
         glibc="2.28",
         taps="body.*",
@@ -99,6 +100,7 @@ def test_nothing_is_tuned_by_default(tmp_path: Path) -> None:
         ('isa = ["neon"]', "models[0].isa: neon is not an instruction set of x86_64-unknown-linux-gnu"),
         ('triple = "riscv64-unknown-linux-gnu"', "models[0].triple: "),
         ('version = "1-2"', "models[0].version: '1-2' is no version: expected one such as 1.2"),
+        ("bundle-weights = 1", "models[0].bundle-weights: expected embed, separate or none, got 1"),
         ('glibc = "abc"', "models[0].glibc: --glibc 'abc': expected a version such as 2.28"),
         ('weights = "link.safetensors"', "models[0].weights: 'link.safetensors' is a link to a file outside"),
     ],
