@@ -89,7 +89,19 @@ def load_exported_program(path: Path) -> ExportedProgram:
     except Exception as error:
         raise _damaged(path, error) from error
     program._guards_code = []
+    _forget_expressions(program)
     return program
+
+
+def _forget_expressions(program: ExportedProgram) -> None:
+    """Reading a size such as 2*s notes its range as if it were a symbol, which decompositions stumble over. The range
+    of s itself stays."""
+    for node in program.graph.find_nodes(op="placeholder"):
+        for size in getattr(node.meta.get("val"), "shape", ()):
+            if isinstance(size, torch.SymInt):
+                ranges = size.node.shape_env.var_to_range
+                for key in [key for key in ranges if not key.is_Symbol]:
+                    del ranges[key]
 
 
 def check_records(reader: Any, file_bytes: int) -> None:

@@ -181,6 +181,17 @@ def test_saved_program_keeps_its_bounds_and_takes_names(tmp_path: Path) -> None:
         transpile(tmp_path / "saved.pt2", dynamic=["input.0=batch:1..20"], out=tmp_path)
 
 
+def test_a_saved_program_whose_size_is_a_multiple(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(6, 5), nn.Unflatten(0, (-1, 2))).eval()
+    rows = {0: 2 * Dim("pairs", min=1, max=8)}
+    torch.export.save(torch.export.export(module, (torch.randn(6, 6),), dynamic_shapes=(rows,)), tmp_path / "rows.pt2")
+    model = transpile(tmp_path / "rows.pt2", out=tmp_path).load()
+    for count in (4, 6, 16):
+        check(module, model, (torch.randn(count, 6),), f"{count} rows")
+    with pytest.raises(ValueError, match="in multiples of 2"):
+        model(np.zeros((5, 6), np.float32))
+
+
 class Attend(nn.Module):
     """A step over past keys and values, as a language model has it."""
 
