@@ -71,7 +71,7 @@ def write_wheel(folder: str, bundle: str = "embed") -> list[str]:
     for name in MANIFEST["files"]:
         if bundle == "embed" or name not in weights_files():
             inside[f"{PACKAGE.name}/{name}"] = PACKAGE / name
-    inside[f"{PACKAGE.name}/manifest.json"] = _manifest(bundle)
+    inside[f"{PACKAGE.name}/manifest.json"] = wheel_manifest(bundle)
     written = [_write_wheel(folder, inside)]
     if bundle == "separate":
         for name in weights_files():
@@ -117,7 +117,7 @@ def separate_name(weights: str) -> str:
     return f"{STEM}.{weights}"
 
 
-def _manifest(bundle: str) -> bytes:
+def wheel_manifest(bundle: str) -> bytes:
     """manifest.json of a wheel, which says where its weights are."""
     beside = {name: separate_name(name) for name in weights_files()} if bundle == "separate" else {}
     weights = {**MANIFEST["weights"], "bundle": bundle, "beside": beside}
