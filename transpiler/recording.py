@@ -12,6 +12,7 @@ import numpy as np
 
 from transpiler.cases import Argument
 from transpiler.emit import PackageView, emit_package, write_package
+from transpiler.errors import TranspileError
 from transpiler.frontend import Model
 from transpiler.interpreter import bind_symbols, initial_state
 from transpiler.ir import Array
@@ -98,14 +99,23 @@ def measure_errors(view: PackageView, results: Results, folder: Path) -> Mapping
     """Run the package, as it will be shipped, on every case; each starts from the initial state.
 
     Per output the worst of all instruction sets that the package has and this machine runs.
+
+    Raises:
+        TranspileError: "cannot-run-here": the device of this machine lacks something that the package needs.
     """
     write_package(emit_package(view), folder)
     package = load_package(folder, view.name)
     errors: dict[str, list[CaseError]] = {recording.function: [] for recording in results.functions}
-    for isa in package.Model.runnable_isas():
-        with forced_isa(isa), package.Model() as model:
-            for recording in results.functions:
-                errors[recording.function] += measure(recording, partial(_run_case, model, recording.function))
+    try:
+        for isa in package.Model.runnable_isas():
+            with forced_isa(isa), package.Model() as model:
+                for recording in results.functions:
+                    errors[recording.function] += measure(recording, partial(_run_case, model, recording.function))
+    except package.PackageError as error:
+        raise TranspileError(
+            "cannot-run-here", f"The package cannot be verified on this machine: {error}.",
+            hints=["choose another device (VULKAN_DEVICE), or smaller sizes"],
+        ) from error  # fmt: skip
     worst: dict[str, CaseError] = {}
     for function, found in errors.items():
         prefix = "" if function == results.main else f"{function}."

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tests.vulkan.emitted import runtime
+from tests.vulkan.test_validation_layer import LAYER
 from transpiler import transpile
 from transpiler.api import Package
 from transpiler.errors import TranspileErrors
@@ -304,3 +305,26 @@ def test_modules_of_other_targets_are_left_out(package: Package) -> None:
     assert not list(package.path.rglob("*.so"))
     assert '"vulkan>=1.3,<2"' in (package.path / "pyproject.toml").read_text()
     assert importlib.util.find_spec("tiny") is None
+
+
+def test_a_device_that_cannot_run_the_package_stops_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VULKAN_DEVICE", "vulkan:77")
+    with pytest.raises(TranspileErrors, match="cannot be verified on this machine: there is no Vulkan dev"):
+        transpile(nn.ReLU(), (torch.ones(3),), target="vulkan", name="tiny", out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_packages_are_clean_under_the_validation_layer(package: Package) -> None:
+    """What the layer reports, it prints."""
+    code = (
+        "import numpy as np; x = np.ones((3, 4), np.float32); model = Model(); model(x); model.profile(x); "
+        "model.close(); Model(native=False)(x); print('ran')"
+    )
+    script = f"import vulkan as vk\nfrom tiny import Model\n{code}\n"
+    script += "print([layer.layerName for layer in vk.vkEnumerateInstanceLayerProperties()])"
+    environment = os.environ | {"PYTHONPATH": str(package.path / "src"), "VK_INSTANCE_LAYERS": LAYER}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    if LAYER not in done.stdout:
+        pytest.skip(f"{LAYER} is not installed")
+    assert done.stdout.startswith("ran"), done.stdout + done.stderr
+    assert "VUID" not in done.stdout + done.stderr

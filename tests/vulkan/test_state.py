@@ -1,0 +1,117 @@
+"""Models that keep state, or draw random numbers, on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.models.test_random_models import Noisy
+from tests.models.test_random_models import inputs as noisy_inputs
+from tests.models.test_state import Cache, Counters, RunningLstm, StreamingConv
+from transpiler import transpile
+from transpiler.api import Package
+
+pytestmark = pytest.mark.usefixtures("device")
+STATEFUL = {
+    "counters": (Counters, (3,)),
+    "streaming_conv": (StreamingConv, (1, 2, 6)),
+    "running_lstm": (RunningLstm, (4, 2, 3)),
+}
+
+
+def check(package: Package) -> None:
+    report = package.test()
+    assert report.failed == 0, report.output
+    assert report.passed > 0
+
+
+@pytest.mark.parametrize(
+    "name", ["counters", *(pytest.param(name, marks=pytest.mark.slow) for name in ("running_lstm", "streaming_conv"))]
+)
+def test_the_generated_tests_pass(name: str, tmp_path: Path) -> None:
+    kind, shape = STATEFUL[name]
+    torch.manual_seed(4)
+    check(transpile(kind().eval(), (torch.randn(shape),), target="vulkan", name=name, out=tmp_path))
+
+
+@pytest.mark.slow
+def test_random_numbers(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    package = transpile(Noisy().eval(), noisy_inputs(), target="vulkan", name="noisy", out=tmp_path, rng=True)
+    check(package)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    torch.manual_seed(4)
+    functions = {
+        "prefill": (torch.tensor([[1, 2, 3, 4, 5]]),),
+        "decode": (torch.tensor([[6]]), torch.tensor([5]), torch.tensor([1])),
+    }
+    folder = tmp_path_factory.mktemp("cache")
+    return transpile(Cache().eval(), functions=functions, target="vulkan", name="cache", out=folder)
+
+
+def test_functions_share_a_state_that_sessions_do_not(cache: Package) -> None:
+    with cache.load() as model:
+        model.prefill(np.array([[1, 2, 3, 4, 5]]))
+        other = model.session()
+        before = other.state["keys"]
+        first = model.decode(np.array([[6]]), np.array([5]), np.array([1]))
+        assert (model.state["keys"] != before).any()
+        assert (other.state["keys"] == before).all()
+        other.prefill(np.array([[1, 2, 3, 4, 5]]))
+        again = other.decode(np.array([[6]]), np.array([5]), np.array([1]))
+        np.testing.assert_array_equal(first, again)
+
+
+def test_a_failed_call_that_may_have_written_loses_the_state(cache: Package) -> None:
+    with cache.load() as model:
+        model.prefill(np.array([[1, 2, 3, 4, 5]]))
+        saved = dict(model.state)
+        with pytest.raises(IndexError, match="index out of bounds in kernel"):
+            model.decode(np.array([[6]]), np.array([9]), np.array([0]))
+        with pytest.raises(RuntimeError, match="a call failed after it had changed the state"):
+            model.decode(np.array([[6]]), np.array([5]), np.array([1]))
+        model.load_state(saved)
+        model.decode(np.array([[6]]), np.array([5]), np.array([1]))
+        assert (model.state["keys"] != saved["keys"]).any()
+
+
+def test_a_state_of_other_sizes_is_refused(cache: Package) -> None:
+    with cache.load() as model, pytest.raises(ValueError, match="expected shape"):
+        model.state["keys"] = np.zeros((2, 2), np.float32)
+
+
+class Twins(nn.Module):
+    """Outputs that are an input, a weight, a part of the state, and the same value twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.arange(4.0))
+        self.register_buffer("count", torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        before = self.count.clone()
+        self.count += x
+        y = x * 2
+        return x, self.weight, before, y, y, self.count.clone()
+
+
+def test_outputs_that_no_kernel_writes(tmp_path: Path) -> None:
+    package = transpile(Twins().eval(), (torch.ones(4),), target="vulkan", name="twins", out=tmp_path)
+    x = np.array([1, 2, 3, 4], np.float32)
+    with package.load() as model, package.load(native=False) as stepwise:
+        for owner in (model, stepwise):
+            for turn in range(3):
+                given, weight, before, y, again, after = owner(x)
+                np.testing.assert_array_equal(given, x)
+                np.testing.assert_array_equal(weight, np.arange(4))
+                np.testing.assert_array_equal(before, turn * x)
+                np.testing.assert_array_equal(y, 2 * x)
+                np.testing.assert_array_equal(again, y)
+                np.testing.assert_array_equal(after, (turn + 1) * x)
