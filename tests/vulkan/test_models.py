@@ -163,3 +163,27 @@ def test_everything_is_given_back(package: Package) -> None:
     assert not finalizer.alive
     with pytest.raises(RuntimeError, match="closed"):
         model(*drawn(4))
+
+
+class Vocabulary(nn.Module):
+    """A table of more bytes than lavapipe takes in one binding, read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(50257, 768)
+        self.head = nn.Linear(768, 50257, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.table(ids)))
+
+
+@pytest.mark.slow
+def test_weights_over_the_range_of_a_binding(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    ids = torch.tensor([[0, 50256, 43689, 43690, 43691, 7]])
+    module = Vocabulary().eval()
+    with build((module, (ids,), {}), "vocabulary", tmp_path).load() as model, torch.no_grad():
+        np.testing.assert_allclose(model(ids.numpy()), module(ids).numpy(), rtol=2e-4, atol=2e-4)
+        with pytest.raises(IndexError, match="index out of bounds"):
+            model(ids.numpy() + 1)

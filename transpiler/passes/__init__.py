@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from transpiler.ir import Graph, IRError, Program, verify
-from transpiler.passes import decompose, fold, half, layout, simplify, winograd
+from transpiler.passes import decompose, fold, half, large_weights, layout, simplify, winograd
 
 Pass = Callable[[Program], Program]
 
@@ -68,6 +68,7 @@ GPU_PIPELINE: tuple[Pass, ...] = (
     on_each(half.half_floats),
     on_each(fold.batch_norm),
     on_each(decompose.conv1d),
+    on_each(large_weights.in_pieces),
     *CLEAN_UP,
 )
 
@@ -76,6 +77,7 @@ UNFOLDED_GPU_PIPELINE: tuple[Pass, ...] = (
     on_each(half.half_floats),
     on_each(fold.batch_norm_alone),
     on_each(decompose.conv1d),
+    on_each(large_weights.in_pieces),
     *CLEAN_UP,
 )
 
