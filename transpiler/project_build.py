@@ -264,4 +264,6 @@ def wheel_tag(built: Sequence[Built]) -> str:
     from transpiler.elf import platform_tag, read_needs
 
     libraries = [path for item in built for path in item.files().values() if path.suffix == ".so"]
+    if not libraries:  # kernels for GPUs run on all
+        return "py3-none-any"
     return f"py3-none-{platform_tag([read_needs(path.read_bytes()) for path in libraries])}"

@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -328,3 +329,29 @@ def test_packages_are_clean_under_the_validation_layer(package: Package) -> None
         pytest.skip(f"{LAYER} is not installed")
     assert done.stdout.startswith("ran"), done.stdout + done.stderr
     assert "VUID" not in done.stdout + done.stderr
+
+
+def test_a_wheel_is_for_every_machine_and_brings_the_bindings(package: Package, tmp_path: Path) -> None:
+    wheel = package.wheel(tmp_path)
+    assert wheel.name == "tiny-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        metadata = archive.read("tiny-0.1.0.dist-info/METADATA").decode()
+    assert "tiny/kernels/vulkan/launches.json" in names
+    assert "tiny/weights.vulkan.safetensors" in names
+    assert "Requires-Dist: vulkan>=1.3,<2" in metadata
+
+
+def test_the_command_line_names_the_device(package: Package) -> None:
+    for command in ("bench", "profile", "verify"):
+        done = subprocess.run(
+            [sys.executable, "-m", "tiny", command, *(["-n", "5"] if command != "verify" else [])],
+            capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(package.path / "src")},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        if command == "verify":
+            assert "the sample passed" in done.stdout
+        else:
+            with package.load() as model:
+                assert f"{model.hardware}" in done.stdout
+    assert "threads" not in done.stdout

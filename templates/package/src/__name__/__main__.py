@@ -230,7 +230,7 @@ def bench(threads: int | None, runs: int, function: str | None, given: Sequence[
         seconds.append(time.perf_counter() - start)
     median, least = statistics.median(seconds), min(seconds)
     times = f"median {time_text(median)}, least {time_text(least)}"
-    print(f"{model.isa}, {model.threads} threads: {times}, {runs} calls")
+    print(f"{model.hardware}: {times}, {runs} calls")
     return 0
 
 
@@ -254,7 +254,7 @@ def profile(
     times = kernel_times(runs_of_calls, model.manifest, sizes, rates)
     for line in table(times if each else by_kernel(times)):
         print(line)
-    print(f"{model.isa}, {model.threads} threads, medians of {runs} calls of the model")
+    print(f"{model.hardware}, medians of {runs} calls of the model")
     print(f"this machine: {rates or 'rates are not measured, so that there is no roofline'}")
     if path is not None:
         middle = sorted(runs_of_calls, key=lambda events: events[-1].end if events else 0.0)[runs // 2]

@@ -77,11 +77,13 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class OpenedDevice:
-    """A target whose kernels are loaded: its name, the instruction set (or variant) that was chosen."""
+    """A target whose kernels are loaded: its name, the instruction set (or variant) that was chosen, and what
+    the device calls itself."""
 
     name: str
     isa: str
     library: Library
+    hardware: str = ""
 
 
 class KernelLibrary:

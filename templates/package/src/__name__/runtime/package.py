@@ -83,6 +83,7 @@ class Package:
         check_files(self.folder, self.manifest, lambda file: file.suffix == ".py")
         opened = open_device(self.folder, self.manifest, device, fallback)
         self.device, self.isa, self._library = opened.name, opened.isa, opened.library
+        self._hardware = opened.hardware
         self._threads = _checked_threads(threads)
         self.native = native
         entries = functions_of(self.manifest)
@@ -398,6 +399,11 @@ class Package:
         return [taken.value(callee.entry["taps"][path]) for path in paths]
 
     # --- resources ----------------------------------------------------------------------------------------
+
+    @property
+    def hardware(self) -> str:
+        """What the model runs on, in words."""
+        return self._hardware or f"{self.isa}, {self.threads} threads"
 
     @property
     def threads(self) -> int:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..arguments import TensorSpec
 from ..errors import PackageError
 from ..kernels import OpenedDevice, PlainCall
-from ..launches import LaunchList
+from ..launches import LaunchList, Program
 from ..manifest import check_files
 from ..profile import Rates
 from ..state import State
@@ -37,7 +37,8 @@ def open_device(folder: Path, manifest: Mapping[str, Any], wanted: str | None) -
     """The device `wanted` ("vulkan:1"), by default $VULKAN_DEVICE or the best one. Raises PackageError."""
     kernels = folder / "kernels" / NAME
     check_files(folder, manifest, lambda file: file.parent == kernels)
-    return OpenedDevice(NAME, manifest["isas"][0], VulkanLibrary(kernels, manifest, wanted))
+    library = VulkanLibrary(kernels, manifest, wanted)
+    return OpenedDevice(NAME, manifest["isas"][0], library, library.pipelines().device.name)
 
 
 def runnable(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
@@ -147,7 +148,7 @@ class VulkanSession:
         recording = self._take(key)
         if recording is None:
             program = self.library.list.program(function, self.library.list.sizes(symbols))
-            recording = Recording(self._pipelines, program, self._on_device, memory)
+            recording = self._record(program, memory)
             self._pipelines.save()
         self._replay(key, recording, function, state, buffers)
 
@@ -172,7 +173,7 @@ class VulkanSession:
         recording = self._take(key)
         if recording is None:
             program = self.library.list.single(function, index, self.library.list.sizes(symbols))
-            recording = Recording(self._pipelines, program, self._on_device, None)
+            recording = self._record(program, None)
         # In place, the output's old content is an input too.
         given = buffers[: len(recording.program.inputs)]
         results = buffers[len(buffers) - len(recording.program.outputs) :]
@@ -243,6 +244,24 @@ class VulkanSession:
         raise RuntimeError(text) if code == STATUS_SINGULAR else IndexError(text)
 
     # --- recordings ---------------------------------------------------------------------------------------
+
+    def _record(self, program: Program, memory: Buffer | None) -> Recording:
+        """A new recording; those that wait are given up where there is too little memory for it."""
+        try:
+            return Recording(self._pipelines, program, self._on_device, memory)
+        except MemoryError:
+            if not self._drop_idle():
+                raise
+        return Recording(self._pipelines, program, self._on_device, memory)
+
+    def _drop_idle(self) -> bool:
+        """Give up all recordings that wait; whether there were any."""
+        with self._lock:
+            dropped = [item for waiting in self._idle.values() for item in waiting]
+            self._idle.clear()
+        for item in dropped:
+            item.free()
+        return bool(dropped)
 
     def _take(self, key: object) -> Recording | None:
         with self._lock:
