@@ -43,6 +43,7 @@ class Gpu:
     """What kernels may take for granted of a device: `threads` of a workgroup (`workgroup`: on each axis),
     `shared_bytes` of memory that they share, `subgroup`: threads that run together at least. `features` are those that
     schedules choose by (such as "float16"); what a kernel's dtypes need besides is asked of the device at load.
+    `staged`: products copy blocks of their operands to shared memory, which pays where barriers are cheap.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Gpu:
     shared_bytes: int
     subgroup: int
     features: tuple[str, ...]
+    staged: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ..cpu.epilogue import elementwise_epilogue
 from ..fuse import lowered
 from ..gpu.epilogue import Epilogue
 from ..gpu.product import Line, Product
-from ..gpu.tiles import direct_tile
+from ..gpu.tiles import tile_for
 from ..sizes import count, extent, extents, is_empty
 from ..tir import Buffer, KernelBuilder, flat_offset, unflatten
 from ..vectors import held
@@ -44,7 +44,9 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         buffers = [builder.inputs[group.input_index(value)] for value in node.inputs]
         if not is_empty(shape):
             product = implicit_product(node.op, buffers, node.inputs[0].type.shape, weight, shape, node.output.dtype)
-            product.emit(direct_tile(product.rows, product.columns, count(product.inner)), Epilogue(group, builder))
+            product.emit(
+                tile_for(target, product.rows, product.columns, count(product.inner)), Epilogue(group, builder)
+            )
     return lowered(group, builder, flops=2 * count(shape) * count(weight[1:]))
 
 

@@ -14,7 +14,7 @@ from ..cpu.epilogue import elementwise_epilogue
 from ..fuse import lowered
 from ..gpu.epilogue import Epilogue
 from ..gpu.product import Line, Product
-from ..gpu.tiles import direct_tile
+from ..gpu.tiles import tile_for
 from ..sizes import count, extent, is_empty
 from ..tir import Buffer, KernelBuilder, flat_offset, unflatten
 from ..vectors import held
@@ -39,7 +39,9 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
                 product = _linear(buffers, shapes, shape, node.output.dtype)
             else:
                 product = _matmul(node.op.transpose_b, buffers, shapes, shape, node.output.dtype)
-            product.emit(direct_tile(product.rows, product.columns, count(product.inner)), Epilogue(group, builder))
+            product.emit(
+                tile_for(target, product.rows, product.columns, count(product.inner)), Epilogue(group, builder)
+            )
     return lowered(group, builder, flops=2 * count(shape) * shapes[0][-1])
 
 

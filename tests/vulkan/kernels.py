@@ -48,7 +48,12 @@ def build(functions: Sequence[Any]) -> dict[str, Kernel]:
 
 def validation_errors(kernel: Kernel, folder: Path) -> str:
     """What `spirv-val` says about a kernel; nothing if it is valid."""
-    path = folder / f"{kernel.name}.spv"
-    path.write_bytes(kernel.code)
+    return code_errors(kernel.name, kernel.code, folder)
+
+
+def code_errors(name: str, code: bytes, folder: Path) -> str:
+    """What `spirv-val` says about a module; nothing if it is valid."""
+    path = folder / f"{name}.spv"
+    path.write_bytes(code)
     done = subprocess.run(["spirv-val", "--target-env", "vulkan1.1", str(path)], capture_output=True, text=True)
-    return "" if done.returncode == 0 else f"{kernel.name}: {done.stdout}{done.stderr}"
+    return "" if done.returncode == 0 else f"{name}: {done.stdout}{done.stderr}"

@@ -1,0 +1,200 @@
+"""Kernels of the Vulkan schedules on fresh random inputs: odd sizes, fused ops, both forms of products; against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.conformance.kernels import array_type, op_group
+from tests.vulkan.device import Device
+from tests.vulkan.kernels import code_errors
+from tests.vulkan.library import VulkanLibrary
+from transpiler.gpu.vulkan import compile_kernel
+from transpiler.group import Group, make_group
+from transpiler.ir import Array, Node, Value
+from transpiler.ops import REGISTRY
+from transpiler.ops.activation import Gelu
+from transpiler.ops.base import Op
+from transpiler.ops.elementwise import Add
+from transpiler.schedule import schedule
+from transpiler.target import Gpu, Target, load_target
+
+DIRECT = load_target("vulkan")
+assert isinstance(DIRECT.variant, Gpu)
+STAGED = replace(DIRECT, variant=replace(DIRECT.variant, staged=True))
+R = REGISTRY
+
+
+def draw(*shape: int) -> Array:
+    return np.random.default_rng().standard_normal(shape).astype(np.float32)
+
+
+def run(device: Device, group: Group, target: Target, *inputs: Array) -> Array:
+    library = VulkanLibrary([schedule(group, target, "kernel")], target, device)
+    assert not library.refused
+    first, *_ = library.run("kernel", *inputs)
+    again, *_ = library.run("kernel", *inputs)
+    library.close()
+    assert first.tobytes() == again.tobytes()
+    return first
+
+
+def check(got: Array, exact: Array, terms: int = 1) -> None:
+    """Off by some roundings of the largest result; sums by a few more for their terms."""
+    exact = np.asarray(exact, np.float64)
+    assert np.isfinite(exact).all()
+    error, size = np.abs(got - exact).max(), np.abs(exact).max()
+    assert error <= (16 + 4 * terms**0.5) * 2.0**-24 * size, (error, size)
+
+
+def check_op(device: Device, target: Target, op: Op, *inputs: Array, terms: int = 1) -> None:
+    got = run(device, op_group(op, inputs), target, *inputs)
+    wide = [array.astype(np.float64) if array.dtype == np.float32 else array for array in inputs]
+    exact: Any = op.reference(*wide)
+    check(got, exact[0] if isinstance(exact, tuple) else exact, terms)
+
+
+FORMS = pytest.mark.parametrize("target", [DIRECT, STAGED], ids=["direct", "staged"])
+
+
+@FORMS
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 300, 77), (9, 31, 5), (70, 129, 131), (33, 1, 64)])
+def test_linear(m: int, k: int, n: int, target: Target, device: Device) -> None:
+    check_op(device, target, R["linear"](), draw(m, k), draw(n, k), draw(n), terms=k)
+
+
+@FORMS
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("left", "right"), [((3, 1), (1, 2)), ((4,), ()), ((), ())])
+def test_matmul(
+    left: tuple[int, ...], right: tuple[int, ...], transposed: bool, target: Target, device: Device
+) -> None:
+    b = draw(*right, 23, 41) if transposed else draw(*right, 41, 23)
+    check_op(device, target, R["matmul"](transposed), draw(*left, 19, 41), b, terms=41)
+
+
+# x, weight, stride, padding, dilation, groups
+CONVOLUTIONS: dict[str, tuple[Any, ...]] = {
+    "3x3": ((2, 5, 9, 11), (19, 5, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+    "1x1": ((1, 33, 7, 5), (17, 33, 1, 1), (1, 1), (0, 0), (1, 1), 1),
+    "strided": ((1, 3, 17, 15), (10, 3, 7, 5), (2, 3), (3, 2), (1, 1), 1),
+    "dilated_groups": ((2, 6, 12, 9), (8, 3, 3, 2), (1, 2), (2, 1), (2, 1), 2),
+    "1d": ((2, 4, 21), (6, 4, 5), (2,), (2,), (1,), 1),
+    "3d": ((1, 2, 5, 6, 7), (3, 2, 3, 2, 3), (1, 2, 1), (1, 0, 1), (1, 1, 2), 1),
+    "depthwise": ((2, 7, 13, 10), (7, 1, 3, 3), (1, 1), (1, 1), (1, 1), 7),
+    "depthwise_strided": ((1, 5, 13, 10), (10, 1, 5, 3), (2, 1), (2, 0), (1, 2), 5),
+}
+
+
+@FORMS
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution(name: str, target: Target, device: Device) -> None:
+    x, weight, *geometry = CONVOLUTIONS[name]
+    terms = int(np.prod(weight[1:]))
+    check_op(device, target, R["conv"](*geometry), draw(*x), draw(*weight), draw(weight[0]), terms=terms)
+
+
+def fused(op: Op, inputs: list[Array], residual: Array) -> Group:
+    """op, then GELU, then a sum with a tensor of the result's shape."""
+    (first,) = op_group(op, inputs).nodes
+    y, other = first.output, Value("residual", array_type(residual))
+    middle, last = Value("gelu", y.type), Value("sum", y.type)
+    nodes = (first, Node(Gelu(), (y,), (middle,)), Node(Add(), (middle, other), (last,)))
+    return make_group(nodes, (last,))
+
+
+@FORMS
+@pytest.mark.parametrize("name", ["linear", "conv", "softmax"])
+def test_what_stands_behind_is_fused(name: str, target: Target, device: Device) -> None:
+    cases: dict[str, tuple[Op, list[Array]]] = {
+        "linear": (R["linear"](), [draw(21, 40), draw(30, 40), draw(30)]),
+        "conv": (R["conv"]((1, 1), (1, 1), (1, 1), 1), [draw(1, 4, 9, 9), draw(18, 4, 3, 3), draw(18)]),
+        "softmax": (R["softmax"](1), [draw(5, 70)]),
+    }
+    op, inputs = cases[name]
+    wide = [array.astype(np.float64) for array in inputs]
+    y: Any = op.reference(*wide)
+    residual = draw(*y.shape)
+    got = run(device, fused(op, inputs, residual), target, *inputs, residual)
+    check(got, Gelu().reference(y) + residual, terms=40)
+
+
+ROWS: dict[str, tuple[Callable[[], Op], tuple[int, ...]]] = {
+    "softmax_long": (lambda: R["softmax"](1), (3, 3001)),
+    "softmax_axis": (lambda: R["softmax"](1), (2, 90, 7)),
+    "log_softmax_many": (lambda: R["log_softmax"](1), (70, 33)),
+    "layer_norm_long": (lambda: R["layer_norm"](1, 1e-5), (2, 2500)),
+    "rms_norm": (lambda: R["rms_norm"](2, 1e-6), (40, 3, 50)),
+    "group_norm": (lambda: R["group_norm"](2, 1e-5), (2, 6, 11, 13)),
+    "sum_all": (lambda: R["reduce_sum"]((0, 1, 2)), (7, 30, 41)),
+    "mean_middle": (lambda: R["reduce_mean"]((1,), True), (3, 700, 5)),
+    "max_rows": (lambda: R["reduce_max"]((1,)), (9, 5000)),
+    "cumsum": (lambda: R["cumsum"](1), (3, 400)),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_and_reductions(name: str, device: Device) -> None:
+    make, shape = ROWS[name]
+    check_op(device, DIRECT, make(), draw(*shape), terms=max(shape))
+
+
+def test_argmax_takes_the_first_of_equals(device: Device) -> None:
+    x = np.random.default_rng().integers(0, 5, (3, 4000)).astype(np.float32)
+    x[1, 3000:3002] = np.nan
+    op: Any = R["argmax"](1)
+    np.testing.assert_array_equal(run(device, op_group(op, [x]), DIRECT, x), op.reference(x))
+
+
+@pytest.mark.parametrize(("queries", "masked"), [(1, False), (1, True), (37, True)])
+def test_attention(queries: int, masked: bool, device: Device) -> None:
+    inputs = [draw(1, 4, queries, 24), draw(1, 2, 45, 24), draw(1, 2, 45, 20)]
+    if masked:
+        mask = np.random.default_rng().random((queries, 45)) < 0.6
+        mask[0] = False
+        inputs.append(mask)
+    check_op(device, DIRECT, R["attention"](enable_gqa=True), *inputs, terms=45)
+
+
+def test_causal_attention(device: Device) -> None:
+    check_op(device, DIRECT, R["attention"](causal=True), draw(3, 37, 24), draw(3, 45, 24), draw(3, 45, 20), terms=45)
+
+
+@pytest.mark.parametrize(("name", "gates"), [("lstm_scan", 4), ("gru_scan", 3), ("rnn_scan", 1)])
+@pytest.mark.parametrize("units", [20, 100])
+def test_recurrent_scans(name: str, gates: int, units: int, device: Device) -> None:
+    states = [draw(3, units) for _ in range(2 if gates == 4 else 1)]
+    bias = [draw(gates * units)] if gates == 3 else []
+    weight = draw(gates * units, units) / np.float32(units**0.5)
+    check_op(device, DIRECT, R[name](), draw(6, 3, gates * units), *states, weight, *bias, terms=units * 6)
+
+
+@pytest.mark.usefixtures("validator")
+@pytest.mark.parametrize("target", [DIRECT, STAGED], ids=["direct", "staged"])
+def test_every_module_is_valid(target: Target, tmp_path: Path) -> None:
+    cases: list[tuple[Op, list[Array]]] = [
+        (R["linear"](), [draw(9, 20), draw(7, 20), draw(7)]),
+        (R["matmul"](), [draw(2, 9, 20), draw(2, 20, 7)]),
+        (R["conv"]((1, 1), (1, 1), (1, 1), 1), [draw(1, 4, 9, 9), draw(18, 4, 3, 3)]),
+        (R["conv"]((1, 1), (1, 1), (1, 1), 4), [draw(1, 4, 9, 9), draw(4, 1, 3, 3)]),
+        (R["softmax"](1), [draw(3, 2000)]),
+        (R["layer_norm"](1, 1e-5), [draw(40, 60)]),
+        (R["group_norm"](2, 1e-5), [draw(2, 6, 20, 13)]),
+        (R["reduce_sum"]((1,)), [draw(3, 2000)]),
+        (R["argmax"](1), [draw(3, 2000)]),
+        (R["attention"](causal=True), [draw(2, 5, 8), draw(2, 9, 8), draw(2, 9, 8)]),
+        (R["attention"](), [draw(2, 70, 8), draw(2, 9, 8), draw(2, 9, 8)]),
+        (R["lstm_scan"](), [draw(5, 2, 40), draw(2, 10), draw(2, 10), draw(40, 10)]),
+        (R["bessel_j0"](), [draw(5)]),
+        (R["igamma"](), [abs(draw(5)), abs(draw(5))]),
+    ]
+    problems = []
+    for number, (op, inputs) in enumerate(cases):
+        _, files = compile_kernel(schedule(op_group(op, inputs), target, f"k{number}_{op.name}"), target)
+        problems += [code_errors(name, code, tmp_path) for name, code in files.items()]
+    assert [text for text in problems if text] == []
