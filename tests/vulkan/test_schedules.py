@@ -1,4 +1,4 @@
-"""Kernels of the Vulkan schedules on fresh random inputs: odd sizes, fused ops, both forms of products; against float64."""
+"""Kernels of the Vulkan schedules on fresh random inputs: odd sizes, fused ops, both forms of products."""
 
 from __future__ import annotations
 
