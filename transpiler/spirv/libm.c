@@ -8,7 +8,8 @@ static const double LOG_ROOT_TWO_PI = 0.91893853320467274178;
 
 /* pi / 2 in parts of 24 bits, so that products with halves of a multiple are exact */
 static const double HALF_PI[] = {
-  1.57079625129699707031, 7.54978941586159635335e-08, 5.39030252995776476554e-15, 3.28200341580791294123e-22,
+  1.570796251296997, 7.549789415861596e-08, 5.390302529957765e-15,
+  3.282003415807913e-22, 1.270655753080676e-29, 1.2293330898111133e-36,
 };
 
 /* Taylor's series where exp(x) - 1 would cancel */
@@ -35,7 +36,7 @@ static double quarters(double x) { return floor(x / (0.5 * PI) + 0.5); }
 /* x less n quarter turns, |result| <= pi / 4 */
 static double reduced(double x, double n) {
   double high = trunc(n / 65536) * 65536, low = n - high, rest = x;
-  for (int k = 0; k < 4; ++k) {
+  for (int k = 0; k < 6; ++k) {
     rest -= high * HALF_PI[k];
     rest -= low * HALF_PI[k];
   }
