@@ -38,6 +38,8 @@ class _Adaptive(Reduce):
         (x,) = types
         if x.rank != len(self.size) + 2:
             raise OpError(f"{self.name}: an output size of {x.rank - 2} spatial dims expected, got {self.size}")
+        if not all(isinstance(size, int) for size in self.size):
+            raise OpError(f"{self.name}: the output size must not vary, got {self.size}")
         return x.with_shape((*x.shape[:2], *self.size))
 
     def extents(self, x: TensorType) -> tuple[Dim, ...]:
