@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,13 +128,15 @@ def test_a_device_is_replaced_only_when_asked(module: Any, monkeypatch: pytest.M
     devices = sys.modules[type(model).__mro__[1].__module__.replace("package", "devices")]
     package = sys.modules[type(model).__mro__[1].__module__]
 
-    def absent(folder: Path, manifest: Any) -> Any:
+    def absent(folder: Path, manifest: Any, wanted: str | None) -> Any:
         raise package.PackageError("no device of that kind")
 
     monkeypatch.setattr(package, "PackageError", devices.PackageError, raising=False)
     read = package.read_manifest
     monkeypatch.setattr(package, "read_manifest", lambda folder: {**read(folder), "targets": ["other", "cpu"]})
-    monkeypatch.setitem(devices.OPENERS, "other", absent)
+    others = {"other": SimpleNamespace(open_device=absent)}
+    known = devices.opener
+    monkeypatch.setattr(devices, "opener", lambda target: others.get(target) or known(target))
     make = type(model)
     for chosen in (None, "other"):
         with pytest.raises(devices.PackageError, match="no device of that kind"):
@@ -141,9 +144,12 @@ def test_a_device_is_replaced_only_when_asked(module: Any, monkeypatch: pytest.M
         with pytest.warns(RuntimeWarning, match="running on cpu; other: no device of that kind"):
             assert make(device=chosen, fallback=True).device == "cpu"
     assert make(device="cpu").device == "cpu"
-    opened = devices.OPENERS["cpu"](make.folder, read(make.folder))
-    monkeypatch.setitem(devices.OPENERS, "other", lambda *_: SimpleNamespace(**{**vars(opened), "name": "other"}))
+    opened = known("cpu").open_device(make.folder, read(make.folder), None)
+    others["other"] = SimpleNamespace(open_device=lambda *_: replace(opened, name="other"))
+    weights = make.folder / "weights.other.safetensors"  # every target has a file of its own
+    weights.write_bytes((make.folder / "weights.cpu.safetensors").read_bytes())
     assert make().device == "other"
+    weights.unlink()
 
 
 # --- whole generated suites under emulators: long -----------------------------------------------------------
