@@ -138,6 +138,8 @@ def test_a_device_is_replaced_only_when_asked(module: Any, monkeypatch: pytest.M
     known = devices.opener
     monkeypatch.setattr(devices, "opener", lambda target: others.get(target) or known(target))
     make = type(model)
+    weights = make.folder / "weights.other.safetensors"  # of the first target
+    weights.write_bytes((make.folder / "weights.cpu.safetensors").read_bytes())
     for chosen in (None, "other"):
         with pytest.raises(devices.PackageError, match="no device of that kind"):
             make(device=chosen)
@@ -146,8 +148,6 @@ def test_a_device_is_replaced_only_when_asked(module: Any, monkeypatch: pytest.M
     assert make(device="cpu").device == "cpu"
     opened = known("cpu").open_device(make.folder, read(make.folder), None)
     others["other"] = SimpleNamespace(open_device=lambda *_: replace(opened, name="other"))
-    weights = make.folder / "weights.other.safetensors"  # every target has a file of its own
-    weights.write_bytes((make.folder / "weights.cpu.safetensors").read_bytes())
     assert make().device == "other"
     weights.unlink()
 
