@@ -43,14 +43,17 @@ def test_the_table_marks_the_best_peer_and_missed_bars() -> None:
 
 def test_a_bar_below_the_roofline_is_the_roofline() -> None:
     """0.75 of 100 µs is more than 60 µs and less than 80 µs."""
-    above, below = ({**RESULTS[1], "kernels": [{"least": 20e-6}, {"least": rest}]} for rest in (40e-6, 60e-6))
+    slow = _result("mnist", 1, ours=85e-6, openvino=100e-6)
+    above, below = ({**slow, "kernels": [{"least": 20e-6}, {"least": rest}]} for rest in (40e-6, 60e-6))
     np.testing.assert_allclose([roofline(item) for item in (above, below)], [60e-6, 80e-6])
     assert roofline(RESULTS[1]) is None
     limits = [limit(item) for item in (above, below)]
     assert [found.is_roofline for found in limits if found] == [False, True]
     np.testing.assert_allclose([found.seconds for found in limits if found], [75e-6, 91e-6])
     assert limit(_result("mnist", 1, ours=1.0)) is None
-    assert "| 0.60 | 0.75 | 80.0 µs | 91.0 µs (roofline) |" in table([below])
+    assert "| 0.85 | 0.75 | 80.0 µs | 91.0 µs (roofline) |" in table([below])
+    faster = {**below, "timings": {**below["timings"], "ours": {"median": 79e-6, "version": "1.0"}}}
+    assert "| 0.79 (!) | 0.75 | 80.0 µs | 75.0 µs |" in table([faster]), "a roofline that was passed is none"
     slower = {**below, "timings": {**below["timings"], "ours": {"median": 92e-6, "version": "1.0"}}}
     assert "| 0.92 (!) | 0.75 | 80.0 µs | 91.0 µs (roofline) |" in table([slower])
 
