@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -15,12 +14,11 @@ from tvm import s_tir, tirx
 
 from transpiler.group import Lowered
 from transpiler.target import Target
+from transpiler.tvm_lock import LOWERING
 
 # LLVM holds no lock while it works, so modules compile beside each other; more than this many kernels in one module
 # only makes the last module finish late.
 KERNELS_PER_MODULE = 8
-# TVM's lowering passes share state between threads; LLVM's code generation does not.
-_LOWERING = threading.Lock()
 
 
 def compile_kernels(
@@ -59,7 +57,7 @@ def build_module(kernels: Sequence[Lowered], target: Target) -> Any:
 
 def lower_kernels(kernels: Sequence[Lowered], target: Target) -> tvm.IRModule:
     """What LLVM gets of some kernels."""
-    with _LOWERING:
+    with LOWERING:
         return _pipeline(target)(tvm.IRModule({item.kernel.name: item.function for item in kernels}))
 
 

@@ -11,19 +11,19 @@ from tvm.tirx.script.builder import ir as T
 
 from transpiler.dims import Dim
 from transpiler.group import Group
-from transpiler.ops.base import Elementwise
 from transpiler.ops.dtypes import numpy_dtype
 
+from ..anchored import Anchored
 from ..fuse import Inline, Probe, needs_status, probe
 from ..scalar import Tir
-from ..sizes import Extent, count, is_fixed
+from ..sizes import Extent, is_fixed
 from ..tir import LANES, Buffer, KernelBuilder, vector_loop
 
 Expr = Any
 
 
-class RowGroup:
-    """A group around a normalising anchor whose output has the shape of its first input.
+class RowGroup(Anchored):
+    """An anchored group, row by row.
 
     `source(builder)` is the buffer that the anchor reads: the input itself, or `rows` after `fill` wrote the
     prologue's values to it. `rows` holds values between passes: the output itself, or workspace if the
@@ -31,28 +31,9 @@ class RowGroup:
     """
 
     def __init__(self, group: Group) -> None:
-        assert group.anchor_node is not None
-        self.group, self.anchor = group, group.anchor_node
-        self.x = self.anchor.inputs[0]
-        self.result = self.anchor.outputs[0]
-        self.output = group.outputs[0]
-        self.shape = self.result.type.shape
-        self.size = count(self.shape)
-        self.dtype = self.result.dtype
+        super().__init__(group)
         self.has_prologue = any(value.name == self.x.name for node in group.prologue for value in node.outputs)
         self.workspace: Dim = self.size if self.output.dtype != self.dtype else 0
-
-    @property
-    def fits(self) -> bool:
-        """Whether the shape of the group is one that the rules take."""
-        inside = {value.name for node in self.group.prologue for value in node.outputs}
-        return (
-            self.dtype in ("float32", "float64")
-            and len(self.group.outputs) == 1
-            and self.output.type.shape == self.shape
-            and all(isinstance(node.op, Elementwise) for node in self.group.epilogue)
-            and not any(value.name in inside for value in self.anchor.inputs[1:])
-        )
 
     def builder(self, name: str) -> KernelBuilder:
         return KernelBuilder(

@@ -8,27 +8,20 @@ from typing import Any
 from transpiler.group import Group
 from transpiler.ops.base import Elementwise, Injective
 
+from ..anchored import Anchored
 from ..fuse import Inline, needs_status
 from ..gpu.epilogue import Epilogue
 from ..scalar import Tir
-from ..sizes import count
 from ..tir import Buffer, KernelBuilder
 
 Expr = Any
 
 
-class RowGroup:
-    """A group around a normalising anchor whose output has the shape of its first input."""
+class RowGroup(Anchored):
+    """An anchored group, a workgroup for a row."""
 
     def __init__(self, group: Group, name: str) -> None:
-        assert group.anchor_node is not None
-        self.group, self.anchor = group, group.anchor_node
-        self.x = self.anchor.inputs[0]
-        self.result = self.anchor.outputs[0]
-        self.output = group.outputs[0]
-        self.shape = self.result.type.shape
-        self.size = count(self.shape)
-        self.dtype = self.result.dtype
+        super().__init__(group)
         self.builder = KernelBuilder(
             name,
             [value.type for value in group.inputs],
@@ -39,15 +32,7 @@ class RowGroup:
     @property
     def fits(self) -> bool:
         """Whether the shape of the group is one that the rules take."""
-        inside = {value.name for node in self.group.prologue for value in node.outputs}
-        return (
-            self.dtype in ("float32", "float64")
-            and len(self.group.outputs) == 1
-            and self.output.type.shape == self.shape
-            and all(isinstance(node.op, Elementwise | Injective) for node in self.group.prologue)
-            and all(isinstance(node.op, Elementwise) for node in self.group.epilogue)
-            and not any(value.name in inside for value in self.anchor.inputs[1:])
-        )
+        return super().fits and all(isinstance(node.op, Elementwise | Injective) for node in self.group.prologue)
 
     @property
     def s(self) -> Tir:

@@ -10,7 +10,8 @@ from typing import Any
 import tvm
 from tvm import s_tir, te
 
-from transpiler.spirv.build import build_kernels, lower
+from transpiler.gpu.lowering import lower
+from transpiler.spirv.build import build_kernels
 from transpiler.spirv.kernel import Kernel
 
 TARGET = {

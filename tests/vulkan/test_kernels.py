@@ -16,7 +16,8 @@ from tvm.script import tirx as T
 from tests.vulkan.device import Device
 from tests.vulkan.kernels import TARGET, build, elementwise, validation_errors
 from transpiler.errors import TranspileError, TranspileErrors
-from transpiler.spirv.build import build_kernels, lower, register
+from transpiler.gpu.lowering import lower
+from transpiler.spirv.build import build_kernels, register
 from transpiler.spirv.dtypes import Capability
 from transpiler.spirv.kernel import Kernel, require_features
 from transpiler.spirv.module import Module

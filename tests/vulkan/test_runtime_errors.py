@@ -325,6 +325,7 @@ def test_packages_are_clean_under_the_validation_layer(package: Package) -> None
     script += "print([layer.layerName for layer in vk.vkEnumerateInstanceLayerProperties()])"
     environment = os.environ | {"PYTHONPATH": str(package.path / "src"), "VK_INSTANCE_LAYERS": LAYER}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
     if LAYER not in done.stdout:
         pytest.skip(f"{LAYER} is not installed")
     assert done.stdout.startswith("ran"), done.stdout + done.stderr

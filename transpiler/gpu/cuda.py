@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +12,12 @@ import tvm
 from transpiler.errors import Problem, TranspileErrors
 from transpiler.gpu.host import HostLaunch, read_launches
 from transpiler.gpu.launches import Compiled, Launch, Scalar
+from transpiler.gpu.lowering import lower
 from transpiler.gpu.nvrtc import compile_cubin, compile_ptx, fatbin
 from transpiler.group import Lowered
-from transpiler.spirv.build import lower
+from transpiler.tvm_lock import LOWERING
 
 FILE = "kernels.fatbin"
-# TVM's lowering passes share state between threads.
-_LOWERING = threading.Lock()
 _BITS = re.compile(r"(\d+)$")
 # What TVM's text begins with, down to its own names of unsigned types, which needs headers of a toolkit.
 _PREAMBLE = re.compile(r"\A.*?#define ushort unsigned short\n#endif\n", re.DOTALL)
@@ -79,8 +77,7 @@ def cuda_source(
     for done, item in enumerate(kernels):
         name = item.kernel.name
         try:
-            with _LOWERING:
-                host, device = lower(tvm.IRModule({name: item.function}), described)
+            host, device = lower(tvm.IRModule({name: item.function}), described)
             (function,) = host.functions.values()
             launches[name] = tuple(
                 _launch(item, found, _parameters(device, found)) for found in read_launches(name, function)
@@ -117,7 +114,7 @@ def _text(devices: Mapping[str, Any], target: Any) -> str:
 
 
 def _written(device: Any, target: Any) -> str:
-    with _LOWERING:
+    with LOWERING:
         built = tvm.get_global_func("target.build.cuda")(device, target)
     return str(built.inspect_source("cuda") or built.inspect_source())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -13,13 +12,12 @@ import tvm
 from transpiler.errors import Location, Problem, TranspileErrors
 from transpiler.gpu.host import HostLaunch, read_launches
 from transpiler.gpu.launches import Compiled, Launch, Scalar
+from transpiler.gpu.lowering import lower
 from transpiler.group import Lowered
-from transpiler.spirv.build import build_kernels, lower
+from transpiler.spirv.build import build_kernels
 from transpiler.spirv.kernel import Kernel
 from transpiler.target import Target
 
-# TVM's lowering passes share state between threads.
-_LOWERING = threading.Lock()
 # What every device has for scalars of a kernel (maxPushConstantsSize).
 MAX_PUSH_BYTES = 128
 # What packages need from PyPI.
@@ -61,9 +59,8 @@ def compile_kernels(
 def compile_kernel(item: Lowered, target: Target) -> tuple[tuple[Launch, ...], dict[str, bytes]]:
     """The launches of one kernel, and its files. Raises TranspileErrors."""
     name = item.kernel.name
-    with _LOWERING:
-        host, device = lower(tvm.IRModule({name: item.function}), _tvm_target(target))
-        modules = build_kernels(device)
+    host, device = lower(tvm.IRModule({name: item.function}), _tvm_target(target))
+    modules = build_kernels(device)
     (function,) = host.functions.values()
     launches = tuple(_launch(name, found, modules[found.function]) for found in read_launches(name, function))
     used = {launch.entry for launch in launches}

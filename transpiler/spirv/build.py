@@ -1,4 +1,4 @@
-"""TVM's lowering for a GPU, up to its split into host and device side, and the kernels of the device side."""
+"""The device side of kernels that TVM lowered for a GPU -> SPIR-V modules."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tvm
-from tvm import s_tir, tirx
+from tvm import tirx
 
 from transpiler.errors import Problem, TranspileErrors
 
@@ -18,7 +18,6 @@ from .module import Module, encode, text_words
 from .opcodes import GL_COMPUTE, Decoration, ExecutionMode, Op
 from .statements import Statements
 
-DEVICE_FUNCTION = 2  # TVM's calling convention of kernels
 BUILD_FUNCTION = "target.build.vulkan"
 
 
@@ -30,38 +29,6 @@ def _as_function(name: str) -> Callable[[Any], Any]:
 # rounded away from zero: that one is refused as the unknown function it becomes.
 tirx.op.register_intrin_lowering("tirx.sigmoid", target="vulkan", f=_as_function("sigmoid"), level=99)
 tirx.op.register_intrin_lowering("tirx.round", target="vulkan", f=_as_function("tirx.round"), level=99)
-
-
-def lower(module: Any, target: Any) -> tuple[Any, Any]:
-    """Scheduled PrimFuncs (thread axes bound) -> (host side, device side).
-
-    The host side launches kernels with `call_ffi_kernel`; the device side is what `build_kernels` takes.
-    """
-    module = tirx.transform.BindTarget(target.with_host("llvm"))(module)
-    module = tvm.ir.transform.Sequential(_passes())(module)
-    host = {name: f for name, f in module.functions.items() if _convention(f) != DEVICE_FUNCTION}
-    device = {name: f for name, f in module.functions.items() if _convention(f) == DEVICE_FUNCTION}
-    finish = tvm.ir.transform.Sequential([tirx.transform.LowerIntrin(), tirx.transform.StmtSimplify()])
-    return tvm.IRModule(host), finish(tvm.IRModule(device))
-
-
-def _convention(function: Any) -> int:
-    return int(function.attrs.get("calling_conv", 0)) if function.attrs is not None else 0
-
-
-def _passes() -> list[Any]:
-    s, t = s_tir.transform, tirx.transform
-    return [
-        s.CanonicalizeLoop(), s.LowerCrossThreadReduction(), s.LowerInitBlock(),
-        s.PlanAndUpdateBufferAllocationLocation(), s.ConvertBlocksToOpaque(), s.LiftThreadBinding(),
-        s.CompactBufferAllocation(), s.UnifyThreadBinding(), s.LowerMatchBuffer(), s.StmtSimplify(),
-        s.AnnotateIrregularLoop(), s.LowerOpaqueBlock(), t.FlattenBuffer(), t.NarrowDataType(32), s.LoopPartition(),
-        t.VectorizeLoop(True), s.InjectVirtualThread(), s.InjectDoubleBuffer(), t.StorageRewrite(),
-        s.HoistIfThenElse(), t.UnrollLoop(), s.RenormalizeSplitPattern(), t.StmtSimplify(), t.RemoveNoOp(),
-        s.RewriteUnsafeSelect(), t.CommonSubexprElim(), t.VerifyMemory(), t.AnnotateEntryFunc(),
-        s.ThreadSync("shared"), s.ThreadSync("shared.dyn"), s.LowerThreadAllreduce(),
-        s.MergeSharedMemoryAllocations(), t.SplitHostDevice(),
-    ]  # fmt: skip
 
 
 def build_kernels(module: Any) -> dict[str, Kernel]:

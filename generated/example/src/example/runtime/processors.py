@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from pathlib import Path
 
@@ -73,3 +74,15 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="ascii", errors="replace")
     except OSError:
         return ""
+
+
+def checked_threads(threads: int | None) -> int:
+    """How many threads a call may use. Raises TypeError or ValueError for what is no such number."""
+    if threads is None:
+        return default_threads()
+    if isinstance(threads, bool) or not hasattr(threads, "__index__"):
+        raise TypeError(f"threads: expected an int, got {type(threads).__name__}")
+    count = operator.index(threads)
+    if not 1 <= count < 2**31:
+        raise ValueError(f"threads: expected at least 1 and less than 2**31, got {count}")
+    return count

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,15 +16,15 @@ from .devices import open_device, opener
 from .function import Arguments, Function
 from .kernels import KernelLibrary, PlainCall, Session
 from .manifest import check_files, check_own_weights, functions_of, read_manifest
-from .processors import default_threads
+from .processors import checked_threads
 from .profile import Event, Rates
 from .random import Random
-from .safetensors import File, FormatError
+from .safetensors import File
 from .state import State
 from .taps import Taken, check_path
 from .weights import (
-    PREPARED,
     Weights,
+    is_prepared,
     map_prepared,
     own_weights,
     prepare_state,
@@ -84,7 +83,7 @@ class Package:
         opened = open_device(self.folder, self.manifest, device, fallback)
         self.device, self.isa, self._library = opened.name, opened.isa, opened.library
         self._hardware = opened.hardware
-        self._threads = _checked_threads(threads)
+        self._threads = checked_threads(threads)
         self.native = native
         entries = functions_of(self.manifest)
         self._functions = {
@@ -313,7 +312,7 @@ class Package:
     ) -> None:
         """Without `current`, where missing keys are found, there must be exactly the keys that are needed."""
         layout = self.manifest["weights"]
-        if isinstance(weights, str | os.PathLike) and _is_prepared(Path(weights)):
+        if isinstance(weights, str | os.PathLike) and is_prepared(Path(weights)):
             self._open(*map_prepared(Path(weights), layout))
         else:
             state = read_state(weights)
@@ -412,7 +411,7 @@ class Package:
 
     @threads.setter
     def threads(self, count: int | None) -> None:
-        self._threads = _checked_threads(count)
+        self._threads = checked_threads(count)
         if self._session is not None:
             self._session.set_threads(self._threads)
 
@@ -439,21 +438,3 @@ class Package:
         if session is None:
             raise RuntimeError("the model is closed")
         return session
-
-
-def _checked_threads(threads: int | None) -> int:
-    if threads is None:
-        return default_threads()
-    if isinstance(threads, bool) or not hasattr(threads, "__index__"):
-        raise TypeError(f"threads: expected an int, got {type(threads).__name__}")
-    count = operator.index(threads)
-    if not 1 <= count < 2**31:
-        raise ValueError(f"threads: expected at least 1 and less than 2**31, got {count}")
-    return count
-
-
-def _is_prepared(path: Path) -> bool:
-    try:
-        return PREPARED in File(path).metadata
-    except (FormatError, OSError):
-        return False

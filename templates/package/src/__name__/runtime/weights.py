@@ -302,3 +302,11 @@ def _others(keys: list[str], absent: list[str]) -> str:
 
 def _type(item: Mapping[str, Any]) -> str:
     return f"{item['dtype']}{list(item['shape'])}"
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether the file has weights in the layout of the kernels."""
+    try:
+        return PREPARED in File(path).metadata
+    except (FormatError, OSError):
+        return False
