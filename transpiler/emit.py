@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from transpiler.artifacts import Artifacts
+from transpiler.backends import backend
 from transpiler.formatting import format_python
 from transpiler.forward import ForwardView, KernelMethodView, forward_view, kernel_methods, kernel_views
 from transpiler.interface import Argument, CallView, Records, RecordView, call_arguments, interface
@@ -26,8 +27,6 @@ from transpiler.templates import PLACEHOLDER, TARGET, package_tree, render
 __all__ = ["PackageView", "SourceFacts", "emit_package", "make_view", "run_prepare", "write_package"]
 
 MAX_SAMPLE_BYTES = 65536
-# What targets are called in texts.
-TITLES = {"cpu": "CPU", "vulkan": "Vulkan"}
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,7 @@ def make_view(
         manifest=manifest,
         binaries=_binaries(name, program, plan, binaries, prepared, sample, graph_json),
         target=plan.target,
-        target_title=TITLES[plan.target],
+        target_title=backend(plan.target).title,
     )
 
 
@@ -244,7 +243,7 @@ def emit_package(view: PackageView, extra: Mapping[str, bytes] | None = None) ->
     own folder, relative to it; "project_files" the rest; "sha256" its own.
     """
     files: dict[str, bytes] = {**view.binaries, **(extra or {})}
-    for path, content in package_tree(view.target):
+    for path, content in package_tree((view.target,)):
         target = path.removesuffix(".jinja").replace(f"/{PLACEHOLDER}/", f"/{view.name}/")
         target = target.replace(f"/{TARGET}/", f"/{view.target}/")
         files[target] = render(path, view).encode("utf-8") if content is None else content

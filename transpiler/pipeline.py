@@ -6,12 +6,13 @@ Nothing heavy is imported before it is needed: torch comes with the capture, TVM
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from transpiler.backends import Job, backend
 from transpiler.errors import TranspileErrors, UsageError
 from transpiler.naming import package_version
 from transpiler.problems import NotImported
@@ -25,14 +26,11 @@ from transpiler.target import (
     known_targets,
     load_targets,
     refuse_elsewhere,
-    runs_here,
 )
 
 if TYPE_CHECKING:
-    from transpiler.artifacts import Artifacts
     from transpiler.c_compiler import Compiler
     from transpiler.dry_run import Checked
-    from transpiler.errors import Location
     from transpiler.frontend import Model
     from transpiler.ir import Program
     from transpiler.lower import LoweredProgram
@@ -55,7 +53,7 @@ def build(request: Request, progress: Progress | None = None) -> Report:
     progress = progress or Silent()
     package_version(request.version)
     targets = _targets(request)
-    run_here = [target for target in targets if runs_here(target.variant)]
+    run_here = [target for target in targets if backend(target.name).runs_here(target)]
     # What is fast on this machine says little about machines that lack its best instructions.
     tuned = [] if targets[0].is_gpu else run_here if request.tune == "full" else run_here[:1]
     with tempfile.TemporaryDirectory(prefix="transpile-") as scratch, ThreadPoolExecutor(2) as background:
@@ -75,7 +73,7 @@ def build(request: Request, progress: Progress | None = None) -> Report:
             tuners[variant] = _tuner(target, request, request.tune if target in tuned else "none")
             lowered[variant] = _lower(rewritten, tuners[variant], request, progress)
         _check_alike(name, lowered)
-        artifacts = _compile(lowered, targets, name, request.version, compiler, progress)
+        artifacts = backend(targets[0].name).compile(Job(lowered, targets, name, request.version, compiler, progress))
         plans = lowered[targets[0].variant.name].plans
         progress.stage("recording PyTorch's results")
         results = record_results(model, plans)
@@ -120,7 +118,9 @@ def check(request: Request, progress: Progress | None = None) -> Checked:
         rewritten = _rewrite(error.understood, request, targets[0])
         for target in targets:
             try:
-                _check_kernels(_lower(rewritten, _tuner(target, request, "none"), request, progress), target)
+                backend(target.name).check(
+                    _lower(rewritten, _tuner(target, request, "none"), request, progress), target
+                )
             except TranspileErrors as further:
                 problems.extend(item for item in further.problems if item not in problems)
         raise TranspileErrors(problems) from None
@@ -130,7 +130,7 @@ def check(request: Request, progress: Progress | None = None) -> Checked:
     rewritten = _rewrite(model.program, request, targets[0])
     lowered = [_lower(rewritten, _tuner(target, request, "none"), request, progress) for target in targets]
     for target, item in zip(targets, lowered, strict=True):
-        _check_kernels(item, target)
+        backend(target.name).check(item, target)
     return checked(name, model, lowered[0].plans, targets[0].name, [target.variant.name for target in targets])
 
 
@@ -220,63 +220,6 @@ def _check_alike(name: str, lowered: Mapping[str, LoweredProgram]) -> None:
     ]
     if any(item != shared[0] for item in shared):
         raise AssertionError(f"the plans for {', '.join(lowered)} differ")
-
-
-def _compile(
-    lowered: Mapping[str, LoweredProgram],
-    targets: Sequence[Target],
-    name: str,
-    version: str,
-    compiler: Compiler | None,
-    progress: Progress,
-) -> Artifacts:
-    if compiler is None:
-        return _compile_for_gpu(lowered, targets, progress)
-    from transpiler.c_abi import c_files
-    from transpiler.compile import compile_kernels
-    from transpiler.link import Binaries, link_library
-    from transpiler.provenance import compiler_version
-
-    libraries = {}
-    for target in targets:
-        isa = target.isa.name
-        progress.stage(f"compiling kernels for {isa}")
-        objects = compile_kernels(lowered[isa].kernels, target, progress=progress.advance)
-        libraries[isa] = link_library(objects, lowered[isa].plans, name, isa, compiler)
-    isas = [target.isa for target in targets]
-    plans = lowered[isas[0].name].plans
-    return Binaries(libraries, c_files(name, plans, isas, version, compiler), compiler_version(compiler.command))
-
-
-def _compile_for_gpu(lowered: Mapping[str, LoweredProgram], targets: Sequence[Target], progress: Progress) -> Artifacts:
-    from transpiler.artifacts import NUMPY
-    from transpiler.gpu.artifacts import GpuArtifacts
-    from transpiler.gpu.vulkan import REQUIRES, compile_kernels
-
-    (target,) = targets
-    item = lowered[target.variant.name]
-    progress.stage(f"compiling kernels for {target.name}")
-    compiled = compile_kernels(item.kernels, target, places=kernel_places(item), progress=progress.advance)
-    return GpuArtifacts(target.name, (target.variant.name,), item.plans, compiled, (NUMPY, REQUIRES))
-
-
-def _check_kernels(lowered: LoweredProgram, target: Target) -> None:
-    """Raises TranspileErrors for kernels that have no form on the target. The CPU's compiler takes whatever is
-    scheduled."""
-    if not target.is_gpu:
-        return
-    from transpiler.gpu.vulkan import compile_kernels
-
-    compile_kernels(lowered.kernels, target, places=kernel_places(lowered))
-
-
-def kernel_places(lowered: LoweredProgram) -> dict[str, tuple[Location, ...]]:
-    """Kernel -> the source lines that it computes."""
-    places: dict[str, tuple[Location, ...]] = {}
-    for plan in lowered.plans:
-        for call in plan.calls():
-            places[call.kernel] = tuple(dict.fromkeys((*places.get(call.kernel, ()), *call.covers)))
-    return places
 
 
 def _run_tests(folder: Path, progress: Progress) -> TestReport:

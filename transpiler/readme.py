@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transpiler.backends import backend
 from transpiler.dims import SymbolRange, evaluate, free_symbols
 from transpiler.forward import numpy_dtype, shape_text
 from transpiler.interface import Argument, literal
@@ -13,14 +14,6 @@ from transpiler.ir import Input, TensorType
 from transpiler.naming import comment
 from transpiler.plan import KernelPlan, output_names
 from transpiler.structure import Leaf, Literal, Mapping_, Sequence_, Structure, leaves
-
-# What a package needs besides Python, and the variables that it looks at.
-NEEDS = {"cpu": "numpy", "vulkan": "numpy, the package `vulkan` and a device with a Vulkan driver"}
-ENVIRONMENT = {
-    "cpu": "`TRANSPILE_THREADS` limits the default number of threads, `TRANSPILE_ISA` forces an instruction set.",
-    "vulkan": '`VULKAN_DEVICE` chooses a device by its number or a part of its name, as `Model(device="vulkan:1")` '
-    "does; `TRANSPILE_CACHE` is the folder of the drivers' caches, none if it is empty.",
-}
 
 
 @dataclass(frozen=True)
@@ -73,8 +66,8 @@ def readme_view(
         keys=len(manifest["weights"]["keys"]),
         taps=sum(len(plan.taps) for plan in plans),
         random=manifest["rng"] is not None,
-        needs=NEEDS[plans[0].target],
-        environment=ENVIRONMENT[plans[0].target],
+        needs=backend(plans[0].target).needs,
+        environment=backend(plans[0].target).environment,
     )
 
 

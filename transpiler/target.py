@@ -175,12 +175,8 @@ def default_isas() -> tuple[str, ...]:
     return tuple(filter(None, os.environ.get("TRANSPILE_BUILD_ISA", "").split(",")))
 
 
-def runs_here(isa: Isa | Gpu) -> bool:
-    """Whether this machine can run code for `isa`, or has a device of that kind."""
-    if isinstance(isa, Gpu):
-        from transpiler.gpu.here import has_vulkan
-
-        return has_vulkan()
+def runs_here(isa: Isa) -> bool:
+    """Whether this machine can run code for `isa`."""
     return isa.triple == host_triple() and cpu_features().issuperset(isa.features)
 
 

@@ -9,17 +9,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from transpiler import checks, draw
 from transpiler.resources import tree
+from transpiler.target import known_targets
 
 PLACEHOLDER = "__name__"
 TARGET = "__target__"
-# Files of the runtime that packages for some targets have; the others are in all of them.
-OWN_FILES = {
-    "runtime/cpu.py": {"cpu"},
-    "runtime/isas.py": {"cpu"},
-    "runtime/native.py": {"cpu"},
-    "runtime/launches.py": {"vulkan"},
-    "runtime/vulkan/": {"vulkan"},
-}
+RUNTIME = "runtime/"
+# Files of the runtime that several targets need: those that do not have a folder of their own there.
+FOR_SEVERAL = {f"{RUNTIME}launches.py": frozenset({"vulkan"})}
 
 
 @cache
@@ -45,20 +41,26 @@ def render_c(template: str, view: object) -> str:
 
 
 @cache
-def package_tree(target: str) -> tuple[tuple[str, bytes | None], ...]:
-    """(path, content) of every file below templates/package that a package for `target` has, sorted; the content of a
+def package_tree(targets: tuple[str, ...]) -> tuple[tuple[str, bytes | None], ...]:
+    """(path, content) of every file below templates/package that a package for `targets` has, sorted; the content of a
     template is None."""
     root = tree("templates") / "package"
     files = []
     for path in sorted(root.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith(".pyc"):
             name = path.relative_to(root).as_posix()
-            inside = name.removeprefix(f"src/{PLACEHOLDER}/")
-            if any(inside.startswith(own) and target not in targets for own, targets in OWN_FILES.items()):
-                continue
-            files.append((name, None if name.endswith(".jinja") else path.read_bytes()))
+            if _needed(name.removeprefix(f"src/{PLACEHOLDER}/"), targets):
+                files.append((name, None if name.endswith(".jinja") else path.read_bytes()))
     # What draws test inputs and compares with PyTorch is the very code that recorded the data.
     for module in (checks, draw):
         file = Path(str(module.__file__))
         files.append((f"src/{PLACEHOLDER}/runtime/{file.name}", file.read_bytes()))
     return tuple(sorted(files))
+
+
+def _needed(path: str, targets: tuple[str, ...]) -> bool:
+    """Whether a file of the package's own folder is for one of the targets: `runtime/<target>/` is for that one."""
+    owner = path.removeprefix(RUNTIME).partition("/")[0] if path.startswith(RUNTIME) else ""
+    if owner in known_targets():
+        return owner in targets
+    return path not in FOR_SEVERAL or not FOR_SEVERAL[path].isdisjoint(targets)

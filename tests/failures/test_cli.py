@@ -174,7 +174,13 @@ def test_many_failures_are_not_all_listed(command: Command, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     "stage",
-    ["pipeline._front_end", "pipeline._lower", "pipeline._compile", "recording.measure_errors", "pipeline._run_tests"],
+    [
+        "pipeline._front_end",
+        "pipeline._lower",
+        "backends.cpu.Cpu.compile",
+        "recording.measure_errors",
+        "pipeline._run_tests",
+    ],
 )
 def test_ctrl_c_leaves_nothing(command: Command, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     def interrupted(*_: object) -> None:

@@ -20,8 +20,6 @@ from transpiler.target import Target
 
 # What every device has for scalars of a kernel (maxPushConstantsSize).
 MAX_PUSH_BYTES = 128
-# What packages need from PyPI.
-REQUIRES = "vulkan>=1.3,<2"
 
 
 def compile_kernels(

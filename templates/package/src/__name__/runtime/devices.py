@@ -11,9 +11,6 @@ from typing import Any, Protocol, cast
 from .errors import PackageError
 from .kernels import OpenedDevice
 
-# The module that opens a target; a package has those of its own targets only.
-OPENERS = {"cpu": "cpu", "vulkan": "vulkan.library"}
-
 
 class Opener(Protocol):
     """A module that knows how to run the kernels of a target."""
@@ -26,8 +23,8 @@ class Opener(Protocol):
 
 
 def opener(target: str) -> Opener:
-    """The module for a target of the package."""
-    return cast(Opener, importlib.import_module(f".{OPENERS[target]}", __package__))
+    """The module for a target of the package, which has those of its own targets only."""
+    return cast(Opener, importlib.import_module(f".{target}.library", __package__))
 
 
 def open_device(

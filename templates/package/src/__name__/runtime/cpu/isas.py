@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import PackageError
-from .manifest import check_files
+from ..errors import PackageError
+from ..manifest import check_files
 
 FORCE = "TRANSPILE_ISA"
 

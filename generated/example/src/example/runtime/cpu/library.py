@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import PackageError
+from ..errors import PackageError
+from ..kernels import OpenedDevice
+from ..manifest import check_files
 from .isas import choose_isa, runnable_isas
-from .kernels import OpenedDevice
-from .manifest import check_files
 from .native import Library
 
 

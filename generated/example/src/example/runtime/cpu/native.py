@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import TensorSpec
-from .errors import PackageError
-from .kernels import PlainCall
-from .profile import Rates
-from .state import HostMemory, State
+from ..arguments import TensorSpec
+from ..errors import PackageError
+from ..kernels import PlainCall
+from ..profile import Rates
+from ..state import HostMemory, State
 
 Array = npt.NDArray[Any]
 
