@@ -74,6 +74,7 @@ def transpile(
     weights: str | Path | Mapping[str, Any] | None = None,
     taps: str | None = None,
     isa: str | Sequence[str] = (),
+    arch: str | Sequence[str] = (),
     triple: str | None = None,
     glibc: str | None = None,
     rng: bool = False,
@@ -102,6 +103,7 @@ def transpile(
             (unfused and unfolded, slower).
         isa: instruction sets to build for, or "native": this machine's best; by default all, of which the package
             picks one where it is loaded.
+        arch: architectures of NVIDIA's GPUs to build for ("sm_80"); by default all that the target has.
         triple: what to build for, "aarch64-unknown-linux-gnu"; this machine by default (docs/portability.md).
         glibc: the oldest version that the package shall run with, "2.17"; that of this machine by default.
         rng: draw random numbers with a seeded generator of the package's own (docs/random.md); refused otherwise.
@@ -138,6 +140,7 @@ def transpile(
             weights=weights,
             taps=taps,
             isas=(isa,) if isinstance(isa, str) else tuple(isa),
+            archs=(arch,) if isinstance(arch, str) else tuple(arch),
             triple=triple,
             glibc=glibc,
             rng=rng,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transpiler.wheels import BundleWeights, Wheel
 
 DONE, FAILED, USAGE, TESTS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-PLANNED_TARGETS = ("cuda", "vulkan")
+PLANNED_TARGETS = ("cuda",)
 MAX_FAILURES = 20
 
 
@@ -79,6 +79,10 @@ MAX_FAILURES = 20
     help="Instruction set, several times for several; native: this machine's best.  [default: all]",
 )  # fmt: skip
 @click.option(
+    "--arch", "archs", multiple=True, metavar="sm_NN",
+    help="Architecture of NVIDIA's GPUs, several times for several.  [default: all]",
+)  # fmt: skip
+@click.option(
     "--triple", metavar="TRIPLE", help="Machine to build for: aarch64-unknown-linux-gnu.  [default: this one]"
 )
 @click.option("--glibc", metavar="VERSION", help="Oldest C library to run with, such as 2.17.  [default: this one's]")
@@ -113,6 +117,7 @@ def main(
     tune: Literal["none", "fast", "full"],
     tuning_record: Path | None,
     isas: Sequence[str],
+    archs: Sequence[str],
     triple: str | None,
     glibc: str | None,
     rng: bool,
@@ -158,6 +163,7 @@ def main(
             tune,
             tuning_record,
             isas,
+            archs,
             triple,
             glibc,
             rng,
@@ -181,8 +187,9 @@ def _refuse_unsupported(targets: Sequence[str], precision: str) -> None:
 
     known = known_targets()
     for target in targets:
-        if target in PLANNED_TARGETS and target not in known:
-            raise _unsupported(f"The target {target}", f"known: {', '.join(known)}")
+        if target in PLANNED_TARGETS:
+            there = ", ".join(name for name in known if name not in PLANNED_TARGETS)
+            raise _unsupported(f"The target {target}", f"known: {there}")
     if precision != "float32":
         raise _unsupported(f"--precision {precision}", "every package computes in the model's own float32")
 
@@ -206,6 +213,7 @@ def _request(
     tune: Literal["none", "fast", "full"],
     tuning_record: Path | None,
     isas: Sequence[str],
+    archs: Sequence[str],
     triple: str | None,
     glibc: str | None,
     rng: bool,
@@ -235,6 +243,7 @@ def _request(
         tune=tune,
         tuning_record=tuning_record,
         isas=tuple(dict.fromkeys(isas)),
+        archs=tuple(dict.fromkeys(archs)),
         triple=triple,
         glibc=glibc,
         rng=rng,

@@ -146,7 +146,7 @@ def _targets(request: Request) -> list[Target]:
     if more:
         raise UsageError("several-targets", "Several targets in one package are not supported; name one --target.")
     isas = request.isas or (default_isas() if has_isas(name) and request.triple in (None, host_triple()) else ())
-    return load_targets(name, isas, request.triple)
+    return load_targets(name, (*isas, *request.archs), request.triple)
 
 
 def _start_compiler(target: Target, request: Request, background: Executor) -> Compiler | None:

@@ -36,6 +36,7 @@ class Request:
     weights: Any = None  # a path, or a mapping of state_dict keys to arrays
     taps: str | None = None
     isas: tuple[str, ...] = ()  # none: all that the triple has; "native": the best one of this machine
+    archs: tuple[str, ...] = ()  # of GPUs; none: all that the target has
     triple: str | None = None  # of the machine that is built for; this one's by default
     glibc: str | None = None  # the oldest version that the package shall run with; this machine's by default
     rng: bool = False

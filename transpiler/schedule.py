@@ -91,8 +91,9 @@ def import_schedule(name: str) -> Any:
 
 @cache
 def rules(target: Target) -> tuple[Rule, ...]:
-    """The target's schedule modules in order."""
-    return tuple(cast(Rule, import_schedule(f"{target.name}.{name}")) for name in target.schedules)
+    """The target's schedule modules in order; a name with a dot is one of another folder."""
+    places = [name if "." in name else f"{target.name}.{name}" for name in target.schedules]
+    return tuple(cast(Rule, import_schedule(place)) for place in places)
 
 
 def schedule(group: Group, target: Target, name: str, answers: Mapping[str, str] | None = None) -> Lowered:

@@ -43,7 +43,8 @@ class Gpu:
     """What kernels may take for granted of a device: `threads` of a workgroup (`workgroup`: on each axis),
     `shared_bytes` of memory that they share, `subgroup`: threads that run together at least. `features` are those that
     schedules choose by (such as "float16"); what a kernel's dtypes need besides is asked of the device at load.
-    `staged`: products copy blocks of their operands to shared memory, which pays where barriers are cheap.
+    `staged`: products copy blocks of their operands to shared memory, which pays where barriers are cheap. `arch` is
+    what code is made for ("sm_80"), "" where a device's own driver does that.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Gpu:
     subgroup: int
     features: tuple[str, ...]
     staged: bool = False
+    arch: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,14 @@ class Target:
 
     def tvm_target(self) -> dict[str, object]:
         """The dict that `tvm.target.Target` takes."""
+        if isinstance(self.variant, Gpu) and self.variant.arch:
+            return {
+                "kind": self.kind,
+                "arch": self.variant.arch,
+                "max_num_threads": self.variant.threads,
+                "thread_warp_size": self.variant.subgroup,
+                "max_shared_memory_per_block": self.variant.shared_bytes,
+            }
         if isinstance(self.variant, Gpu):
             return {
                 "kind": self.kind,
@@ -122,9 +132,8 @@ def load_target(name: str, isa: str | None = None, triple: str | None = None) ->
         UsageError: unknown target, ISA or triple; the message lists the known ones.
         TranspileError: this machine has none of the target's ISAs.
     """
-    if gpus := _gpus(name):
-        _refuse_isas(name, [isa] if isa else [], triple)
-        return _target(name, gpus[0])
+    if _gpus(name):
+        return load_targets(name, [isa] if isa else [], triple)[0]
     isas = _isas(name)
     if isa is None:
         return _target(name, _native(name, _for_triple(isas, triple)))
@@ -146,8 +155,7 @@ def load_targets(name: str, isas: Sequence[str] = (), triple: str | None = None)
         TranspileError: this machine has none of the target's ISAs.
     """
     if gpus := _gpus(name):
-        _refuse_isas(name, isas, triple)
-        return [_target(name, item) for item in gpus]
+        return [_target(name, item) for item in _architectures(name, gpus, isas, triple)]
     everything = _isas(name)
     known = ["native", *(item.name for item in everything)]
     if bad := [isa for isa in isas if isa not in known]:
@@ -201,13 +209,18 @@ def host_triple() -> str:
     return f"{platform.machine()}-unknown-linux-gnu"
 
 
-def _refuse_isas(name: str, isas: Sequence[str], triple: str | None) -> None:
-    if isas or triple:
+def _architectures(name: str, gpus: Sequence[Gpu], wanted: Sequence[str], triple: str | None) -> list[Gpu]:
+    """The variants of a GPU target, those of `wanted` if it names any."""
+    known = [item.name for item in gpus if item.arch]
+    if triple or (wanted and not known):
         raise UsageError(
             "no-isas",
-            f"Target {name!r} has no instruction sets: {'--isa' if isas else '--triple'} is for CPUs.",
+            f"Target {name!r} has no instruction sets: {'--triple' if triple else '--isa'} is for CPUs.",
             hints=["its kernels run on every device that has the features they need"],
         )
+    if bad := [item for item in wanted if item not in known]:
+        raise unknown("architecture", bad[0], known, code="unknown-isa")
+    return [item for item in gpus if not wanted or item.name in wanted]
 
 
 def _gpus(name: str) -> list[Gpu]:

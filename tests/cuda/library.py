@@ -16,14 +16,9 @@ from transpiler.gpu.cuda import cuda_source
 from transpiler.gpu.launches import Launch
 from transpiler.group import Lowered
 from transpiler.ir import Array
+from transpiler.target import load_target
 
-TARGET = {
-    "kind": "cuda",
-    "arch": "sm_80",
-    "max_num_threads": 1024,
-    "thread_warp_size": 32,
-    "max_shared_memory_per_block": 49152,
-}
+TARGET = load_target("cuda", "sm_80").tvm_target()
 
 
 class CudaLibrary(LaunchLibrary):

@@ -8,45 +8,47 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda.library import TARGET
 from transpiler.errors import TranspileError
 from transpiler.frontend import read_model
 from transpiler.gpu.cubin import Usage, usage
 from transpiler.gpu.cuda import FILE, Source, compile_kernels, cuda_source
-from transpiler.gpu.nvrtc import compile_cubin, compile_ptx
+from transpiler.gpu.nvrtc import compile_code
 from transpiler.lower import LoweredProgram, lower
 from transpiler.passes import PIPELINES, run_passes
 from transpiler.request import Request
-from transpiler.target import load_target
+from transpiler.target import load_targets
 
 MODELS = Path(__file__).parent.parent / "models"
-ARCHITECTURES = ["sm_80", "sm_90a"]
+TARGETS = {target.gpu.arch: target for target in load_targets("cuda")}
 FATBIN = 0xBA55ED50  # what such a file begins with
 
 
 @cache
-def mnist() -> tuple[LoweredProgram, Source]:
-    program = read_model(Request(MODELS / "mnist.py", targets=("vulkan",))).program
-    lowered = lower(run_passes(program, PIPELINES["vulkan"].usual), load_target("vulkan"))
-    return lowered, cuda_source(lowered.kernels, TARGET)
+def mnist(arch: str) -> tuple[LoweredProgram, Source]:
+    program = read_model(Request(MODELS / "mnist.py", targets=("cuda",))).program
+    lowered = lower(run_passes(program, PIPELINES["cuda"].usual), TARGETS[arch])
+    return lowered, cuda_source(lowered.kernels, TARGETS[arch].tvm_target())
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", TARGETS)
 def test_nothing_is_spilled(arch: str) -> None:
-    _, source = mnist()
-    found = usage(compile_cubin(source.text, arch))
+    _, source = mnist(arch)
+    found = usage(compile_code(source.text, arch).cubin)
     assert set(found) == {launch.entry for launches in source.launches.values() for launch in launches}
     assert all(item.stack == 0 and 0 < item.registers <= 255 for item in found.values()), found
 
 
 def test_one_file_for_all_devices() -> None:
-    lowered, source = mnist()
-    compiled = compile_kernels(lowered.kernels, TARGET, ARCHITECTURES)
-    data = compiled.files[FILE]
+    kernels = {arch: mnist(arch)[0].kernels for arch in TARGETS}
+    compiled = compile_kernels(kernels, list(TARGETS.values()))
+    assert list(compiled) == ["sm_90a", "sm_80"]
+    data = compiled["sm_90a"].files[FILE]
     assert struct.unpack_from("<I", data)[0] == FATBIN
-    assert compiled.launches == source.launches
+    for arch in TARGETS:
+        assert compiled[arch].launches == mnist(arch)[1].launches
+        assert compiled[arch].files[f"kernels.{arch}.cu"] == mnist(arch)[1].text.encode()
     # The same twice: packages are reproducible.
-    assert data == compile_kernels(lowered.kernels, TARGET, ARCHITECTURES).files[FILE]
+    assert data == compile_kernels(kernels, list(TARGETS.values()))["sm_90a"].files[FILE]
 
 
 SPILLING = """
@@ -63,18 +65,18 @@ extern "C" __global__ void spilling(float* x, int n) {
 
 
 def test_local_and_shared_memory_are_seen() -> None:
-    (found,) = usage(compile_cubin(SPILLING, "sm_80")).values()
+    (found,) = usage(compile_code(SPILLING, "sm_80").cubin).values()
     assert isinstance(found, Usage)
     assert (found.stack, found.shared) == (128, 256)
 
 
 def test_ptx_names_its_architecture() -> None:
-    assert b".target sm_80" in compile_ptx(SPILLING, "sm_80")
+    assert b".target sm_80" in compile_code(SPILLING, "sm_80").ptx
 
 
 def test_errors_of_the_compiler_are_shown() -> None:
     with pytest.raises(TranspileError, match="NVRTC refuses the kernels for sm_80") as caught:
-        compile_cubin("void f() { nothing(); }", "sm_80")
+        compile_code("void f() { nothing(); }", "sm_80")
     assert "nothing" in str(caught.value)
 
 

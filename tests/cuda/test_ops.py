@@ -14,8 +14,7 @@ from transpiler.ops.dtypes import HALF
 from transpiler.schedule import schedule
 from transpiler.target import load_target
 
-# These schedules are shared by the targets for GPUs.
-TARGET = load_target("vulkan")
+TARGET = load_target("cuda", "sm_80")
 # Their ops are made by passes for the CPU alone.
 CPU_ONLY = {"blocked_conv", "packed", "winograd"}
 # Written in vectors of 16 lanes or with functions of the CPU's run time: no CUDA text yet.

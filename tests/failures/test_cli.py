@@ -67,7 +67,7 @@ def test_output_folder_cannot_be_made(command: Command) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--target", "cudaa"], "Unknown target 'cudaa'; known: cpu, vulkan."),
+        (["--target", "cudaa"], "Unknown target 'cudaa'; known: cpu, cuda, vulkan."),
         (["--target", "cuda"], "The target cuda is not supported yet; known: cpu, vulkan."),
         (
             ["--target", "vulkan", "--isa", "avx2"],

@@ -84,7 +84,7 @@ def test_nothing_is_tuned_by_default(tmp_path: Path) -> None:
         ("inputs = 3", "models[0].inputs: expected a list of texts, got a number"),
         ('inputs = ["1xx"]', "models[0].inputs: Cannot read --input '1xx'"),
         ('dynamic = ["x"]', "models[0].dynamic: Cannot read --dynamic 'x': expected NAME.DIM=SYMBOL"),
-        ('targets = ["cuda9"]', "models[0].targets: unknown target 'cuda9'; known: cpu, vulkan"),
+        ('targets = ["cuda9"]', "models[0].targets: unknown target 'cuda9'; known: cpu, cuda, vulkan"),
         ("targets = []", "models[0].targets: expected at least one target"),
         ('tune = "slow"', "models[0].tune: expected none, fast or full, got 'slow'"),
         ('test = "no"', "models[0].test: expected true or false, got 'no'"),

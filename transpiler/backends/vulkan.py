@@ -36,7 +36,7 @@ class Vulkan(Backend):
         job.progress.stage(f"compiling kernels for {target.name}")
         places = kernel_places(item)
         compiled = compile_kernels(item.kernels, target, places=places, progress=job.progress.advance)
-        return GpuArtifacts(target.name, (target.variant.name,), item.plans, compiled, (NUMPY, *self.requires))
+        return GpuArtifacts(target.name, {target.variant.name: (item.plans, compiled)}, (NUMPY, *self.requires))
 
     def check(self, lowered: LoweredProgram, target: Target) -> None:
         from transpiler.gpu.vulkan import compile_kernels

@@ -13,20 +13,28 @@ from transpiler.plan import KernelPlan
 
 @dataclass(frozen=True)
 class GpuArtifacts:
-    """The device code of a package's kernels, and the list of their launches."""
+    """The device code of a package's kernels, and per variant the list of their launches.
+
+    `parts` are the plans and what was compiled of them, by variant, best first.
+    """
 
     target: str
-    variants: tuple[str, ...]
-    plans: Sequence[KernelPlan]
-    compiled: Compiled
+    parts: Mapping[str, tuple[Sequence[KernelPlan], Compiled]]
     requires: tuple[str, ...]
     compiler: str = "none"
     third_party: tuple[str, ...] = ()
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        return tuple(self.parts)
+
     def files(self, name: str) -> Mapping[str, bytes]:
         folder = f"kernels/{self.target}"
-        files = {f"{folder}/{file}": code for file, code in self.compiled.files.items()}
-        return {**files, f"{folder}/launches.json": render_launches(self.plans, self.compiled)}
+        files: dict[str, bytes] = {}
+        for plans, compiled in self.parts.values():
+            files.update({f"{folder}/{file}": code for file, code in compiled.files.items()})
+            files[f"{folder}/{compiled.list_file}"] = render_launches(plans, compiled)
+        return files
 
     def platform(self) -> Mapping[str, Any]:
         return {"tag": "any", "machine": "any", "glibc": None, "libraries": []}

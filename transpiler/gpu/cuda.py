@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm
 
-from transpiler.errors import Problem, TranspileErrors
+from transpiler.errors import Location, Problem, TranspileErrors
 from transpiler.gpu.host import HostLaunch, read_launches
 from transpiler.gpu.launches import Compiled, Launch, Scalar
 from transpiler.gpu.lowering import lower
-from transpiler.gpu.nvrtc import compile_cubin, compile_ptx, fatbin
+from transpiler.gpu.nvrtc import compile_code, fatbin
 from transpiler.group import Lowered
+from transpiler.target import Target
 from transpiler.tvm_lock import LOWERING
 
 FILE = "kernels.fatbin"
@@ -45,31 +47,78 @@ class Source:
 
 
 def compile_kernels(
-    kernels: Sequence[Lowered],
-    target: Mapping[str, object],
-    architectures: Sequence[str],
+    kernels: Mapping[str, Sequence[Lowered]],
+    targets: Sequence[Target],
     *,
+    places: Mapping[str, Sequence[Location]] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Compiled:
-    """The launches of every kernel, and `kernels.fatbin`: machine code for each architecture, PTX of the first one.
+) -> dict[str, Compiled]:
+    """By variant the launches of every kernel; the first variant has `kernels.fatbin`, which is for all of them.
+
+    The file holds machine code for each variant's architecture, and PTX of the oldest one, which devices that are newer
+    than all of them run. `kernels.<variant>.cu` is the text that it was made from, for people.
 
     Args:
-        target: the dict that `tvm.target.Target` takes.
-        architectures: such as "sm_80"; devices that are newer than all of them run the PTX.
+        kernels: by variant.
+        targets: one for each variant, best first.
+        places: the source lines of kernels, for errors.
 
     Raises:
         TranspileErrors: kernels without CUDA text, all of them; or what NVRTC says.
     """
-    source = cuda_source(kernels, target, progress=progress)
-    cubins = {arch: compile_cubin(source.text, arch) for arch in architectures}
-    first = architectures[0]
-    return Compiled(source.launches, {FILE: fatbin(cubins, {first: compile_ptx(source.text, first)})})
+    sources = cuda_sources(kernels, targets, places=places, progress=progress)
+    texts = {target.gpu.arch: sources[target.variant.name].text for target in targets}
+    with ThreadPoolExecutor() as pool:
+        codes = dict(zip(texts, pool.map(compile_code, texts.values(), texts), strict=True))
+    # Code of an architecture with a letter runs on no other one, and neither does its PTX.
+    portable = [arch for arch in texts if arch[-1].isdigit()][-1:]
+    binary = fatbin({arch: code.cubin for arch, code in codes.items()}, {arch: codes[arch].ptx for arch in portable})
+    files: dict[str, bytes] = {FILE: binary}
+    compiled = {}
+    for name, source in sources.items():
+        text = {f"kernels.{name}.cu": source.text.encode()}
+        compiled[name] = Compiled(source.launches, {**files, **text}, f"launches.{name}.json")
+        files = {}
+    return compiled
+
+
+def cuda_sources(
+    kernels: Mapping[str, Sequence[Lowered]],
+    targets: Sequence[Target],
+    *,
+    places: Mapping[str, Sequence[Location]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Source]:
+    """What `compile_kernels` compiles, by variant. Raises as it does."""
+    sources = {}
+    problems: list[Problem] = []
+    for target in targets:
+        try:
+            sources[target.variant.name] = cuda_source(
+                kernels[target.variant.name], target.tvm_target(), places=places, progress=progress
+            )
+        except TranspileErrors as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    if problems:
+        raise TranspileErrors(problems)
+    return sources
 
 
 def cuda_source(
-    kernels: Sequence[Lowered], target: Mapping[str, object], *, progress: Callable[[int, int], None] | None = None
+    kernels: Sequence[Lowered],
+    target: Mapping[str, object],
+    *,
+    places: Mapping[str, Sequence[Location]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Source:
-    """The text that `compile_kernels` compiles. Raises TranspileErrors."""
+    """The text of kernels for one architecture.
+
+    Args:
+        target: the dict that `tvm.target.Target` takes.
+
+    Raises:
+        TranspileErrors: kernels without CUDA text, all of them.
+    """
     described = tvm.target.Target(dict(target))
     launches: dict[str, tuple[Launch, ...]] = {}
     devices: dict[str, Any] = {}
@@ -84,15 +133,19 @@ def cuda_source(
             )
             devices[name] = device
         except TranspileErrors as error:
-            problems += error.problems
+            problems += _located(error, (places or {}).get(name, ()))
         if progress is not None:
             progress(done + 1, len(kernels))
     if problems:
         raise TranspileErrors(problems)
-    return Source(_text(devices, described) if devices else TYPES, launches)
+    return Source(_text(devices, described, places or {}) if devices else TYPES, launches)
 
 
-def _text(devices: Mapping[str, Any], target: Any) -> str:
+def _located(error: TranspileErrors, places: Sequence[Location]) -> list[Problem]:
+    return [replace(problem, locations=(*problem.locations, *places)) for problem in error.problems]
+
+
+def _text(devices: Mapping[str, Any], target: Any, places: Mapping[str, Sequence[Location]]) -> str:
     """The text of all kernels, whose device sides are given by name. Raises TranspileErrors."""
     functions = {name: function for device in devices.values() for name, function in device.functions.items()}
     try:
@@ -104,7 +157,8 @@ def _text(devices: Mapping[str, Any], target: Any) -> str:
                 _written(device, target)
             except tvm.error.InternalError as error:
                 reason = str(error).strip().splitlines()[-1]
-                problems.append(Problem("no-cuda", f"Kernel {name!r} has no CUDA text: {reason}"))
+                text = f"Kernel {name!r} has no CUDA text: {reason}"
+                problems.append(Problem("no-cuda", text, locations=tuple(places.get(name, ()))))
         raise TranspileErrors(problems) from None
     if not _PREAMBLE.match(written):
         raise AssertionError("TVM's CUDA text begins in another way")
@@ -149,6 +203,6 @@ def _launch(item: Lowered, found: HostLaunch, parameters: Sequence[Any]) -> Laun
         workgroup=found.workgroup,
         grid=found.grid,
         folded=None,
-        shared_bytes=0,
+        shared_bytes=found.shared_bytes,
         features=(),
     )

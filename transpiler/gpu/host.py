@@ -25,17 +25,20 @@ _INTS: Mapping[str, Callable[[Any, Any], Dim]] = {
 }
 _GROUPS = {f"blockIdx.{axis}": position for position, axis in enumerate("xyz")}
 _THREADS = {f"threadIdx.{axis}": position for position, axis in enumerate("xyz")}
+_SHARED = "tirx.use_dyn_shared_memory"
 
 
 @dataclass(frozen=True)
 class HostLaunch:
     """A launch of the device function `function`: per parameter a buffer (the position of one of the kernel's pointers)
-    or a number, the workgroups by axis, and the threads of one."""
+    or a number, the workgroups by axis, the threads of one, and the bytes of memory that it shares beside what the code
+    declares."""
 
     function: str
     arguments: tuple[tuple[str, Number], ...]
     grid: tuple[Dim, Dim, Dim]
     workgroup: tuple[int, int, int]
+    shared_bytes: int = 0
 
 
 def read_launches(kernel: str, function: Any) -> tuple[HostLaunch, ...]:
@@ -98,11 +101,14 @@ class _Host:
         arguments, extents = rest[: len(rest) - len(tags)], rest[len(rest) - len(tags) :]
         grid: list[Dim] = [1, 1, 1]
         threads = [1, 1, 1]
+        shared = 0
         for tag, extent in zip(tags, extents, strict=True):
             if tag in _GROUPS:
                 grid[_GROUPS[tag]] = self.size(extent)
             elif tag in _THREADS and isinstance(extent, tirx.IntImm):
                 threads[_THREADS[tag]] = int(extent.value)
+            elif tag == _SHARED and isinstance(extent, tirx.IntImm):
+                shared = int(extent.value)
             else:
                 raise self.refuse(f"the launch parameter {tag} = {extent}")
         self.found.append(
@@ -111,6 +117,7 @@ class _Host:
                 tuple(map(self.argument, arguments)),
                 (grid[0], grid[1], grid[2]),
                 (threads[0], threads[1], threads[2]),
+                shared,
             )
         )
 

@@ -26,7 +26,8 @@ class Launch:
     `file` holds the code, `entry` is the function in it. `buffers` are positions among the kernel's arguments (inputs,
     outputs, workspace, status), in the order of the function's bindings; `written` are those of them that it writes.
     `grid` are the numbers of workgroups; where `folded` is an axis, those of axis 0 may go on along that one.
-    `features` are what the device must have.
+    `shared_bytes` is memory that a workgroup shares: all of it for Vulkan; for CUDA what is asked for at the launch,
+    besides what the code has. `features` are what the device must have.
     """
 
     file: str
@@ -44,7 +45,8 @@ class Launch:
 
 @dataclass(frozen=True)
 class Compiled:
-    """The launches of every kernel, and the files with their code by name."""
+    """The launches of every kernel, the files with their code by name, and the name of the list of the launches."""
 
     launches: Mapping[str, tuple[Launch, ...]]
     files: Mapping[str, bytes]
+    list_file: str = "launches.json"

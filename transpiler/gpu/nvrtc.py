@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,18 +19,33 @@ MAJOR = 13
 OPTIONS = ("-std=c++17", "-default-device", "--device-int128")
 
 
-def compile_cubin(source: str, arch: str) -> bytes:
-    """Machine code of `source` for `arch`, such as "sm_80".
+@dataclass(frozen=True)
+class Code:
+    """Machine code of one architecture, and the PTX that it was made of."""
+
+    cubin: bytes
+    ptx: bytes
+
+
+def compile_code(source: str, arch: str) -> Code:
+    """`source` for `arch`, such as "sm_80"; its PTX is for that architecture and, without a letter, for later ones.
 
     Raises:
         TranspileError: "no-nvrtc" where the packages are missing, "cuda-compiler" if NVRTC does not take the text.
     """
-    return _compiled(source, arch, "CUBIN")
-
-
-def compile_ptx(source: str, arch: str) -> bytes:
-    """PTX of `source`, which later architectures than `arch` run too. Raises as `compile_cubin` does."""
-    return _compiled(source, arch.replace("sm_", "compute_"), "PTX")
+    library = _library("nvrtc")
+    program = ctypes.c_void_p()
+    options = [*OPTIONS, f"--gpu-architecture={arch}", f"-I{_home() / 'include'}"]
+    texts = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
+    _check(library, library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None))
+    try:
+        code = library.nvrtcCompileProgram(program, len(options), texts)
+        if code:
+            log = _read(library, program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
+            raise TranspileError("cuda-compiler", f"NVRTC refuses the kernels for {arch}.", notes=[log[:4000]])
+        return Code(_read(library, program, "CUBIN"), _read(library, program, "PTX"))
+    finally:
+        library.nvrtcDestroyProgram(ctypes.byref(program))
 
 
 def fatbin(cubins: Mapping[str, bytes], ptx: Mapping[str, bytes]) -> bytes:
@@ -53,22 +69,6 @@ def fatbin(cubins: Mapping[str, bytes], ptx: Mapping[str, bytes]) -> bytes:
         return data.raw
     finally:
         library.nvFatbinDestroy(ctypes.byref(handle))
-
-
-def _compiled(source: str, arch: str, kind: str) -> bytes:
-    library = _library("nvrtc")
-    program = ctypes.c_void_p()
-    options = [*OPTIONS, f"--gpu-architecture={arch}", f"-I{_home() / 'include'}"]
-    texts = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
-    _check(library, library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None))
-    try:
-        code = library.nvrtcCompileProgram(program, len(options), texts)
-        if code:
-            log = _read(library, program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
-            raise TranspileError("cuda-compiler", f"NVRTC refuses the kernels for {arch}.", notes=[log[:4000]])
-        return _read(library, program, kind)
-    finally:
-        library.nvrtcDestroyProgram(ctypes.byref(program))
 
 
 def _read(library: ctypes.CDLL, program: ctypes.c_void_p, what: str) -> bytes:

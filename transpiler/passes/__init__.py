@@ -81,6 +81,23 @@ UNFOLDED_GPU_PIPELINE: tuple[Pass, ...] = (
     *CLEAN_UP,
 )
 
+# A kernel of CUDA sees any tensor as a whole.
+CUDA_PIPELINE: tuple[Pass, ...] = (
+    *CLEAN_UP,
+    on_each(half.half_floats),
+    on_each(fold.batch_norm),
+    on_each(decompose.conv1d),
+    *CLEAN_UP,
+)
+
+UNFOLDED_CUDA_PIPELINE: tuple[Pass, ...] = (
+    *CLEAN_UP,
+    on_each(half.half_floats),
+    on_each(fold.batch_norm_alone),
+    on_each(decompose.conv1d),
+    *CLEAN_UP,
+)
+
 
 @dataclass(frozen=True)
 class Pipelines:
@@ -94,6 +111,7 @@ class Pipelines:
 PIPELINES = {
     "cpu": Pipelines(PIPELINE, EXACT_PIPELINE, UNFOLDED_PIPELINE),
     "vulkan": Pipelines(GPU_PIPELINE, GPU_PIPELINE, UNFOLDED_GPU_PIPELINE),
+    "cuda": Pipelines(CUDA_PIPELINE, CUDA_PIPELINE, UNFOLDED_CUDA_PIPELINE),
 }
 
 
