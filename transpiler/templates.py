@@ -15,7 +15,7 @@ PLACEHOLDER = "__name__"
 TARGET = "__target__"
 RUNTIME = "runtime/"
 # Files of the runtime that several targets need: those that do not have a folder of their own there.
-FOR_SEVERAL = {f"{RUNTIME}launches.py": frozenset({"vulkan", "cuda"})}
+FOR_SEVERAL = {f"{RUNTIME}{file}": frozenset({"vulkan", "cuda"}) for file in ("launches.py", "replay.py")}
 
 
 @cache

@@ -171,7 +171,7 @@ def test_a_lost_device_is_lost_for_good(package: Package) -> None:
     with package.load() as model:
         good = model(X)
         session = model._running()
-        (recordings,) = session._idle.values()
+        (recordings,) = session._idle._waiting.values()
         lost = session._pipelines.device.vk.VK_ERROR_DEVICE_LOST
         wait = recordings[0]._wait
         # This device is not lost: it must have finished before its memory goes.
@@ -187,7 +187,7 @@ def test_an_interrupted_call_is_waited_for_before_its_memory_goes(package: Packa
     with package.load() as model:
         good = model(X)
         session = model._running()
-        (recordings,) = session._idle.values()
+        (recordings,) = session._idle._waiting.values()
         recording, device = recordings[0], session._pipelines.device
         done: list[str] = []
         wait_idle, finalizer = device.vk.vkQueueWaitIdle, recording._finalizer

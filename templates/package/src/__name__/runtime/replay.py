@@ -1,0 +1,190 @@
+"""Calls on a GPU, recorded once for given sizes and replayed: what sessions of all kinds of GPU share."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy.typing as npt
+
+from .arguments import TensorSpec
+from .kernels import Library, PlainCall
+from .launches import LaunchList, Program
+from .state import State
+
+Array = npt.NDArray[Any]
+# Recordings that wait for the next call: one for each of the sizes, and callers at once, that come often.
+IDLE = 8
+# What a kernel writes into its status word (the CPU's kernels do as well).
+STATUS_INDEX, STATUS_SINGULAR, STATUS_DIVISION = 1, 2, 3
+
+
+class Replay(Protocol):
+    """A program with memory of its own. One thread at a time runs it."""
+
+    program: Program
+
+    def run(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> tuple[int, int]:
+        """Replay; `outputs` are filled. (0, -1), or what a kernel reports of data that do not fit, and its
+        call."""
+
+    def free(self) -> None:
+        """Give the memory back. Nobody may run it any more."""
+
+
+class ReplayLibrary(Library, Protocol):
+    list: LaunchList
+
+
+R = TypeVar("R", bound=Replay)
+
+
+class Idle(Generic[R]):
+    """Recordings that wait for the next call, by what they are for; at most IDLE of them."""
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[object, list[R]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def take(self, key: object) -> R | None:
+        """One that waits, for the caller alone."""
+        with self._lock:
+            waiting = self._waiting.get(key)
+            if not waiting:
+                return None
+            recording = waiting.pop()
+            if not waiting:
+                del self._waiting[key]
+            return recording
+
+    def give_back(self, key: object, recording: R) -> None:
+        """Keep a recording for the next call; the one that was not used for longest makes room."""
+        with self._lock:
+            self._waiting.setdefault(key, []).append(recording)
+            self._waiting.move_to_end(key)
+            dropped = []
+            while sum(map(len, self._waiting.values())) > IDLE:
+                oldest = next(iter(self._waiting))
+                dropped.append(self._waiting[oldest].pop(0))
+                if not self._waiting[oldest]:
+                    del self._waiting[oldest]
+        for item in dropped:
+            item.free()
+
+    def drop(self) -> bool:
+        """Give up all of them; whether there were any."""
+        with self._lock:
+            dropped = [item for waiting in self._waiting.values() for item in waiting]
+            self._waiting.clear()
+        for item in dropped:
+            item.free()
+        return bool(dropped)
+
+
+class ReplaySession(ABC, Generic[R]):
+    """The model over one set of weights. Whoever runs it holds a reference; the last one frees it."""
+
+    def __init__(self, library: ReplayLibrary, weights: Mapping[str, Array]) -> None:
+        self.list, self.weights = library.list, weights
+        self._idle: Idle[R] = Idle()
+
+    @property
+    @abstractmethod
+    def library(self) -> ReplayLibrary: ...
+
+    @abstractmethod
+    def record(self, program: Program, state: State | None) -> R:
+        """A new recording. Raises MemoryError where the device has too little memory."""
+
+    def set_threads(self, threads: int) -> None:
+        """Nothing: the device has its own."""
+
+    def run(
+        self,
+        function: int,
+        state: State | None,
+        buffers: Sequence[Array],
+        symbols: bytes | None = None,
+    ) -> None:
+        """A whole function on its inputs and then its outputs, which it fills; `state`, if it has one, moves
+        on; `symbols` are the values of sizes that vary.
+
+        Raises:
+            IndexError, ZeroDivisionError, RuntimeError: the data do not fit; or what a recording raises.
+        """
+        key = (function, symbols, None if state is None else state.memory)
+        recording = self._idle.take(key)
+        if recording is None:
+            program = self.list.program(function, self.list.sizes(symbols))
+            recording = self.recorded(program, state)
+        self._replay(key, recording, function, state, buffers)
+
+    def call(self, function: int, index: int, buffers: Sequence[Array], symbols: bytes | None = None) -> None:
+        """One call of a function on arrays of the caller's. Raises as `run` does."""
+        key = (function, symbols, f"call {index}")
+        recording = self._idle.take(key)
+        if recording is None:
+            program = self.list.single(function, index, self.list.sizes(symbols))
+            recording = self.recorded(program, None)
+        # In place, the output's old content is an input too.
+        given = buffers[: len(recording.program.inputs)]
+        results = buffers[len(buffers) - len(recording.program.outputs) :]
+        self._replay(key, recording, function, None, [*given, *results])
+
+    def _replay(
+        self, key: object, recording: R, function: int, state: State | None, buffers: Sequence[Array]
+    ) -> None:
+        count = len(recording.program.inputs)
+        try:
+            code, call = recording.run(buffers[:count], buffers[count:])
+        except BaseException:
+            if state is not None and self.list.writes_state(function):
+                state.lose("the device failed")
+            recording.free()
+            raise
+        self._idle.give_back(key, recording)
+        if code:
+            self.fail(code, function, call, state)
+
+    def plain_call(
+        self, function: int, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> PlainCall:
+        """A function of the inputs of a function without state and without sizes that vary. Raises as `run`
+        does, and TypeError or ValueError for an input that does not fit."""
+        count, name = len(inputs), self.list.functions[function]
+
+        def call(values: Sequence[Any]) -> tuple[Array, ...]:
+            if len(values) != count:
+                raise TypeError(f"{name}: expected {count} arrays, got {len(values)}")
+            taken = [*map(TensorSpec.take, inputs, values)]
+            results = (*map(TensorSpec.allocate, outputs),)
+            self.run(function, None, [*taken, *results])
+            return results
+
+        return call
+
+    def recorded(self, program: Program, state: State | None) -> R:
+        """A new recording; those that wait are given up where there is too little memory for it."""
+        try:
+            return self.record(program, state)
+        except MemoryError:
+            if not self._idle.drop():
+                raise
+        return self.record(program, state)
+
+    def fail(self, code: int, function: int, call: int, state: State | None) -> None:
+        """Raises the exception for what a kernel reports; a state that was half-written is lost."""
+        where = f"in kernel {self.list.calls[function][call]} ({self.list.sources(function)[call]})"
+        what = {
+            STATUS_SINGULAR: "a matrix is singular, not positive definite or not finite",
+            STATUS_DIVISION: "integer division by zero",
+        }.get(code, "index out of bounds")
+        text = f"{what} {where}"
+        if state is not None and self.list.writes_state(function):
+            state.lose(text)
+        if code == STATUS_DIVISION:
+            raise ZeroDivisionError(text)
+        raise RuntimeError(text) if code == STATUS_SINGULAR else IndexError(text)
