@@ -57,6 +57,8 @@ static std::function<void()> kernel;
 static Index block, grid, block_size;
 static long progress;  // of anything: a round over all threads without any is a deadlock
 static long block_number;
+static char failure[200];
+static void begin_shared(int threads);
 
 static void wait() { switch_stack(&running->stack_pointer, scheduler); }
 
@@ -134,7 +136,7 @@ static T exchange(T value, const std::function<int(int)> &source) {
 // Runs the kernel over a grid; `order` 1 takes the threads of a block from the first, -1 from the last: kernels whose
 // result depends on it lack a barrier. Returns what went wrong, or an empty text.
 static const char *run(Index groups, Index threads, int order, std::function<void()> body) {
-  static char text[200];
+  failure[0] = 0;
   grid = groups;
   block_size = threads;
   kernel = std::move(body);
@@ -146,6 +148,7 @@ static const char *run(Index groups, Index threads, int order, std::function<voi
       for (block.x = 0; block.x < grid.x; block.x++) {
         block_number++;
         everybody = Meeting();
+        begin_shared(count);
         for (auto &warp : warps) warp = Meeting();
         for (int i = 0; i < count; i++) prepare(fibers[i], i);
         for (int left = count; left;) {
@@ -156,11 +159,12 @@ static const char *run(Index groups, Index threads, int order, std::function<voi
             if (running->finished) continue;
             switch_stack(&scheduler, running->stack_pointer);
             left += !running->finished;
+            if (failure[0]) return failure;
           }
           if (left && progress == before) {
-            std::snprintf(text, sizeof text, "deadlock in block (%d, %d, %d): %d of %d threads wait", block.x, block.y,
+            std::snprintf(failure, sizeof failure, "deadlock in block (%d, %d, %d): %d of %d threads wait", block.x, block.y,
                           block.z, left, count);
-            return text;
+            return failure;
           }
         }
       }
@@ -178,7 +182,11 @@ static void __syncthreads() {
   // Threads that have ended take no part on a GPU either, but a kernel must not count on it.
   emulator::everybody.join(emulator::threads_of_block(), emulator::running->number, nullptr, [](void **) {});
 }
-static void __syncwarp(unsigned = ~0u) {}
+static void __syncwarp(unsigned = ~0u) {
+  using namespace emulator;
+  int size = std::min(WARP, threads_of_block() - running->number / WARP * WARP);
+  warps[running->number / WARP].join(size, running->number % WARP, nullptr, [](void **) {});
+}
 template <class T>
 static T __shfl_sync(unsigned, T value, int lane, int = 32) {
   return emulator::exchange(value, [=](int) { return lane; });
@@ -219,6 +227,7 @@ static int __float_as_int(float x) { return bits<int>(x); }
 static float __int_as_float(int x) { return bits<float>(x); }
 
 typedef _Float16 half;
+static half __float2half_rn(float x) { return half(x); }
 struct nv_bfloat16 {
   uint16_t stored;
   nv_bfloat16() = default;
@@ -236,3 +245,7 @@ static float2 make_float2(float x, float y) { return {x, y}; }
 static float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static int2 make_int2(int x, int y) { return {x, y}; }
 static int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+struct uint2 { uint x, y; };
+struct uint4 { uint x, y, z, w; };
+
+#include "tensor_cores.h"

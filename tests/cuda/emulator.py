@@ -20,6 +20,11 @@ _SHARED = re.compile(
 )
 
 
+# Functions of inline machine code; tensor_cores.h has what they mean.
+_MACHINE = re.compile(r"^__forceinline__ __device__ \w+ (\w+)\(.*\n", re.MULTILINE)
+_DYNAMIC = re.compile(r"extern __shared__ __align__\(\d+\) uchar (\w+)\[\];")
+
+
 class EmulationError(Exception):
     """A kernel cannot go on; the text says where."""
 
@@ -27,11 +32,17 @@ class EmulationError(Exception):
 def translate(text: str) -> str:
     """C++ of the kernels: their own text between the header and one function per kernel that launches it."""
     body = re.sub(r"^#include .*\n", "", text, flags=re.MULTILINE).replace(TYPES, "")
+    body = _DYNAMIC.sub(r"uchar *\1 = emulator::shared;", _MACHINE.sub(_meaning, body))
     body = _SHARED.sub(r"alignas(16) static \1 \2[\3]; static long \2_block = -1; emulator::fresh(\2, \2_block);", body)
     if "__shared__" in body:
         raise ValueError(f"shared memory of a form that is not known: {body[body.index('__shared__') :][:80]}")
     launchers = [_launcher(name, parameters) for name, parameters in _KERNEL.findall(text)]
     return "\n".join([f'#include "{HEADER.name}"', body, *launchers])
+
+
+def _meaning(found: re.Match[str]) -> str:
+    waits = re.fullmatch(r"copies_wait_(\d+)", found[1])
+    return f"static void {found[1]}() {{ copies_wait<{waits[1]}>(); }}\n" if waits else ""
 
 
 def _launcher(name: str, parameters: str) -> str:
@@ -40,7 +51,9 @@ def _launcher(name: str, parameters: str) -> str:
     ]
     arguments = ", ".join(f"*static_cast<{type_}*>(arguments[{index}])" for index, type_ in enumerate(types))
     return (
-        f'extern "C" const char *launch_{name}(const int *grid, const int *block, int order, void **arguments) {{\n'
+        f'extern "C" const char *launch_{name}(const int *grid, const int *block, int order, int late, int shared,\n'
+        f"                                     void **arguments) {{\n"
+        f"  emulator::late = late;\n  emulator::shared_bytes = shared;\n"
         f"  return emulator::run({{grid[0], grid[1], grid[2]}}, {{block[0], block[1], block[2]}}, order,\n"
         f"                       [=] {{ {name}({arguments}); }});\n}}\n"
     )
@@ -66,14 +79,19 @@ class Emulator:
         arrays: Sequence[Array],
         scalars: Sequence[bytes] = (),
         order: int = 1,
+        *,
+        late: bool = False,
+        shared: int = 0,
     ) -> None:
         """One launch; the arguments are pointers to the arrays, then the scalars.
 
         Args:
             order: -1 runs the threads of a block from the last to the first.
+            late: asynchronous copies land when they are waited for, not where they begin.
+            shared: bytes of dynamic shared memory.
 
         Raises:
-            EmulationError: threads wait for others that never come.
+            EmulationError: threads wait for others that never come, or an access is misaligned or out of bounds.
         """
         pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
         values = [ctypes.create_string_buffer(value, len(value)) for value in scalars]
@@ -81,7 +99,7 @@ class Emulator:
         function = getattr(self._library, f"launch_{kernel}")
         function.restype = ctypes.c_char_p
         sizes = [(ctypes.c_int * 3)(*size) for size in (grid, block)]
-        wrong = function(*sizes, order, (ctypes.c_void_p * len(places))(*places))
+        wrong = function(*sizes, order, int(late), shared, (ctypes.c_void_p * len(places))(*places))
         if wrong:
             raise EmulationError(f"{kernel}: {wrong.decode()}")
 

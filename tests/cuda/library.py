@@ -1,9 +1,11 @@
-"""Scheduled kernels as CUDA text, run by the emulator: each launch with the threads of a block in both orders."""
+"""Scheduled kernels as CUDA text, run by the emulator: each launch with the threads of a block in both
+orders, once with asynchronous copies that land when they are waited for, once with such that land at once."""
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,9 @@ TARGET = load_target("cuda", "sm_80").tvm_target()
 
 
 class CudaLibrary(LaunchLibrary):
-    """Kernels compiled together."""
+    """Kernels compiled together; `edit` changes their text, for errors that are to be found."""
 
-    def __init__(self, kernels: Sequence[Lowered]) -> None:
+    def __init__(self, kernels: Sequence[Lowered], edit: Callable[[str], str] = lambda text: text) -> None:
         super().__init__(kernels)
         fitting = list(kernels)
         try:
@@ -36,10 +38,10 @@ class CudaLibrary(LaunchLibrary):
                     self.refused[item.kernel.name] = "; ".join(reasons)
             fitting = [item for item in fitting if item.kernel.name not in self.refused]
             source = cuda_source(fitting, TARGET)
-        self.text = source.text
+        self.text = edit(source.text)
         self.launches.update(source.launches)
         self._folder = tempfile.TemporaryDirectory(prefix="kernels-")
-        self._emulator = Emulator(source.text, Path(self._folder.name))
+        self._emulator = Emulator(self.text, Path(self._folder.name))
 
     def launch(self, name: str, launch: Launch, memory: Sequence[Array], symbols: Mapping[str, int]) -> None:
         """Raises AssertionError if the results depend on the order of the threads: a barrier is missing, or two write
@@ -50,7 +52,10 @@ class CudaLibrary(LaunchLibrary):
         scalars = [scalar_bytes(field, symbols) for field in launch.scalars]
         buffers = [memory[place] for place in launch.buffers]
         backward = [array.copy() for array in buffers]
-        self._emulator.launch(launch.entry, grid, launch.workgroup, buffers, scalars)
-        self._emulator.launch(launch.entry, grid, launch.workgroup, backward, scalars, order=-1)
+        start = functools.partial(
+            self._emulator.launch, launch.entry, grid, launch.workgroup, shared=launch.shared_bytes
+        )
+        start(buffers, scalars, late=True)
+        start(backward, scalars, order=-1)
         same = all(np.array_equal(one, two) for one, two in zip(buffers, backward, strict=True))
         assert same, f"{name}: {launch.entry} gives something else with its threads in another order"

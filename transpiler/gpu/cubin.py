@@ -2,12 +2,14 @@
 
 A cubin is an ELF file: a kernel has its code in the section `.text.<name>`, static shared memory in
 `.nv.shared.<name>`; `.nv.info` has every kernel's number of registers (EIATTR_REGCOUNT) and the size of its stack frame
-(EIATTR_FRAME_SIZE), which is memory that registers were spilled to or that an indexed local array needs.
+(EIATTR_FRAME_SIZE), which is memory that registers were spilled to or that an indexed local array needs. The code
+itself is instructions of 16 bytes: enough of them are known to tell whether a kernel has what its schedule promises.
 """
 
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,6 +18,21 @@ _SYMBOL = struct.Struct("<IBBHQQ")
 SYMBOLS = 2  # sh_type of a symbol table
 # Attributes of .nv.info, and the format of those that have a size.
 FRAME_SIZE, REGISTERS, SIZED = 0x11, 0x2F, 4
+# An instruction of compute capability 7 and later is 16 bytes, its low 12 bits say what it does. NVIDIA does not
+# publish them: these were found by compiling single instructions.
+INSTRUCTION = struct.Struct("<QQ")
+OPERATIONS = {
+    0x23C: "HMMA",  # mma.sync of half floats and TF32
+    0x83B: "LDSM",  # ldmatrix
+    0xFAE: "LDGSTS",  # cp.async
+    0x223: "FFMA",
+    0x981: "LDG",
+    0x986: "STG",
+    0x984: "LDS",
+    0x388: "STS",
+    0xB1D: "BAR",
+    0xF89: "SHFL",
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,17 @@ def usage(cubin: bytes) -> dict[str, Usage]:
             name = section.name.removeprefix(".text.")
             registers, stack = facts[name, REGISTERS], facts.get((name, FRAME_SIZE), 0)
             found[name] = Usage(registers, stack, shared.get(name, 0))
+    return found
+
+
+def operations(cubin: bytes) -> dict[str, Counter[str]]:
+    """How many instructions of each kind of `OPERATIONS` a kernel has, and in all ("all"). Raises ValueError."""
+    found = {}
+    for section in _sections(cubin):
+        if section.name.startswith(".text."):
+            words = [low & 0xFFF for low, _ in INSTRUCTION.iter_unpack(section.data)]
+            counted = Counter(OPERATIONS[word] for word in words if word in OPERATIONS)
+            found[section.name.removeprefix(".text.")] = counted + Counter(all=len(words))
     return found
 
 

@@ -1,0 +1,159 @@
+"""Machine instructions that CUDA's language has no words for, as functions of the generated text.
+
+Each is one line of text with inline PTX, which TVM writes before the kernels that call it. Shared memory is named by
+32-bit addresses, global and private memory by pointers. The emulator of the tests has functions of the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tvm import tirx
+from tvm.backend.cuda.op import cuda_func_call
+from tvm.tirx.script.builder import ir as T
+
+from ..tir import Buffer
+from ..vectors import held
+
+Expr = Any
+CHUNK = 16  # bytes that an asynchronous copy moves, and a row of a matrix that ldmatrix loads
+# What mma.sync calls the operands' dtypes, and how many elements of the summed dim it takes.
+KINDS = {"float16": ("f16", 16), "bfloat16": ("bf16", 16), "tf32": ("tf32", 8)}
+
+
+def _mma_text(word: str, depth: int) -> str:
+    sums, a, b = "{%0, %1, %2, %3}", "{%4, %5, %6, %7}", "{%8, %9}"
+    return (
+        f"void mma_{word}(float *sum, const unsigned *a, const unsigned *b) {{ "
+        f'asm("mma.sync.aligned.m16n8k{depth}.row.col.f32.{word}.{word}.f32 {sums}, {a}, {b}, {sums};" : '
+        '"+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), '
+        '"r"(b[0]), "r"(b[1])); }'
+    )
+
+
+def _ldmatrix_text(name: str, form: str) -> str:
+    return (
+        f"void {name}(unsigned *to, unsigned from) {{ "
+        f'asm volatile("ldmatrix.sync.aligned.m8n8.x4{form}.shared.b16 {{%0, %1, %2, %3}}, [%4];" : '
+        '"=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from) : "memory"); }'
+    )
+
+
+_TEXTS = {
+    "shared_address": "unsigned shared_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }",
+    "copy_async": (
+        'void copy_async(unsigned to, const void *from, int bytes) { asm volatile("cp.async.cg.shared.global [%0], '
+        '[%1], 16, %2;" : : "r"(to), "l"(from), "r"(bytes) : "memory"); }'
+    ),
+    "copies_end_group": 'void copies_end_group() { asm volatile("cp.async.commit_group;" : : : "memory"); }',
+    "load_matrices": _ldmatrix_text("load_matrices", ""),
+    "load_transposed": _ldmatrix_text("load_transposed", ".trans"),
+    "round_to_tf32": (
+        'void round_to_tf32(unsigned *x) { asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(*x) : "f"(__uint_as_float(*x))); }'
+    ),
+    "store_shared_pair": (
+        'void store_shared_pair(unsigned to, float x, float y) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" : : '
+        '"r"(to), "f"(x), "f"(y) : "memory"); }'
+    ),
+    "load_shared": (
+        'float load_shared(unsigned from) { float x; asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(from) : '
+        '"memory"); return x; }'
+    ),
+    "move_16": "void move_16(void *to, const void *from) { *(uint4 *)to = *(const uint4 *)from; }",
+    "move_8": "void move_8(void *to, const void *from) { *(uint2 *)to = *(const uint2 *)from; }",
+    "sync_warp": "void sync_warp() { __syncwarp(); }",
+    **{f"mma_{word}": _mma_text(word, depth) for word, depth in KINDS.values()},
+}
+
+
+def _call(name: str, *arguments: Expr, returns: str = "void") -> Expr:
+    text = _TEXTS[name] if name in _TEXTS else _wait_text(name)
+    return cuda_func_call(name, *arguments, source_code=f"__forceinline__ __device__ {text}\n", return_type=returns)
+
+
+def _wait_text(name: str) -> str:
+    newest = name.removeprefix("copies_wait_")
+    return f'void {name}() {{ asm volatile("cp.async.wait_group {newest};" : : : "memory"); }}'
+
+
+def shared_address(memory: Any) -> Expr:
+    """Where an array of shared memory begins."""
+    return _call("shared_address", memory.data, returns="uint32")
+
+
+def copy_async(to: Expr, source: Buffer, offset: Expr, inside: Expr | None) -> None:
+    """16 bytes from `offset` on to the shared address `to`, zeros if not `inside`: begun here, done at a wait."""
+    size: Expr = tirx.const(CHUNK, "int32")
+    if inside is not None:
+        inside = held(tirx.Cast("int32", inside))
+        offset, size = tirx.Select(inside != 0, offset, tirx.const(0, "int32")), inside * CHUNK
+    T.evaluate(_call("copy_async", to, pointer(source, offset), size))
+
+
+def copies_end_group() -> None:
+    """What this thread has begun to copy since the last one is a group."""
+    T.evaluate(_call("copies_end_group"))
+
+
+def copies_wait(newest: int) -> None:
+    """Waits for all groups of this thread but the `newest`. What others copied takes a barrier besides."""
+    T.evaluate(_call(f"copies_wait_{newest}"))
+
+
+def load_matrices(to: Buffer, place: Expr, address: Expr, *, transposed: bool = False) -> None:
+    """Four 8 x 8 matrices of 16-bit elements, whose rows are at the addresses of lanes 0-7, 8-15, ...: lane l gets
+    elements 2 * (l % 4) and the next of row l // 4 (`transposed`: of column l // 4) of each in a word."""
+    name = "load_transposed" if transposed else "load_matrices"
+    T.evaluate(_call(name, pointer(to, place), address))
+
+
+def mma(kind: str, sums: Buffer, place: Expr, a: Buffer, a_place: Expr, b: Buffer, b_place: Expr) -> None:
+    """sums[16 x 8] += a[16 x depth] @ b[depth x 8] by a warp, see the PTX ISA for who holds which elements."""
+    word, _ = KINDS[kind]
+    T.evaluate(_call(f"mma_{word}", pointer(sums, place), pointer(a, a_place), pointer(b, b_place)))
+
+
+def round_to_tf32(words: Buffer, place: Expr) -> None:
+    """Rounds the float32 in a word to 10 bits of mantissa, ties away from zero; the hardware would cut them off."""
+    T.evaluate(_call("round_to_tf32", pointer(words, place)))
+
+
+def store_shared_pair(address: Expr, values: Sequence[Expr]) -> None:
+    """Two neighbouring float32 in shared memory."""
+    T.evaluate(_call("store_shared_pair", address, *values))
+
+
+def load_shared(address: Expr) -> Expr:
+    """A float32 of shared memory."""
+    return _call("load_shared", address, returns="float32")
+
+
+def move(to: Buffer, to_offset: Expr, source: Buffer, offset: Expr, size: int) -> None:
+    """8 or 16 bytes at once, both sides aligned to that."""
+    T.evaluate(_call(f"move_{size}", pointer(to, to_offset), pointer(source, offset)))
+
+
+def sync_warp() -> None:
+    """The lanes of a warp have arrived; what they wrote is seen by the others."""
+    T.evaluate(_call("sync_warp"))
+
+
+def pointer(buffer: Buffer, offset: Expr) -> Expr:
+    """The address of an element."""
+    return tirx.address_of(buffer.handle[buffer.base + offset])
+
+
+@contextmanager
+def unrolled(count: int) -> Any:
+    """A loop that NVRTC unrolls: indices by its variable are constants, so that arrays stay in registers."""
+    with T.unroll(0, count, annotations={"pragma_unroll_explicit": False}) as i:
+        yield i
+
+
+@contextmanager
+def rolled(count: Any) -> Any:
+    """A loop that NVRTC leaves as it is: its body is long enough, and copies of it take time to compile."""
+    with T.serial(0, count, annotations={"disable_unroll": True}) as i:
+        yield i

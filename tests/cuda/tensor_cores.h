@@ -1,0 +1,168 @@
+// The functions of schedules/cuda/ptx.py on the CPU: asynchronous copies, fragments of matrices, products of a warp.
+//
+// Included by emulator.h. Dynamic shared memory is one array, whose addresses are offsets in it.
+#pragma once
+
+namespace emulator {
+
+constexpr uint32_t SHARED_BYTES = 232448;  // what a block of the largest device may have
+alignas(1024) static uchar shared[SHARED_BYTES];
+static uint32_t shared_bytes;  // what the launch asked for
+// Copies land when they are waited for, not before. Both kinds of device are allowed.
+static bool late;
+
+struct Copy {
+  uint32_t to;
+  uchar data[16];
+};
+static std::vector<std::vector<std::vector<Copy>>> copies;  // by thread: groups in order, the last one open
+
+static void fail(const char *what) {
+  std::snprintf(failure, sizeof failure, "%s by thread %d of block (%d, %d, %d)", what, running->number, block.x,
+                block.y, block.z);
+  for (;;) wait();
+}
+
+// What begins with every block.
+static void begin_shared(int threads) {
+  std::memset(shared, 0xFF, shared_bytes);
+  copies.assign(threads, {{}});
+}
+
+static uchar *at(uint32_t address, uint32_t size, uint32_t alignment) {
+  if (address % alignment) fail("misaligned access to shared memory");
+  if (address + size > shared_bytes) fail("access outside of shared memory");
+  return shared + address;
+}
+
+static void land(const Copy &copy) { std::memcpy(at(copy.to, 16, 16), copy.data, 16); }
+
+static void wait_copies(size_t newest) {
+  auto &groups = copies[running->number];
+  while (groups.size() > newest + 1) {
+    for (auto &copy : groups.front()) land(copy);
+    groups.erase(groups.begin());
+  }
+}
+
+// All lanes of a warp; `Lane` is what each brings along.
+template <class Lane>
+static void as_warp(Lane &own, void (*work)(Lane **)) {
+  if (threads_of_block() % WARP) fail("a block without whole warps");
+  warps[running->number / WARP].join(WARP, running->number % WARP, &own,
+                                     [&](void **lanes) { work(reinterpret_cast<Lane **>(lanes)); });
+}
+
+struct Load {
+  uint32_t from, words[4];
+};
+
+template <bool transposed>
+static void load_four(Load **lanes) {
+  for (int matrix = 0; matrix < 4; matrix++) {
+    uint16_t element[8][8];
+    for (int row = 0; row < 8; row++) std::memcpy(element[row], at(lanes[matrix * 8 + row]->from, 16, 16), 16);
+    for (int lane = 0; lane < WARP; lane++) {
+      int row = lane / 4, column = lane % 4 * 2;
+      uint32_t low = transposed ? element[column][row] : element[row][column];
+      uint32_t high = transposed ? element[column + 1][row] : element[row][column + 1];
+      lanes[lane]->words[matrix] = high << 16 | low;
+    }
+  }
+}
+
+struct Half {
+  static constexpr int PACKED = 2;
+  static float get(uint32_t word, int part) { return (float)bits<half>(uint16_t(word >> 16 * part)); }
+};
+struct Brain {
+  static constexpr int PACKED = 2;
+  static float get(uint32_t word, int part) { return bits<float>(word >> 16 * part << 16); }
+};
+struct Tf32 {
+  static constexpr int PACKED = 1;
+  static float get(uint32_t word, int) { return bits<float>(word & 0xFFFFE000u); }
+};
+
+struct Fragments {
+  float *sum;
+  const uint32_t *a, *b;
+};
+
+// m16n8k16 of half floats, m16n8k8 of TF32: see the PTX ISA for who holds what.
+template <class Kind>
+static void multiply(Fragments **lanes) {
+  constexpr int packed = Kind::PACKED, half_depth = 4 * packed, depth = 2 * half_depth;
+  float a[16][depth], b[depth][8];
+  for (int lane = 0; lane < WARP; lane++)
+    for (int part = 0; part < packed; part++) {
+      int group = lane / 4, k = lane % 4 * packed + part;
+      for (int i = 0; i < 4; i++) a[group + i % 2 * 8][k + i / 2 * half_depth] = Kind::get(lanes[lane]->a[i], part);
+      for (int i = 0; i < 2; i++) b[k + i * half_depth][group] = Kind::get(lanes[lane]->b[i], part);
+    }
+  for (int lane = 0; lane < WARP; lane++)
+    for (int i = 0; i < 4; i++) {
+      float &sum = lanes[lane]->sum[i];
+      for (int k = 0; k < depth; k++) sum += a[lane / 4 + i / 2 * 8][k] * b[k][lane % 4 * 2 + i % 2];
+    }
+}
+
+}  // namespace emulator
+
+static unsigned shared_address(const void *p) { return unsigned((const uchar *)p - emulator::shared); }
+
+static void copy_async(unsigned to, const void *from, int bytes) {
+  using namespace emulator;
+  if (reinterpret_cast<uintptr_t>(from) % 16) fail("misaligned copy");
+  if (bytes != 0 && bytes != 16) fail("a copy of part of a chunk");
+  at(to, 16, 16);
+  Copy copy{to, {}};
+  if (bytes) std::memcpy(copy.data, from, 16);
+  if (late)
+    copies[running->number].back().push_back(copy);
+  else
+    land(copy);
+}
+static void copies_end_group() { emulator::copies[emulator::running->number].emplace_back(); }
+template <int newest>
+static void copies_wait() { emulator::wait_copies(newest); }
+
+template <bool transposed>
+static void load_four(unsigned *to, unsigned from) {
+  emulator::Load own{from, {}};
+  emulator::as_warp(own, emulator::load_four<transposed>);
+  std::memcpy(to, own.words, sizeof own.words);
+}
+static void load_matrices(unsigned *to, unsigned from) { load_four<false>(to, from); }
+static void load_transposed(unsigned *to, unsigned from) { load_four<true>(to, from); }
+
+template <class Kind>
+static void multiply(float *sum, const unsigned *a, const unsigned *b) {
+  emulator::Fragments own{sum, a, b};
+  emulator::as_warp(own, emulator::multiply<Kind>);
+}
+static void mma_f16(float *sum, const unsigned *a, const unsigned *b) { multiply<emulator::Half>(sum, a, b); }
+static void mma_bf16(float *sum, const unsigned *a, const unsigned *b) { multiply<emulator::Brain>(sum, a, b); }
+static void mma_tf32(float *sum, const unsigned *a, const unsigned *b) { multiply<emulator::Tf32>(sum, a, b); }
+
+static void round_to_tf32(unsigned *x) {
+  bool finite = (*x & 0x7F800000u) != 0x7F800000u;
+  if (finite) *x = (*x + 0x1000u) & 0xFFFFE000u;
+}
+static void store_shared_pair(unsigned to, float x, float y) {
+  float pair[2] = {x, y};
+  std::memcpy(emulator::at(to, 8, 8), pair, 8);
+}
+static float load_shared(unsigned from) {
+  float x;
+  std::memcpy(&x, emulator::at(from, 4, 4), 4);
+  return x;
+}
+static void move(void *to, const void *from, int size) {
+  auto places = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from);
+  if (places % size) emulator::fail("misaligned move");
+  std::memcpy(to, from, size);
+}
+static void move_16(void *to, const void *from) { move(to, from, 16); }
+static void move_8(void *to, const void *from) { move(to, from, 8); }
+static void sync_warp() { __syncwarp(); }

@@ -1,0 +1,192 @@
+"""Products on tensor cores: numbers by the emulator, what the machine code has, and errors that have to be found."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from tests.conformance.kernels import op_group
+from tests.cuda.emulator import EmulationError
+from tests.cuda.library import CudaLibrary
+from transpiler.gpu.cubin import operations, usage
+from transpiler.gpu.nvrtc import compile_code
+from transpiler.group import Group, Lowered, make_group
+from transpiler.ir import Array, Node, TensorType, Value
+from transpiler.ops.activation import Gelu
+from transpiler.ops.base import Op, rng
+from transpiler.ops.compare import Cast
+from transpiler.ops.dtypes import numpy_dtype
+from transpiler.ops.elementwise import Add
+from transpiler.ops.linalg import Linear, Matmul
+from transpiler.schedule import schedule
+from transpiler.target import load_target
+
+TARGET = load_target("cuda", "sm_80")
+REGISTERS, SHARED = (
+    65536,
+    166912,
+)  # of a multiprocessor of compute capability 8.0, and what a block may have of the latter
+# (op, shapes of the inputs): sizes with and without rests, one step and many, chunks that have to be packed.
+CASES: dict[str, tuple[Op, Sequence[tuple[int, ...]]]] = {
+    "linear_bias": (Linear(), [(3, 50, 136), (200, 136), (200,)]),
+    "linear_small": (Linear(), [(1, 8), (3, 8)]),
+    "linear_odd": (Linear(), [(33, 35), (21, 35), (21,)]),
+    "linear_large_tile": (Linear(), [(300, 40), (1500, 40)]),
+    "matmul_plain": (Matmul(), [(70, 72), (72, 48)]),
+    "matmul_batch": (Matmul(), [(2, 1, 20, 24), (3, 24, 40)]),
+    "matmul_odd": (Matmul(), [(2, 3, 33, 35), (2, 3, 35, 37)]),
+    "matmul_transposed": (Matmul(True), [(4, 33, 40), (4, 30, 40)]),
+    "matmul_one_right": (Matmul(), [(4, 17, 24), (1, 24, 16)]),
+}
+KINDS = ("float16", "bfloat16", "tf32")
+
+
+def drawn(label: str, shapes: Sequence[tuple[int, ...]], dtype: str) -> list[Array]:
+    g = rng(label)
+    return [g.standard_normal(shape, np.float32).astype(numpy_dtype(dtype)) for shape in shapes]
+
+
+def to_tf32(x: Array) -> Array:
+    """Rounded to 10 bits of mantissa, ties away from zero."""
+    return ((x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def wrong(got: Array, exact: Array) -> float:
+    """By how much the largest error is over half a unit of the result's dtype, plus what float32 sums may be off."""
+    half_unit = float(ml_dtypes.finfo(got.dtype).eps) / 2
+    allowed = 1.01 * half_unit * np.abs(exact) + 2e-6 * np.abs(exact).max() + 1e-30
+    return float((np.abs(got.astype(np.float64) - exact) / allowed).max())
+
+
+def exact_result(op: Op, inputs: Sequence[Array], kind: str) -> Array:
+    operands = [to_tf32(x) if kind == "tf32" else x for x in inputs[:2]]
+    result = op.reference(*(x.astype(np.float64) for x in (*operands, *inputs[2:])))
+    assert isinstance(result, np.ndarray)
+    return result
+
+
+@cache
+def kernels(kind: str) -> dict[str, tuple[Lowered, tuple[Array, ...]]]:
+    found = {}
+    for name, (op, shapes) in CASES.items():
+        inputs = drawn(name, shapes, "float32" if kind == "tf32" else kind)
+        with pytest.MonkeyPatch.context() as patch:
+            if kind == "tf32":
+                patch.setattr(type(op), "precision", "tf32", raising=False)
+            found[name] = schedule(op_group(op, inputs), TARGET, f"{name}_{kind}"), tuple(inputs)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products(kind: str) -> None:
+    library = CudaLibrary([item for item, _ in kernels(kind).values()])
+    assert library.text.count("mma_") > len(CASES)
+    for name, (item, inputs) in kernels(kind).items():
+        (got,) = library.run(item.kernel.name, *inputs)
+        assert wrong(got, exact_result(CASES[name][0], inputs, kind)) < 1, name
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_machine_code(arch: str) -> None:
+    """Matrix instructions, fragments and copies as promised; nothing in local memory; blocks that fit."""
+    chosen = [("float16", "linear_large_tile"), ("bfloat16", "matmul_batch"), ("tf32", "linear_bias")]
+    items = [kernels(kind)[name][0] for kind, name in chosen]
+    library = CudaLibrary(items)
+    cubin = compile_code(library.text, arch).cubin
+    used, found = usage(cubin), operations(cubin)
+    for launches in library.launches.values():
+        entry, threads = launches[-1].entry, launches[-1].workgroup[0]
+        assert used[entry].stack == 0, entry
+        assert used[entry].registers * threads <= REGISTERS / 2, entry
+        assert 0 < launches[-1].shared_bytes <= SHARED / 2, entry
+        # Every fragment of the right operand serves all products above it.
+        assert found[entry]["HMMA"] >= 2 * found[entry]["LDSM"] / 3, entry
+        assert found[entry]["LDGSTS"] > 0, entry
+        assert found[entry]["BAR"] == 2, entry
+
+
+def fused(dtype: str) -> tuple[Group, list[Array]]:
+    """cast(gelu(linear(widen(x), widen(w), b)) + widen(residual)): what a layer in half floats is made of."""
+    inputs = [*drawn("fused", [(37, 48), (40, 48)], dtype), *drawn("fused_bias", [(40,)], "float32")]
+    inputs += drawn("fused_residual", [(37, 40)], dtype)
+    values = [Value(f"x{i}", TensorType(str(array.dtype), array.shape)) for i, array in enumerate(inputs)]
+    nodes: list[Node] = []
+
+    def emit(op: Op, *operands: Value) -> Value:
+        (type_,) = op.infer_types([value.type for value in operands])
+        nodes.append(Node(op, operands, (Value(f"y{len(nodes)}", type_),)))
+        return nodes[-1].output
+
+    x, weight, residual = (emit(Cast("float32"), values[i]) for i in (0, 1, 3))
+    y = emit(Gelu(), emit(Linear(), x, weight, values[2]))
+    result = emit(Cast(dtype), emit(Add(), y, residual))
+    group = make_group(tuple(nodes), (result,))
+    return group, [inputs[values.index(value)] for value in group.inputs]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_epilogue(dtype: str) -> None:
+    group, inputs = fused(dtype)
+    library = CudaLibrary([schedule(group, TARGET, "fused")])
+    assert "mma_" in library.text
+    (got,) = library.run("fused", *inputs)
+    x, weight, residual, bias = (array.astype(np.float64) for array in inputs)
+    exact = np.asarray(Gelu().reference(x @ weight.T + bias)) + residual
+    assert got.dtype == numpy_dtype(dtype)
+    assert wrong(got, exact) < 1
+
+
+def test_infinities_and_nan_pass_through_tf32() -> None:
+    item, inputs = kernels("tf32")["linear_small"]
+    x = inputs[0].copy()
+    x.view(np.uint32)[0, 0] = 0x7FFFFFFF  # a NaN that rounding by an addition would make a zero of
+    (got,) = CudaLibrary([item]).run(item.kernel.name, x, inputs[1])
+    assert np.isnan(got).all()
+    x[0, 0] = np.inf
+    (got,) = CudaLibrary([item]).run(item.kernel.name, x, inputs[1])
+    assert np.array_equal(got[0], np.sign(inputs[1][:, 0]) * np.inf)
+
+
+def other(pattern: str, new: str) -> Callable[[str], str]:
+    def edit(source: str) -> str:
+        head, kernel = source.split('extern "C"', 1)
+        changed, count = re.subn(pattern, new, kernel)
+        assert count
+        return f'{head}extern "C"{changed}'
+
+    return edit
+
+
+ERRORS = {
+    "no barrier": other(r"__syncthreads\(\);", ""),
+    "no wait": other(r"copies_wait_[1-9]\(\);", ""),
+    "waits for one less": other(r"copies_wait_3\(\);", "copies_wait<4>();"),
+    "no end of a group": other(r"copies_end_group\(\);", ""),
+    "other rows of a fragment": other(r"& 15\) \* 64", "& 7) * 64"),
+    "transposed by mistake": other(r"load_matrices\(\(&", "load_transposed((&"),
+    "no meeting of the lanes": other(r"sync_warp\(\);", ""),
+    "no rest": other(r"< 136\)", "< 144)"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_planted_errors_are_found(name: str) -> None:
+    item, inputs = kernels("float16")["linear_bias"]
+    exact = exact_result(Linear(), inputs, "float16")
+    try:
+        (got,) = CudaLibrary([item], ERRORS[name]).run(item.kernel.name, *inputs)
+    except (AssertionError, EmulationError):
+        return
+    assert not wrong(got, exact) < 1
+
+
+def test_an_access_outside_of_shared_memory_is_found() -> None:
+    item, inputs = kernels("float16")["linear_small"]
+    library = CudaLibrary([item], other(r"copy_async\(\(", "copy_async((uint)200000 + ("))
+    with pytest.raises(EmulationError, match=r"access outside of shared memory by thread \d+ of block \(0, 0, 0\)"):
+        library.run(item.kernel.name, *inputs)
