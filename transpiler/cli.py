@@ -26,7 +26,7 @@ from transpiler.naming import DEFAULT_VERSION
 from transpiler.resources import PACKAGE
 
 if TYPE_CHECKING:
-    from transpiler.request import Report, Request, TestsFailed
+    from transpiler.request import Precision, Report, Request, TestsFailed
     from transpiler.wheels import BundleWeights, Wheel
 
 DONE, FAILED, USAGE, TESTS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
@@ -53,8 +53,8 @@ MAX_FAILURES = 20
     help="Let a dimension vary from call to call: x.0=batch, ids.1=seq:1..512, x.2=32*tiles:1..16.",
 )  # fmt: skip
 @click.option(
-    "--precision", type=click.Choice(["float32", "tf32", "float16", "bfloat16"]), default="float32",
-    help="What the kernels compute in; only float32 is supported yet.",
+    "--precision", type=click.Choice(["float32", "tf32", "float16", "bfloat16"]), default="float32", show_default=True,
+    help="What weights, and operands of products, may be rounded to (docs/precision.md).",
 )  # fmt: skip
 @click.option(
     "--taps", metavar="GLOB|all",
@@ -109,7 +109,7 @@ def main(
     inputs: Sequence[str],
     weights: Path | None,
     dynamic: Sequence[str],
-    precision: str,
+    precision: Precision,
     taps: str | None,
     name: str | None,
     package_version: str,
@@ -147,7 +147,7 @@ def main(
             raise UsageError("bundle-without-wheel", "--bundle-weights says what --wheel puts into a wheel: add it.")
         if wheel and check_only:
             raise UsageError("wheel-and-check", "--check builds nothing that --wheel could pack.")
-        _refuse_unsupported(targets, precision)
+        _refuse_unsupported(targets)
         request = _request(
             model,
             targets,
@@ -168,6 +168,7 @@ def main(
             glibc,
             rng,
             exact,
+            precision,
             test,
         )
         bundle = (bundle_weights or "embed") if wheel else None
@@ -181,7 +182,7 @@ def main(
             click.echo(line)
 
 
-def _refuse_unsupported(targets: Sequence[str], precision: str) -> None:
+def _refuse_unsupported(targets: Sequence[str]) -> None:
     """Options that the contract has and this version has not: refused, never ignored. Raises UsageError."""
     from transpiler.target import known_targets
 
@@ -190,8 +191,6 @@ def _refuse_unsupported(targets: Sequence[str], precision: str) -> None:
         if target in PLANNED_TARGETS:
             there = ", ".join(name for name in known if name not in PLANNED_TARGETS)
             raise _unsupported(f"The target {target}", f"known: {there}")
-    if precision != "float32":
-        raise _unsupported(f"--precision {precision}", "every package computes in the model's own float32")
 
 
 def _unsupported(what: str, instead: str) -> UsageError:
@@ -218,6 +217,7 @@ def _request(
     glibc: str | None,
     rng: bool,
     exact: bool,
+    precision: Precision,
     test: bool,
 ) -> Request:
     from transpiler.specs import parse_dynamic, parse_inits, parse_input
@@ -248,6 +248,7 @@ def _request(
         glibc=glibc,
         rng=rng,
         exact=exact,
+        precision=precision,
         test=test,
     )
 

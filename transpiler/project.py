@@ -56,6 +56,7 @@ class ModelSpec:
     tune: Literal["none", "fast", "full"] = "none"
     tuning_record: str | None = None
     exact: bool = False
+    precision: Precision = "float32"
     rng: bool = False
     bundle_weights: BundleWeights = "embed"
     test: bool = True
@@ -95,6 +96,7 @@ class ModelSpec:
             ("--init", [f"{key}={value!r}" for key, value in self.init.items()]),
         ):
             given += [part for value in values for part in (flag, value)]
+        given += ["--precision", self.precision] if self.precision != "float32" else []
         given += [
             flag for flag, on in (("--exact", self.exact), ("--rng", self.rng), ("--no-test", not self.test)) if on
         ]
@@ -298,6 +300,9 @@ class _Reader:
             raise ValueError(f"expected {', '.join(known[:-1])} or {known[-1]}, got {_shown(value)}")
         return str(value)
 
+    def precision(self, value: object) -> str:
+        return self.choice(value, PRECISIONS)
+
     def bundle_weights(self, value: object) -> str:
         return self.choice(value, BUNDLES)
 
@@ -327,6 +332,7 @@ _READ: dict[str, Callable[[_Reader, object], Any]] = {
     "tune": _Reader.tune,
     "tuning-record": _Reader.file,
     "exact": _Reader.flag,
+    "precision": _Reader.precision,
     "rng": _Reader.flag,
     "version": _Reader.version,
     "bundle-weights": _Reader.bundle_weights,

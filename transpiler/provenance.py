@@ -41,6 +41,7 @@ def options_of(request: Request, isas: Sequence[str]) -> dict[str, Any]:
         "tune": request.tune,
         "tuning_record": file_hash(request.tuning_record) if request.tuning_record is not None else None,
         "exact": request.exact,
+        "precision": None if request.precision == "float32" else request.precision,
         "test": request.test,
     }
     return {name: value for name, value in options.items() if value not in (None, [], {}, False)}

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from transpiler.verify import CaseError
 
 
+Precision = Literal["float32", "tf32", "float16", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "float16", "bfloat16")
+
+
 @dataclass(frozen=True)
 class Request:
     """What to transpile and how. `model` is a path, an nn.Module or an ExportedProgram."""
@@ -43,6 +47,7 @@ class Request:
     tune: Literal["none", "fast", "full"] = "none"
     tuning_record: Path | None = None
     exact: bool = False
+    precision: Precision = "float32"
     test: bool = True
 
 

@@ -61,7 +61,9 @@ class Gpu:
 class Target:
     """A target with one variant chosen: what a schedule rule is asked for.
 
-    `alignment` is that of buffers in the arena, in bytes.
+    `alignment` is that of buffers in the arena, in bytes. `widened` ops read half floats and compute on them in float32,
+    `narrowed` ones store results as half floats; with `half_activations`, values between kernels may be half floats.
+    `tf32`: products have units that round their operands to TF32, and to half floats before they read them.
     """
 
     name: str
@@ -73,6 +75,10 @@ class Target:
     pairs: frozenset[tuple[str, str]]
     pair_bytes: int
     strided: frozenset[str]
+    widened: frozenset[str]
+    narrowed: frozenset[str]
+    half_activations: bool
+    tf32: bool
     alignment: int
     variant: Isa | Gpu
 
@@ -272,6 +278,8 @@ def _target(name: str, variant: Isa | Gpu) -> Target:
         pairs=frozenset((first, second) for first, second in facts.get("pairs", ())),
         pair_bytes=facts.get("pair_bytes", 0),
         strided=frozenset(facts.get("strided", ())),
+        widened=frozenset(facts.get("widened", ())), narrowed=frozenset(facts.get("narrowed", ())),
+        half_activations=facts.get("half_activations", False), tf32=facts.get("tf32", facts["kind"] == "cuda"),
         alignment=facts["alignment"], variant=variant,
     )  # fmt: skip
 

@@ -25,7 +25,8 @@ set(TRANSPILER_PYTHON "${Python3_EXECUTABLE}")
 # transpile_model(NAME <name> SOURCE <model.py|model.pt2|model.graph.json>
 #                 [VERSION <version>] [ENTRY <name>] [INIT <key=value>...] [INPUTS <spec>...] [WEIGHTS <file>]
 #                 [DYNAMIC <spec>...] [ISA <name>...] [TRIPLE <triple>] [GLIBC <version>] [TAPS <globs>]
-#                 [TUNE none|fast|full] [TUNING_RECORD <file>] [DEPENDS <file>...] [EXACT] [RNG] [NO_TEST])
+#                 [TUNE none|fast|full] [TUNING_RECORD <file>] [PRECISION float32|tf32|float16|bfloat16] [DEPENDS <file>...]
+#                 [EXACT] [RNG] [NO_TEST])
 #
 # Adds the library target <name>. It is transpiled when it is first built, and again when the source, the weights, a file
 # that the source imports or opens, DEPENDS, or the transpiler has changed. The build fails if the generated tests do.
@@ -34,7 +35,7 @@ set(TRANSPILER_PYTHON "${Python3_EXECUTABLE}")
 function(transpile_model)
   cmake_parse_arguments(PARSE_ARGV 0 MODEL
     "EXACT;RNG;NO_TEST"
-    "NAME;SOURCE;VERSION;ENTRY;WEIGHTS;TRIPLE;GLIBC;TAPS;TUNE;TUNING_RECORD"
+    "NAME;SOURCE;VERSION;ENTRY;WEIGHTS;TRIPLE;GLIBC;TAPS;TUNE;TUNING_RECORD;PRECISION"
     "INIT;INPUTS;DYNAMIC;ISA;DEPENDS")
   if(MODEL_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "transpile_model: unknown: ${MODEL_UNPARSED_ARGUMENTS}")
@@ -67,7 +68,7 @@ function(transpile_model)
   set(package "${CMAKE_CURRENT_BINARY_DIR}/transpiled/${MODEL_NAME}")
   set(library "${package}/lib/lib${MODEL_NAME}.so")
   set(arguments --name "${MODEL_NAME}" --out "${out}" --tune "${MODEL_TUNE}" --verbose)
-  foreach(key ENTRY WEIGHTS TRIPLE GLIBC TAPS)
+  foreach(key ENTRY WEIGHTS TRIPLE GLIBC TAPS PRECISION)
     if(MODEL_${key})
       string(TOLOWER "${key}" flag)
       list(APPEND arguments "--${flag}" "${MODEL_${key}}")

@@ -10,11 +10,11 @@ import numpy as np
 
 from transpiler.dims import mod
 from transpiler.ir import Array, TensorType, Value
-from transpiler.ops.base import ImportContext, Opaque, OpError, Sample, aten, broadcast_shapes, rng
+from transpiler.ops.base import ImportContext, OpError, Product, Sample, aten, broadcast_shapes, rng
 from transpiler.ops.wide import narrow, widen
 
 
-class Attention(Opaque, name="attention"):
+class Attention(Product, name="attention"):
     """(q[..., L, E], k[..., S, E], v[..., S, Ev][, mask]) -> [..., L, Ev].
 
     softmax(q @ k.T * scale + mask) @ v (Vaswani et al., arXiv:1706.03762). Batch dims broadcast. `scale`
@@ -26,6 +26,7 @@ class Attention(Opaque, name="attention"):
     scale: float | None = None
     causal: bool = False
     enable_gqa: bool = False
+    precision: str = ""
 
     def infer(self, *types: TensorType) -> TensorType:
         if len(types) not in (3, 4):

@@ -122,6 +122,8 @@ class Op:
     cost: ClassVar[int] = 1
     # Elements are copied as they are; all others compute half floats as float32 (see passes/half.py).
     moves: ClassVar[bool] = False
+    # Attributes that texts leave out while they have their default.
+    unsaid: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, *, name: str = "", aten: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -166,7 +168,10 @@ class Op:
         return (result,) if isinstance(result, TensorType) else result
 
     def attributes(self) -> dict[str, Attribute]:
-        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        """Attributes by name; those that are `unsaid` only where they differ from their default."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        default = {item.name: item.default for item in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if name not in self.unsaid or value != default[name]}
 
     @property
     def is_static(self) -> bool:
@@ -231,6 +236,21 @@ class Reduce(Op):
 
 class Opaque(Op):
     """An op with loops of its own: a schedule of every target that claims it computes it (matmul, conv, rnn, sort)."""
+
+
+class Product(Opaque):
+    """Sums of products: linear layers, matmul, convolutions, attention.
+
+    With the attribute `precision` "tf32", float32 operands may be rounded to TF32 (8 bits of exponent, 10 of mantissa)
+    before they are multiplied; sums are in float32. A target without such units computes in float32. Half floats need
+    no attribute: they are what a `widen` before the operand reads (see passes/precision.py).
+    """
+
+    unsaid = frozenset({"precision"})
+
+    def __post_init__(self) -> None:
+        if getattr(self, "precision", "") not in ("", "tf32"):
+            raise ValueError(f"the precision of {self.name} is '' or 'tf32'")
 
 
 # --- importing from ATen -----------------------------------------------------------------------------------------

@@ -10,14 +10,14 @@ import numpy as np
 from transpiler.dims import Dim
 from transpiler.ir import Array, TensorType, Value
 from transpiler.ops import compose
-from transpiler.ops.base import ImportContext, Opaque, OpError, Sample, aten, rng
+from transpiler.ops.base import ImportContext, OpError, Product, Sample, aten, rng
 from transpiler.ops.linalg import same_dtype
 from transpiler.ops.wide import narrow, widen
 
 Ints = tuple[int, ...]
 
 
-class Conv(Opaque, name="conv"):
+class Conv(Product, name="conv"):
     """(x[N, C, *S], weight[O, C/groups, *K][, bias[O]]) -> [N, O, *S'], a cross-correlation.
 
     S' = (S + 2 * padding - dilation * (K - 1) - 1) // stride + 1, per spatial dim.
@@ -27,6 +27,7 @@ class Conv(Opaque, name="conv"):
     padding: Ints
     dilation: Ints
     groups: int = 1
+    precision: str = ""
 
     def infer(self, *types: TensorType) -> TensorType:
         x, weight = _check(self, types, len(self.stride), self.padding, self.dilation)
@@ -89,7 +90,7 @@ class Conv(Opaque, name="conv"):
             yield from _draw(op, f"conv_{label}", label, x, weight, weight[0])
 
 
-class ConvTranspose(Opaque, name="conv_transpose"):
+class ConvTranspose(Product, name="conv_transpose"):
     """(x[N, I, *S], weight[I, O/groups, *K][, bias[O]]) -> [N, O, *S'], the gradient of `Conv` by its input.
 
     S' = (S - 1) * stride - 2 * padding + dilation * (K - 1) + output_padding + 1, per spatial dim.
@@ -100,6 +101,7 @@ class ConvTranspose(Opaque, name="conv_transpose"):
     output_padding: Ints
     dilation: Ints
     groups: int = 1
+    precision: str = ""
 
     def infer(self, *types: TensorType) -> TensorType:
         x, weight = _check(self, types, len(self.stride), self.padding, self.dilation, self.output_padding)

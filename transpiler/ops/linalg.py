@@ -10,7 +10,7 @@ import numpy as np
 from transpiler.dims import Dim
 from transpiler.ir import Array, TensorType, Value
 from transpiler.ops import compose
-from transpiler.ops.base import ImportContext, Op, Opaque, OpError, Sample, aten, broadcast_shapes, rng
+from transpiler.ops.base import ImportContext, Op, OpError, Product, Sample, aten, broadcast_shapes, rng
 from transpiler.ops.wide import narrow, widen
 
 
@@ -21,8 +21,10 @@ def same_dtype(op: Op, types: tuple[TensorType, ...]) -> str:
     return types[0].dtype
 
 
-class Linear(Opaque, name="linear"):
+class Linear(Product, name="linear"):
     """(x[..., K], weight[N, K][, bias[N]]) -> [..., N]: x @ weight.T + bias."""
+
+    precision: str = ""
 
     def infer(self, *types: TensorType) -> TensorType:
         if len(types) not in (2, 3):
@@ -60,10 +62,11 @@ class Linear(Opaque, name="linear"):
         yield Sample("float64", cls(), (g.standard_normal((3, 5)), g.standard_normal((4, 5))))
 
 
-class Matmul(Opaque, name="matmul"):
+class Matmul(Product, name="matmul"):
     """(a[..., M, K], b[..., K, N]) -> [..., M, N], batches broadcast; with `transpose_b` b[..., N, K]."""
 
     transpose_b: bool = False
+    precision: str = ""
 
     def infer(self, *types: TensorType) -> TensorType:
         if len(types) != 2:

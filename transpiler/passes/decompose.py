@@ -26,11 +26,10 @@ def conv1d(graph: Graph) -> Graph:
         op = node.op
         wide: Conv | ConvTranspose
         if isinstance(op, Conv):
-            wide = Conv((1, *op.stride), (0, *op.padding), (1, *op.dilation), op.groups)
+            wide = Conv((1, *op.stride), (0, *op.padding), (1, *op.dilation), op.groups, op.precision)
         else:
-            wide = ConvTranspose(
-                (1, *op.stride), (0, *op.padding), (0, *op.output_padding), (1, *op.dilation), op.groups
-            )
+            spread = (0, *op.padding), (0, *op.output_padding), (1, *op.dilation)
+            wide = ConvTranspose((1, *op.stride), *spread, op.groups, op.precision)
 
         def flat(value: Value) -> Value:
             a, b, length = value.shape
