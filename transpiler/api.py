@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from transpiler.naming import DEFAULT_VERSION
 from transpiler.pipeline import build
 from transpiler.progress import Progress
-from transpiler.request import Report, Request
+from transpiler.request import Precision, Report, Request
 from transpiler.specs import parse_dynamic, parse_input
 
 if TYPE_CHECKING:

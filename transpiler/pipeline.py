@@ -176,15 +176,21 @@ def _package_name(request: Request, model: Model) -> str:
 def _rewrite(program: Program, request: Request, target: Target) -> Program:
     from transpiler.lower import matching_taps
     from transpiler.passes import PIPELINES, run_passes
+    from transpiler.passes.precision import lower_precision
+    from transpiler.precision import is_half
 
     passes = PIPELINES[target.name]
     if request.taps == "all":
-        return run_passes(program, passes.unfolded)
+        unfolded = run_passes(program, passes.unfolded)
+        return lower_precision(unfolded, target, request.precision, fuse=False)
     paths = {path for graph in program.functions.values() for path in graph.taps}
     pinned = matching_taps(paths, request.taps) if request.taps else frozenset()
     for graph in program.functions.values():
         program = program.with_function(replace(graph, pinned=pinned & graph.taps.keys()))
-    return run_passes(program, passes.exact if request.exact else passes.usual)
+    # Winograd's filters are larger, and errors of half floats grow in them.
+    exact = request.exact or is_half(request.precision)
+    rewritten = run_passes(program, passes.exact if exact else passes.usual)
+    return lower_precision(rewritten, target, request.precision)
 
 
 def _lower(program: Program, tuner: Tuner, request: Request, progress: Progress) -> LoweredProgram:

@@ -19,6 +19,7 @@ from transpiler.ops import floats as floats
 from transpiler.ops import fourier as fourier
 from transpiler.ops import fractional_pool as fractional_pool
 from transpiler.ops import grid_sample as grid_sample
+from transpiler.ops import halves as halves
 from transpiler.ops import index as index
 from transpiler.ops import linalg as linalg
 from transpiler.ops import logic as logic

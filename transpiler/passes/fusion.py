@@ -15,8 +15,10 @@ from math import prod
 from transpiler.group import Group, make_group
 from transpiler.ir import Graph, Node, Value
 from transpiler.ops.base import Elementwise, Injective, Opaque, Reduce
+from transpiler.ops.compare import Cast
 from transpiler.ops.creation import Full
-from transpiler.ops.dtypes import numpy_dtype
+from transpiler.ops.dtypes import HALF, numpy_dtype
+from transpiler.ops.halves import Widen
 from transpiler.ops.packed import UnpackChannels
 from transpiler.ops.shape import BroadcastTo, Reshape, Transpose
 from transpiler.target import Target
@@ -27,6 +29,8 @@ CHEAP = 4
 MAX_NODES = 40
 # What is read by strides of a target's `strided` ops: q, k and v of an attention, not its mask.
 STRIDED_INPUTS = 3
+# Computed inside of all users, if those can, and never stored.
+FREE = (Full, BroadcastTo, Widen)
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class _Partition:
 
     def run(self) -> tuple[FusedStep, ...]:
         for position, node in enumerate(self.graph.nodes):
-            if isinstance(node.op, Full | BroadcastTo) and self._free_everywhere(node):
+            if isinstance(node.op, FREE) and self._free_everywhere(node):
                 continue
             if isinstance(node.op, Reshape):
                 self.views[position] = node
@@ -79,21 +83,23 @@ class _Partition:
         return tuple(step for _, step in sorted(steps, key=lambda item: item[0]))
 
     def _free_everywhere(self, node: Node) -> bool:
-        """Whether a constant or broadcast is computed inside all of its users and never stored."""
+        """Whether a constant, broadcast or widened value is computed inside all of its users and never stored."""
         name = node.output.name
         return name not in self.outputs and all(self._inlines(user, node) for user in self.consumers[name])
 
     def _inlines(self, user: Node, producer: Node) -> bool:
         if isinstance(user.op, Reshape):
             return False
-        if isinstance(user.op, Full | BroadcastTo):
+        if isinstance(user.op, FREE):
             return self._free_everywhere(user)
         if isinstance(user.op, Elementwise | Injective):
+            return True
+        if isinstance(producer.op, Widen) and user.op.name in self.target.widened:
             return True
         return isinstance(user.op, Reduce) and user.op.name in self.target.prologue
 
     def _with_free(self, members: Sequence[Node]) -> list[Node]:
-        """The members and the free nodes (constants, broadcasts) that they read."""
+        """The members and the free nodes (constants, broadcasts, widened values) that they read."""
         result = {node.outputs[0].name: node for node in members}
         pending = list(members)
         while pending:
@@ -101,7 +107,7 @@ class _Partition:
                 producer = self.producers.get(value.name)
                 if producer is None or value.name in result:
                     continue
-                if isinstance(producer.op, Full | BroadcastTo) and self._free_everywhere(producer):
+                if isinstance(producer.op, FREE) and self._free_everywhere(producer):
                     result[value.name] = producer
                     pending.append(producer)
         return list(result.values())
@@ -177,6 +183,8 @@ class _Partition:
         if anchor is not None and _keeps_rows(node):
             return anchor.op.name in self.target.strided and members[-1] is anchor
         cost = sum(item.op.cost for item in members)
+        if anchor is not None and isinstance(node.op, Cast) and node.output.dtype in HALF:
+            return anchor.op.name in self.target.epilogue | self.target.narrowed and self._is_result(members, anchor)
         if isinstance(node.op, Elementwise):
             if value.shape != node.output.shape:
                 # A smaller operand would be recomputed for every element that it is broadcast to.

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from transpiler.ir import WEIGHT_ROLES, Graph, Input, Node, Output, Program, Role, Value, substitute
 from transpiler.ops.creation import Full
+from transpiler.ops.halves import Widen
 from transpiler.ops.shape import BroadcastTo
 
 
@@ -32,8 +33,8 @@ def split(graph: Graph) -> tuple[Graph, Graph]:
     after:  prepare(weight %w) { %p = pack_matmul(%w); return %p }
             forward(%x, weight %p) { %y = linear_packed(%x, %p) }
 
-    The second graph's weight inputs are `prepare`'s outputs in order. Broadcasts of weights stay behind, where they
-    cost nothing, and so do values that depend on no weight at all.
+    The second graph's weight inputs are `prepare`'s outputs in order. Broadcasts of weights, and half floats
+    that are widened, stay behind, where they cost nothing, and so do values that depend on no weight at all.
     """
     candidates = weight_values(graph)
     independent = {node.output.name for node in graph.nodes if isinstance(node.op, Full)}
@@ -46,7 +47,7 @@ def split(graph: Graph) -> tuple[Graph, Graph]:
         movable = all(name in candidates for name in names) and all(
             value.name in available or value.name in independent for value in node.inputs
         )
-        if movable and isinstance(node.op, BroadcastTo):
+        if movable and isinstance(node.op, BroadcastTo | Widen):
             movable = node.output.name in needed
         if movable and isinstance(node.op, Full):
             # Both sides may need it.
@@ -78,12 +79,12 @@ def split(graph: Graph) -> tuple[Graph, Graph]:
 
 
 def _needed_by_weights(graph: Graph, candidates: frozenset[str]) -> frozenset[str]:
-    """Values that some weight-only computation reads, other than a broadcast that nothing of the kind reads."""
+    """Values that some weight-only computation reads, other than a broadcast or a widening that nothing of the kind reads."""
     needed: set[str] = set()
     for node in reversed(graph.nodes):
         names = [value.name for value in node.outputs]
         if all(name in candidates for name in names) and (
-            not isinstance(node.op, BroadcastTo) or node.output.name in needed
+            not isinstance(node.op, BroadcastTo | Widen) or node.output.name in needed
         ):
             needed.update(value.name for value in node.inputs)
     return frozenset(needed)
