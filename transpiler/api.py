@@ -111,8 +111,8 @@ def transpile(
         tune: "fast" or "full" times variants of large kernels on this machine (docs/tuning.md).
         tuning_record: the tuning.json of another build, whose choices are taken.
         exact: compute every convolution as a direct sum, none by Winograd's algorithm (docs/performance.md).
-        precision: "float16" or "bfloat16" keeps weights in that type and sums in float32; "tf32" lets products round their
-            operands where the target has units for it (docs/precision.md).
+        precision: "float16" or "bfloat16" keeps weights in that type, and sums in float32; "tf32" lets products round
+            their operands where the target has units for it (docs/precision.md).
         test: run the generated tests before the package is put in place.
         quiet: no progress lines.
 

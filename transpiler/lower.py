@@ -197,7 +197,7 @@ def _label(op: Op, arity: int) -> str:
             return f"{'grouped' if group > 1 else 'depthwise'}{kernel[0]}x{kernel[1]}" + ("_bias" if arity == 3 else "")
         case LinearPacked():
             return "linear" + ("_bias" if arity == 3 else "")
-    return "" if op.name in ("full", "broadcast_to") else op.name
+    return "" if op.name in ("full", "broadcast_to", "widen") else op.name
 
 
 def _store(

@@ -9,8 +9,8 @@ written for the neutral ops:
   sums, losses.
 * Everything else follows its operands: low if all that are float32 and no weights are low.
 
-"Low" is what may be rounded where it is stored. What is fused is not stored, thus not rounded. Ints, bools, float64, and
-what the user passes and gets are never low.
+"Low" is what may be rounded where it is stored. What is fused is not stored, thus not rounded. Ints, bools, float64,
+and what the user passes and gets are never low.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from transpiler.ir import Graph, Node, Value
-from transpiler.ops.base import Product
 from transpiler.ops.dtypes import HALF
 from transpiler.passes.weights import weight_values
 
@@ -35,12 +34,26 @@ PRODUCTS: Mapping[str, tuple[int, ...]] = {
 TABLES: Mapping[str, tuple[int, ...]] = dict.fromkeys(("take", "take_packed", "index"), (0,))
 NORMALISING = frozenset({"batch_norm", "layer_norm", "rms_norm", "group_norm", "softmax"})
 FLOAT32 = frozenset(
-    """
-    exp exp2 expm1 log log2 log10 log1p pow reciprocal rsqrt sqrt tan acos asin acosh atanh cosh sinh softplus erfinv
-    log_softmax log_sigmoid reduce_sum reduce_mean reduce_prod cumsum cumprod logcumsumexp hypot digamma lgamma polygamma
-    zeta igamma igammac erfc erfcx ndtri log_ndtr cholesky eigh householder_qr lu_factor triangular_solve svd_rows
-    apply_reflectors matrix_exp lstm_scan gru_scan rnn_scan philox search_sorted
-    """.split()
+    (
+        *("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "pow", "reciprocal", "rsqrt", "sqrt", "hypot"),
+        *("tan", "acos", "asin", "acosh", "atanh", "cosh", "sinh", "softplus", "log_softmax", "log_sigmoid"),
+        *("reduce_sum", "reduce_mean", "reduce_prod", "cumsum", "cumprod", "logcumsumexp"),
+        *(
+            "erfinv",
+            "erfc",
+            "erfcx",
+            "ndtri",
+            "log_ndtr",
+            "digamma",
+            "lgamma",
+            "polygamma",
+            "zeta",
+            "igamma",
+            "igammac",
+        ),
+        *("cholesky", "eigh", "householder_qr", "apply_reflectors", "lu_factor", "triangular_solve", "svd_rows"),
+        *("matrix_exp", "lstm_scan", "gru_scan", "rnn_scan", "philox"),
+    )
 )
 
 
@@ -91,7 +104,3 @@ def _multiplies(reader: Node, value: Value, found: set[str]) -> bool:
 def rounded_names(graph: Graph) -> frozenset[str]:
     """Every value that a target might round: those that are low, and the operands of products, weights among them."""
     return low_values(graph) | {value.name for node in graph.nodes for value in operands(node)}
-
-
-def is_product(node: Node) -> bool:
-    return isinstance(node.op, Product)

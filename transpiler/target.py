@@ -61,9 +61,9 @@ class Gpu:
 class Target:
     """A target with one variant chosen: what a schedule rule is asked for.
 
-    `alignment` is that of buffers in the arena, in bytes. `widened` ops read half floats and compute on them in float32,
-    `narrowed` ones store results as half floats; with `half_activations`, values between kernels may be half floats.
-    `tf32`: products have units that round their operands to TF32, and to half floats before they read them.
+    `alignment` is that of buffers in the arena, in bytes. `widened` ops read half floats and compute on them in
+    float32, `narrowed` ones store results as half floats besides those with an epilogue. With `half_activations`,
+    values between kernels may be half floats. `tf32`: products have units that round their operands to TF32.
     """
 
     name: str

@@ -44,8 +44,12 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     if first is None or group.anchor_node is None:
         return None
     middle = group.anchor_node.inputs[0]
-    before = convolution(make_group(group.prologue, (middle,)), ConvBlocked, ConvStem)
-    after = convolution(make_group((group.anchor_node, *group.epilogue), group.outputs), ConvDepthwise)
+    # How the second one's weights are stored is said before it.
+    own = {value.name for value in group.anchor_node.inputs[1:]}
+    stored = tuple(node for node in group.prologue if node.outputs[0].name in own)
+    rest = tuple(node for node in group.prologue if node not in stored)
+    before = convolution(make_group(rest, (middle,)), ConvBlocked, ConvStem)
+    after = convolution(make_group((*stored, group.anchor_node, *group.epilogue), group.outputs), ConvDepthwise)
     if before is None or after is None:
         return None
     pair = _Pair(target, before, after)

@@ -10,6 +10,7 @@ from transpiler.group import Group
 from transpiler.ir import Node, fixed_size
 from transpiler.ops.blocked_conv import BlockedConv
 
+from ..halves import only_operands, operand
 from ..sizes import is_fixed
 from ..tir import Buffer, Operands
 from .epilogue import elementwise_epilogue
@@ -33,7 +34,7 @@ class Convolution(Generic[Kind]):
 
     def operands(self, builder: Operands) -> tuple[Buffer, Buffer, Buffer | None]:
         """The map, the packed weight, and the bias if there is one."""
-        x, weight, *bias = (builder.inputs[self.group.input_index(value)] for value in self.node.inputs)
+        x, weight, *bias = (operand(self.group, builder, value) for value in self.node.inputs)
         return x, weight, bias[0] if bias else None
 
 
@@ -41,7 +42,7 @@ def convolution(group: Group, *kinds: type[Kind]) -> Convolution[Kind] | None:
     """The group's convolution, if it is one of these on a map of fixed size, with nothing before it and an element-wise
     epilogue."""
     node = group.anchor_node
-    if node is None or not isinstance(node.op, kinds) or group.prologue or not elementwise_epilogue(group):
+    if node is None or not isinstance(node.op, kinds) or not only_operands(group) or not elementwise_epilogue(group):
         return None
     shape = node.inputs[0].type.shape
     if not is_fixed(*shape[1:]):

@@ -2,7 +2,7 @@
 
 W is [N/16, K, 16]: a panel is contiguous, so the inner loop streams it. One row of x (batch 1) is a matrix-vector
 product: up to eight panels run at once for latency, and the weight's bytes are the limit. The bias is an epilogue
-term.
+term. Half floats of W are converted as they are loaded.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from transpiler.ops.packed import LinearPacked
 from transpiler.target import Target
 
 from ..fuse import lowered
+from ..halves import only_operands, operand
 from ..sizes import count, extent, is_empty
 from ..tir import LANES, KernelBuilder, unflatten
 from .epilogue import Epilogue, elementwise_epilogue
@@ -22,7 +23,9 @@ EPILOGUE = True
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
     node = group.anchor_node
-    if node is None or not isinstance(node.op, LinearPacked) or group.prologue or not elementwise_epilogue(group):
+    if node is None or not isinstance(node.op, LinearPacked):
+        return None
+    if not only_operands(group) or not elementwise_epilogue(group):
         return None
     x, weight, *bias = node.inputs
     *leading, depth = x.type.shape
@@ -30,8 +33,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     m, n = count(leading), node.op.features
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
     with builder:
-        a = builder.inputs[group.input_index(x)]
-        b = builder.inputs[group.input_index(weight)]
+        a = operand(group, builder, x)
+        b = operand(group, builder, weight)
         offset = builder.inputs[group.input_index(bias[0])] if bias else None
         if not is_empty(leading):
             product = Product(

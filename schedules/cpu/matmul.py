@@ -17,6 +17,7 @@ from transpiler.ops.linalg import Matmul
 from transpiler.target import Target
 
 from ..fuse import lowered
+from ..halves import only_operands, operand
 from ..sizes import ceil_div, count, extent, extents, is_empty, is_fixed, is_large
 from ..tir import LANES, KernelBuilder, flat_offset, loop, unflatten
 from .epilogue import Epilogue, elementwise_epilogue
@@ -30,7 +31,7 @@ Expr = Any
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
     node = group.anchor_node
-    if node is None or not isinstance(node.op, Matmul) or group.prologue or not elementwise_epilogue(group):
+    if node is None or not isinstance(node.op, Matmul) or not only_operands(group) or not elementwise_epilogue(group):
         return None
     left, right = node.inputs
     if left.dtype != "float32":
@@ -55,8 +56,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         workspace=packed_size * copies,
     )
     with builder:
-        a = builder.inputs[group.input_index(left)]
-        b = builder.inputs[group.input_index(right)]
+        a = operand(group, builder, left)
+        b = operand(group, builder, right)
         epilogue = Epilogue(group, builder)
         packed = builder.scratch(packed_size * copies) if packed_size * copies else None
 

@@ -27,6 +27,7 @@ from transpiler.ir import fixed_size
 from transpiler.target import Target
 
 from ..fuse import lowered
+from ..halves import computed, operand
 from ..sizes import extent, is_fixed
 from ..tir import Buffer, KernelBuilder, own_turns
 from ..vectors import Registers, Vectors, accumulators, held
@@ -43,9 +44,9 @@ IN_FLIGHT = 8
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
-    if len(group.nodes) != 1 or group.nodes[0].op.name not in GATES:
+    node = group.anchor_node
+    if node is None or len(computed(group)) != 1 or node.op.name not in GATES:
         return None
-    node = group.nodes[0]
     if node.inputs[0].dtype not in ("float32", "float64"):
         return None
     if not is_fixed(node.outputs[0].shape[2]):
@@ -60,7 +61,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     )
     with builder:
         # The same tensor may stand for several inputs.
-        scan.emit(builder, [builder.inputs[group.input_index(value)] for value in node.inputs])
+        scan.emit(builder, [operand(group, builder, value) for value in node.inputs])
     width = 8 if scan.dtype == "float64" else 4
     # Every step reads all weights, for a tile of rows at a time; what the first one reads is an input's.
     reread = (dim_max(scan.step_count, 1) - 1) * scan.weights * width

@@ -30,6 +30,7 @@ from transpiler.target import Target
 from ..fuse import lowered
 from ..gpu.threads import each_thread
 from ..gpu.workgroup import barrier, combined, private, shared, workgroups
+from ..halves import narrows, only_operands, operand, result
 from ..scalar import Tir
 from ..sizes import ceil_div, count, extent, is_empty, is_fixed
 from ..tir import Buffer, KernelBuilder, unflatten, when
@@ -43,14 +44,16 @@ MAX_VALUES = 256  # elements of a value that threads can exchange
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
-    if len(group.nodes) != 1 or group.nodes[0].op.name != "attention":
+    node = group.anchor_node
+    if node is None or node.op.name != "attention" or not only_operands(group):
         return None
-    node = group.nodes[0]
+    if group.epilogue and not narrows(group):
+        return None
     if node.output.dtype not in ("float32", "float64"):
         return None
     if not is_fixed(node.inputs[0].shape[-1], node.inputs[2].shape[-1]):
         return None
-    builder = KernelBuilder(name, [value.type for value in group.inputs], [node.output.type])
+    builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
     attention = _Attention(group)
     with builder:
         if not is_empty(node.output.shape):
@@ -62,10 +65,10 @@ class _Attention:
     """Sizes and buffers of one kernel: L queries, S keys, E and Ev elements."""
 
     def __init__(self, group: Group) -> None:
-        node = group.nodes[0]
+        node = group.anchor_node
+        assert node is not None
         op: Any = node.op
-        self.op = op
-        self.positions = [group.input_index(value) for value in node.inputs]
+        self.op, self.group, self.inputs = op, group, node.inputs
         self.shapes = [value.type.shape for value in node.inputs]
         self.out_shape = node.output.type.shape
         self.dtype = node.output.dtype
@@ -82,9 +85,9 @@ class _Attention:
         self.lowest, self.zero = self.s.const(-math.inf, self.dtype), tirx.const(0.0, self.dtype)
 
     def emit(self, builder: KernelBuilder) -> None:
-        self.q, self.k, self.value, *masks = (builder.inputs[position] for position in self.positions)
+        self.q, self.k, self.value, *masks = (operand(self.group, builder, value) for value in self.inputs)
         self.mask = masks[0] if masks else None
-        self.output = builder.outputs[0]
+        self.output = result(self.group, builder)
         blocks = ceil_div(self.L, self.rows)
         items = extent(count(self.batch)) * blocks
         if self.threads > 1:

@@ -24,6 +24,7 @@ from ..fuse import lowered
 from ..gpu.epilogue import Epilogue
 from ..gpu.product import Line, Product
 from ..gpu.tiles import tile_for
+from ..halves import only_operands, operand
 from ..sizes import count, extent, extents, is_empty
 from ..tir import Buffer, KernelBuilder, flat_offset, unflatten
 from ..vectors import held
@@ -34,14 +35,14 @@ FLOATS = ("float32", "float64")
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
     node = group.anchor_node
-    if node is None or not isinstance(node.op, Conv) or group.prologue or not elementwise_epilogue(group):
+    if node is None or not isinstance(node.op, Conv) or not only_operands(group) or not elementwise_epilogue(group):
         return None
     if node.output.dtype not in FLOATS:
         return None
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
     shape, weight = node.output.type.shape, node.inputs[1].type.static_shape()
     with builder:
-        buffers = [builder.inputs[group.input_index(value)] for value in node.inputs]
+        buffers = [operand(group, builder, value) for value in node.inputs]
         if not is_empty(shape):
             product = implicit_product(node.op, buffers, node.inputs[0].type.shape, weight, shape, node.output.dtype)
             product.emit(

@@ -20,6 +20,7 @@ from ..fuse import lowered
 from ..gpu.epilogue import Epilogue
 from ..gpu.threads import each_thread
 from ..gpu.workgroup import private
+from ..halves import only_operands, operand
 from ..sizes import ceil_div, count, extents, is_empty
 from ..tir import KernelBuilder, unflatten, when
 from ..vectors import held
@@ -32,7 +33,7 @@ MAX_WINDOW = 100
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
     node = group.anchor_node
-    if node is None or not isinstance(node.op, Conv) or group.prologue or not elementwise_epilogue(group):
+    if node is None or not isinstance(node.op, Conv) or not only_operands(group) or not elementwise_epilogue(group):
         return None
     op, shape, weight = node.op, node.output.type.shape, node.inputs[1].type.static_shape()
     if node.output.dtype not in ("float32", "float64") or len(op.stride) != 2 or weight[1] != 1 or op.groups == 1:
@@ -50,7 +51,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
 def _emit(group: Group, builder: KernelBuilder, op: Conv, weight: tuple[int, ...], spans: list[int]) -> None:
     node = group.anchor_node
     assert node is not None
-    source, weights, *bias = (builder.inputs[group.input_index(value)] for value in node.inputs)
+    source, weights, *bias = (operand(group, builder, value) for value in node.inputs)
     _, channels, *sizes = extents(node.inputs[0].type.shape)
     out_images, out_channels, *positions = extents(node.output.type.shape)
     dtype, kernel = node.output.dtype, weight[2:]

@@ -15,6 +15,7 @@ from ..fuse import lowered
 from ..gpu.epilogue import Epilogue
 from ..gpu.product import Line, Product
 from ..gpu.tiles import tile_for
+from ..halves import only_operands, operand
 from ..sizes import count, extent, is_empty
 from ..tir import Buffer, KernelBuilder, flat_offset, unflatten
 from ..vectors import held
@@ -25,14 +26,16 @@ FLOATS = ("float32", "float64")
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
     node = group.anchor_node
-    if node is None or not isinstance(node.op, Linear | Matmul) or group.prologue or not elementwise_epilogue(group):
+    if node is None or not isinstance(node.op, Linear | Matmul):
+        return None
+    if not only_operands(group) or not elementwise_epilogue(group):
         return None
     if node.output.dtype not in FLOATS:
         return None
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
     shape = node.output.type.shape
     with builder:
-        buffers = [builder.inputs[group.input_index(value)] for value in node.inputs]
+        buffers = [operand(group, builder, value) for value in node.inputs]
         shapes = [value.type.shape for value in node.inputs]
         if not is_empty(shape):
             if isinstance(node.op, Linear):

@@ -21,6 +21,7 @@ from transpiler.target import Target
 
 from ..fuse import lowered
 from ..gpu.workgroup import barrier, private, shared, workgroups
+from ..halves import computed, operand
 from ..scalar import Tir
 from ..sizes import ceil_div, count, extent, is_empty
 from ..tir import Buffer, KernelBuilder
@@ -32,9 +33,9 @@ THREADS = 64
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
-    if len(group.nodes) != 1 or group.nodes[0].op.name not in GATES:
+    node = group.anchor_node
+    if node is None or len(computed(group)) != 1 or node.op.name not in GATES:
         return None
-    node = group.nodes[0]
     dtype, shape = node.outputs[0].dtype, node.outputs[0].type.shape
     units = shape[-1]
     if dtype not in ("float32", "float64") or not isinstance(units, int):
@@ -45,7 +46,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     scan = _Scan(node.op, shape, units, dtype)
     with builder:
         if not is_empty(shape[1:]):
-            scan.emit(builder, [builder.inputs[group.input_index(value)] for value in node.inputs])
+            scan.emit(builder, [operand(group, builder, value) for value in node.inputs])
     return lowered(group, builder, flops=2 * count(shape) * GATES[node.op.name] * units)
 
 

@@ -164,7 +164,7 @@ def window_count(size: Dim, kernel: int, stride: int, padding: int, dilation: in
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def _check(op: Opaque, types: Sequence[TensorType], dims: int, *attributes: Ints) -> tuple[TensorType, TensorType]:
+def _check(op: Product, types: Sequence[TensorType], dims: int, *attributes: Ints) -> tuple[TensorType, TensorType]:
     if len(types) not in (2, 3):
         raise OpError(f"{op.name}: 2 or 3 inputs expected, got {len(types)}")
     if any(len(values) != dims for values in attributes) or any(t.rank != dims + 2 for t in types[:2]):
@@ -172,12 +172,12 @@ def _check(op: Opaque, types: Sequence[TensorType], dims: int, *attributes: Ints
     return types[0], types[1]
 
 
-def _check_bias(op: Opaque, types: Sequence[TensorType], channels: Dim) -> None:
+def _check_bias(op: Product, types: Sequence[TensorType], channels: Dim) -> None:
     if len(types) == 3 and types[2].shape != (channels,):
         raise OpError(f"{op.name}: bias[{channels}] expected, got {types[2]}")
 
 
-def _draw(op: Opaque, seed: str, label: str, x: Ints, weight: Ints, channels: int) -> Iterator[Sample]:
+def _draw(op: Product, seed: str, label: str, x: Ints, weight: Ints, channels: int) -> Iterator[Sample]:
     """With and without bias; weights scaled so that outputs are of order 1."""
     g = rng(seed)
     fan_in = np.float32(np.prod(weight[1:]) ** 0.5)
@@ -196,7 +196,7 @@ def per_dim(values: int | Sequence[int], dims: int) -> Ints:
     return tuple(values) * dims if len(values) == 1 else tuple(values)
 
 
-def _run(context: ImportContext, op: Opaque, x: Value, weight: Value, bias: Value | None) -> Value:
+def _run(context: ImportContext, op: Product, x: Value, weight: Value, bias: Value | None) -> Value:
     """Emit, adding a batch axis around the op if `x` has none."""
     batched = x.type.rank == weight.type.rank
     x = x if batched else compose.reshape(context, x, (1, *x.shape))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from transpiler.ir import Graph, Node, Program, Value, verify
+from transpiler.ir import Graph, Node, Program, Tap, Value, verify
 from transpiler.ops.base import Elementwise, Injective, Product, Reduce
 from transpiler.ops.compare import Cast
 from transpiler.ops.dtypes import HALF
@@ -160,7 +160,9 @@ def _stored(graph: Graph, chosen: set[str], dtype: str, reads: Callable[[Node], 
         for value in node.outputs:
             keep(value)
     taps = {
-        path: replace(tap, value=halves[tap.value].name, type=replace(tap.type, dtype=dtype)) if tap.value in halves else tap
+        path: tap
+        if tap.value not in halves
+        else Tap(halves[tap.value].name, replace(tap.type, dtype=dtype), tap.layout)
         for path, tap in graph.taps.items()
     }
     return replace(graph, nodes=tuple(rewriter.nodes), taps=taps)

@@ -10,6 +10,9 @@ from transpiler.ops.creation import Full
 from transpiler.ops.halves import Widen
 from transpiler.ops.shape import BroadcastTo
 
+# They cost nothing where they are read, and memory where they are stored.
+STAYING = (BroadcastTo, Widen)
+
 
 def weight_values(graph: Graph) -> frozenset[str]:
     """Names of values that are weights, or are computed from weights by ops that the host can run.
@@ -47,7 +50,7 @@ def split(graph: Graph) -> tuple[Graph, Graph]:
         movable = all(name in candidates for name in names) and all(
             value.name in available or value.name in independent for value in node.inputs
         )
-        if movable and isinstance(node.op, BroadcastTo | Widen):
+        if movable and isinstance(node.op, STAYING):
             movable = node.output.name in needed
         if movable and isinstance(node.op, Full):
             # Both sides may need it.
@@ -79,12 +82,12 @@ def split(graph: Graph) -> tuple[Graph, Graph]:
 
 
 def _needed_by_weights(graph: Graph, candidates: frozenset[str]) -> frozenset[str]:
-    """Values that some weight-only computation reads, other than a broadcast or a widening that nothing of the kind reads."""
+    """Values that some weight-only computation reads, other than one of `STAYING` that none of it reads."""
     needed: set[str] = set()
     for node in reversed(graph.nodes):
         names = [value.name for value in node.outputs]
         if all(name in candidates for name in names) and (
-            not isinstance(node.op, BroadcastTo | Widen) or node.output.name in needed
+            not isinstance(node.op, STAYING) or node.output.name in needed
         ):
             needed.update(value.name for value in node.inputs)
     return frozenset(needed)
