@@ -54,6 +54,8 @@ def package_view(
                 "max_abs_error": item.max_abs_error,
                 "tolerance": item.tolerance,
                 "max_abs_reference": magnitude(results, item),
+                "max_relative_error": item.max_relative_error,
+                "rms_relative_error": item.rms_relative_error,
             }
             for item in (errors or {}).values()
         ],
@@ -75,6 +77,7 @@ def package_view(
         bounds={name: function.bounds for name, function in model.functions.items()},
         examples={name: [array.shape for array in function.examples] for name, function in model.functions.items()},
         exact=request.exact,
+        precision=request.precision,
         version=request.version,
     )
 

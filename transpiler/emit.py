@@ -116,6 +116,7 @@ def make_view(
     bounds: Mapping[str, Mapping[str, tuple[int, int]]] | None = None,
     examples: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
     exact: bool = False,
+    precision: str = "float32",
     options: Mapping[str, Any] | None = None,
     weights_hash: str = "",
     version: str = DEFAULT_VERSION,
@@ -136,6 +137,7 @@ def make_view(
         weights_hash: of the state_dict.
         version: of the package.
         exact: whether faster algorithms with other rounding were left out.
+        precision: what weights and operands of products may be rounded to.
 
     Raises:
         UsageError: "bad-name"; "bad-version".
@@ -180,6 +182,7 @@ def make_view(
         third_party=binaries.third_party,
         examples=examples or {},
         exact=exact,
+        precision=precision,
     )
     exports = tuple(sorted(["Model", *(record.name for record in records)]))
     everything = sorted([*exports, "PackageError", "TapError", "WeightsError", "__version__"], key=_sort_key)

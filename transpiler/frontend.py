@@ -16,8 +16,11 @@ from transpiler.extension import load_installed
 from transpiler.ir import Array, Program
 from transpiler.local_modules import local_modules
 from transpiler.lower import with_taps
+from transpiler.passes.precision import rounded
+from transpiler.precision import is_half, rounded_names
 from transpiler.provenance import file_hash, state_hash
 from transpiler.serialize import load_graph, to_json
+from transpiler.verify import Lower
 from transpiler.weights import check_weights, expected_weights, given_arrays, load_weights
 
 if TYPE_CHECKING:
@@ -32,7 +35,8 @@ class Function:
 
     `eager` and `reference` are what `transpiler.verify` records; `taps` maps a module path to the name that the
     reference's `capture_values` takes. A function that draws random numbers is run on those of the package's generator;
-    `random` is then PyTorch with its own.
+    `random` is then PyTorch with its own. `lower`
+    runs it in the package's precision, where that is lower than the model's.
     """
 
     examples: tuple[Array, ...]
@@ -41,6 +45,7 @@ class Function:
     eager: Callable[..., Any]
     reference: Callable[..., Any]
     random: Callable[..., Any] | None = None
+    lower: Lower | None = None
 
 
 @dataclass(frozen=True)
@@ -61,27 +66,45 @@ class Model:
         return state_hash(self.state)
 
 
-def read_model(request: Request) -> Model:
-    """Capture and import the request's model.
+def read_model(request: Request, precision: str = "float32") -> Model:
+    """Capture and import the request's model; `precision` is the lowest that a target of the request computes in.
 
     Raises:
         UsageError, TranspileErrors: see `transpiler.capture`, `transpiler.importer`, `transpiler.weights`.
     """
+    model = _read(request, precision)
+    _refuse_other_half(model, precision)
+    return model
+
+
+def _refuse_other_half(model: Model, precision: str) -> None:
+    """Raises TranspileError "half-precision" for a model in half floats of another kind."""
+    held = {type_.dtype for type_ in expected_weights(model.program).values()} & {"float16", "bfloat16"}
+    if is_half(precision) and held and held != {precision}:
+        (own, *_) = sorted(held - {precision})
+        raise TranspileError(
+            "half-precision", f"--precision {precision}: the model is in {own} already.",
+            notes=["a model in half precision is transpiled as it is: weights in its type, sums in float32"],
+            hints=["leave --precision out, or give the model in float32"],
+        )  # fmt: skip
+
+
+def _read(request: Request, precision: str) -> Model:
     load_installed()
     if not isinstance(request.model, str | Path):
-        return _from_torch(request)
+        return _from_torch(request, precision)
     path = Path(request.model)
-    model = _read_file(request, path)
+    model = _read_file(request, path, precision)
     facts = {**model.facts.facts, "sha256": file_hash(path)}
     return replace(model, facts=replace(model.facts, file=path.name, facts=facts))
 
 
-def _read_file(request: Request, path: Path) -> Model:
+def _read_file(request: Request, path: Path, precision: str) -> Model:
     if path.name.endswith(".graph.json") or path.suffix == ".json":
-        return _from_graph(request, path)
+        return _from_graph(request, path, precision)
     if path.suffix not in (".py", ".pt2", ".pt", ".pth", ".bin"):
         raise UsageError("unknown-input", f"{path.name} is no model: give model.py, model.pt2 or model.graph.json.")
-    return _from_torch(request)
+    return _from_torch(request, precision)
 
 
 def _capture(request: Request) -> tuple[Captured, ...]:
@@ -116,10 +139,10 @@ def _capture(request: Request) -> tuple[Captured, ...]:
     return capture.capture_functions(model, {"forward": example}, request.dynamic, shapes)
 
 
-def _from_torch(request: Request) -> Model:
+def _from_torch(request: Request, precision: str) -> Model:
     from transpiler.graph_reference import RandomNumbers
     from transpiler.importer import import_functions
-    from transpiler.reference import example_arrays, run_eager, run_reference
+    from transpiler.reference import Rounding, example_arrays, run_eager, run_reference
     from transpiler.weights import state_arrays
 
     captures = _capture(request)
@@ -134,10 +157,14 @@ def _from_torch(request: Request) -> Model:
     for name, item, imported in zip(program.functions, captures, imports, strict=True):
         eager = _with_default(partial(run_eager, item), override)
         reference = _with_default(partial(run_reference, item), override)
+        names = rounded_names(program.functions[name])
+        nodes = frozenset(imported.fx_names[value] for value in names if value in imported.fx_names)
+        lower = _with_default(partial(run_reference, item, rounding=Rounding(precision, nodes)), override)
         own_numbers = None
         if imported.random:
             drawn = RandomNumbers(program, state, imported.random, name)
             own_numbers, eager, reference = eager, partial(drawn.outputs, reference), partial(drawn.run, reference)
+            lower = partial(drawn.run, lower)
         functions[name] = Function(
             examples=tuple(example_arrays(item)),
             bounds=_bounds(request, imported),
@@ -145,6 +172,7 @@ def _from_torch(request: Request) -> Model:
             eager=eager,
             reference=reference,
             random=own_numbers,
+            lower=Lower(precision, lower) if precision != "float32" else None,
         )
     graph_json = _graph_json(program)
     for name, imported in zip(tuple(program.functions), imports, strict=True):
@@ -232,7 +260,7 @@ def _positional(method: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(item.name for item in parameters if item.kind in (item.POSITIONAL_ONLY, item.POSITIONAL_OR_KEYWORD))
 
 
-def _from_graph(request: Request, path: Path) -> Model:
+def _from_graph(request: Request, path: Path, precision: str) -> Model:
     """An imported graph and its weights; the numpy reference stands in for PyTorch."""
     from transpiler.graph_reference import GraphReference
 
@@ -246,6 +274,8 @@ def _from_graph(request: Request, path: Path) -> Model:
         )
     state = check_weights(expected_weights(program), program.aliases, given)
     references = {name: GraphReference(program, state, name) for name in program.functions}
+    low = rounded(program, precision) if is_half(precision) else program
+    lowered = {name: GraphReference(low, state, name) for name in program.functions}
     name = path.name.removesuffix(".json").removesuffix(".graph").replace("-", "_")
     return Model(
         program=program,
@@ -258,6 +288,7 @@ def _from_graph(request: Request, path: Path) -> Model:
                 eager=reference.eager,
                 reference=reference.run,
                 random=reference.eager if reference.is_random else None,
+                lower=Lower(precision, lowered[key].run) if precision != "float32" else None,
             )
             for key, reference in references.items()
         },

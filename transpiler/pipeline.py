@@ -6,7 +6,7 @@ Nothing heavy is imported before it is needed: torch comes with the capture, TVM
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +59,7 @@ def build(request: Request, progress: Progress | None = None) -> Report:
     with tempfile.TemporaryDirectory(prefix="transpile-") as scratch, ThreadPoolExecutor(2) as background:
         compiler = _start_compiler(targets[0], request, background)
         progress.stage("tracing the model")
-        model = _front_end(request)
+        model = _front_end(request, targets)
         name = _package_name(request, model)
         folder = Path(request.out) / name
         check_output(folder)
@@ -112,7 +112,7 @@ def check(request: Request, progress: Progress | None = None) -> Checked:
     targets = _targets(request)
     progress.stage("tracing the model")
     try:
-        model = _front_end(request)
+        model = _front_end(request, targets)
     except NotImported as error:
         problems = list(error.problems)
         rewritten = _rewrite(error.understood, request, targets[0])
@@ -161,10 +161,11 @@ def _start_compiler(target: Target, request: Request, background: Executor) -> C
     return compiler
 
 
-def _front_end(request: Request) -> Model:
+def _front_end(request: Request, targets: Sequence[Target]) -> Model:
     from transpiler.frontend import read_model
+    from transpiler.precision import computed_in
 
-    return read_model(request)
+    return read_model(request, computed_in(request.precision, any(target.tf32 for target in targets)))
 
 
 def _package_name(request: Request, model: Model) -> str:

@@ -57,6 +57,11 @@ FLOAT32 = frozenset(
 )
 
 
+def computed_in(precision: str, tf32: bool) -> str:
+    """What a target that has (or has not) units for TF32 makes of a precision."""
+    return "float32" if precision == "tf32" and not tf32 else precision
+
+
 def is_half(precision: str) -> bool:
     return precision in HALF
 

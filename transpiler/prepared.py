@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from transpiler.errors import Problem, TranspileErrors
 from transpiler.ir import Array, Graph, Node, Role, Value
 from transpiler.naming import Namer
 from transpiler.plan import KernelPlan
@@ -220,7 +221,30 @@ def run_prepare(plan: KernelPlan, constants: Mapping[str, Array], state: Mapping
         for value in plan.weights
     }
     prepare(_bits(state), _bits(constants), out)
+    _check_range(plan, state, out)
     return out
+
+
+def _check_range(plan: KernelPlan, state: Mapping[str, Array], out: Mapping[str, Array]) -> None:
+    """Raises TranspileErrors for every finite weight that is infinite as the half float that it is stored as."""
+    made_of = prepared_keys(plan)
+    problems = []
+    for value in plan.weights:
+        keys = made_of[value.name]
+        if not runtime_module("host").overflows(out[value.name], value.dtype):
+            continue
+        given = [state[key].astype(np.float32) for key in keys if state[key].dtype.kind == "f"]
+        if all(np.isfinite(array).all() for array in given):
+            largest = max((float(np.abs(array).max(initial=0.0)) for array in given), default=0.0)
+            problems.append(
+                Problem(
+                    "weight-out-of-range",
+                    f"{' with '.join(keys)} is out of the range of {value.dtype}: it has {largest:.6g}.",
+                    hints=("use --precision bfloat16, which has the range of float32",),
+                )
+            )
+    if problems:
+        raise TranspileErrors(problems)
 
 
 def _bits(arrays: Mapping[str, Array]) -> dict[str, Array]:

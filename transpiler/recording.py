@@ -18,6 +18,7 @@ from transpiler.interpreter import bind_symbols, initial_state
 from transpiler.ir import Array
 from transpiler.loading import forced_isa, load_package
 from transpiler.plan import KernelPlan, output_names
+from transpiler.precision import is_half
 from transpiler.size_cases import size_cases
 from transpiler.verify import (
     CaseError,
@@ -68,6 +69,8 @@ def record_results(model: Model, plans: Sequence[KernelPlan]) -> Results:
             taps={path: function.taps[path] for path in plan.taps if path in function.taps},
             function=plan.function,
             initial=partial(initial_state, model.program),
+            lower=function.lower,
+            tap_dtypes={path: tap.type.dtype for path, tap in plan.taps.items() if is_half(tap.type.dtype)},
             sizes=size_cases(
                 plan.symbols,
                 bind_symbols([item.value for item in plan.user_inputs], function.examples),
@@ -83,6 +86,7 @@ def record_results(model: Model, plans: Sequence[KernelPlan]) -> Results:
             {name: function.eager for name, function in model.functions.items()},
             {name: function.reference for name, function in model.functions.items()},
             initial_state(model.program, model.state),
+            {name: function.lower for name, function in model.functions.items()},
         )
     return Results(tuple(recordings), steps, model.program.main.name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,24 @@ from transpiler.model_file import called_as
 from transpiler.weights import storage_aliases, to_numpy, to_torch
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What a precision may round: the values of these FX nodes, in the PyTorch that a package is compared with."""
+
+    precision: str
+    nodes: frozenset[str]
+
+    def of(self, value: Any) -> Any:
+        """A float32 tensor rounded, to nearest and ties to even; anything else as it is."""
+        if not isinstance(value, torch.Tensor) or value.dtype is not torch.float32:
+            return value
+        if self.precision != "tf32":
+            return value.to(getattr(torch, self.precision)).float()
+        bits = value.contiguous().view(torch.int32)
+        rounded = (bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF
+        return torch.where(value.isfinite(), rounded.view(torch.float32), value)
 
 
 def example_arrays(captured: Captured) -> tuple[Array, ...]:
@@ -36,6 +55,7 @@ def run_reference(
     weights: Mapping[str, Array] | None = None,
     state: Mapping[str, Array] | None = None,
     given: Mapping[str, Array] | None = None,
+    rounding: Rounding | None = None,
 ) -> tuple[tuple[Array, ...], dict[str, Array]]:
     """Run the exported graph: the user's tensor outputs, and the values of the FX nodes named in
     `capture_values`.
@@ -43,7 +63,8 @@ def run_reference(
     With `double` every float tensor and every float dtype in the graph is float64: the y64 that tolerances
     are derived from. `weights` (state_dict keys, tied ones under any of their keys) replaces the model's own. `state`
     (buffers that some function of the program writes, by name) does so too; what the run leaves in them follows the
-    outputs, in the order of the names. `given` replaces the values of the FX nodes that it names.
+    outputs, in the order of the names. `given` replaces the values of the FX nodes that it names; `rounding` rounds
+    float32 values.
 
     Raises:
         KeyError: a name in `capture_values` that the graph does not have.
@@ -51,7 +72,7 @@ def run_reference(
     exported = captured.exported_program
     inputs = [_prepared(tensor, double) for tensor in _input_tensors(captured, flat_inputs)]
     replaced = {name: to_torch(array) for name, array in (given or {}).items()}
-    interpreter = _Interpreter(exported.graph_module, double, frozenset(capture_values), replaced)
+    interpreter = _Interpreter(exported.graph_module, double, frozenset(capture_values), replaced, rounding)
     with torch.no_grad(), _default_dtype(double):
         flat = interpreter.run(*_graph_inputs(captured, inputs, double, weights, state or {}))
     missing = [name for name in capture_values if name not in interpreter.captured]
@@ -247,16 +268,23 @@ class _Interpreter(torch.fx.Interpreter):
     """Keeps the named values; in a double run every float dtype that the graph names becomes float64."""
 
     def __init__(
-        self, module: torch.fx.GraphModule, double: bool, names: frozenset[str], given: Mapping[str, torch.Tensor]
+        self,
+        module: torch.fx.GraphModule,
+        double: bool,
+        names: frozenset[str],
+        given: Mapping[str, torch.Tensor],
+        rounding: Rounding | None,
     ) -> None:
         super().__init__(module)
-        self.given = given
+        self.given, self.rounding = given, rounding
         self.double = double
         self.names = names
         self.captured: dict[str, Array] = {}
 
     def run_node(self, n: torch.fx.Node) -> Any:
         value = self.given[n.name] if n.name in self.given else super().run_node(n)
+        if self.rounding is not None and n.name in self.rounding.nodes:
+            value = self.rounding.of(value)
         if n.name in self.names and isinstance(value, torch.Tensor):
             self.captured[n.name] = np.array(to_numpy(value))
         return value

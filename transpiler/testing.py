@@ -245,6 +245,7 @@ def _entry(expected: Expected, key: str, arrays: dict[str, Array]) -> dict[str, 
         "sample": expected.requested,
         "tolerance": expected.tolerance,
         "excluded": expected.excluded,
+        **({"precision": expected.precision} if expected.precision else {}),
     }
 
 

@@ -58,6 +58,28 @@ class Reference(Protocol):
     ) -> tuple[Sequence[Array], Mapping[str, Array]]: ...
 
 
+class Rounded(Protocol):
+    """The exported graph in float32, with what a lower precision may round rounded to it; as `Reference` else."""
+
+    def __call__(
+        self,
+        inputs: Sequence[Array],
+        /,
+        *,
+        capture_values: Sequence[str],
+        weights: Mapping[str, Array] | None,
+        state: Mapping[str, Array] | None,
+    ) -> tuple[Sequence[Array], Mapping[str, Array]]: ...
+
+
+@dataclass(frozen=True)
+class Lower:
+    """A lower precision than float32: its name, and PyTorch's results in it."""
+
+    precision: str
+    run: Rounded
+
+
 @dataclass(frozen=True)
 class OutputSpec:
     """A flat output."""
@@ -128,7 +150,17 @@ class Step:
     state: tuple[Expected, ...]
 
 
-def expect(name: str, dtype: str, torch: Array, float64: Array, *, whole: int, sample: int, parts: int) -> Expected:
+def expect(
+    name: str,
+    dtype: str,
+    torch: Array,
+    float64: Array,
+    *,
+    whole: int,
+    sample: int,
+    parts: int,
+    precision: str = "",
+) -> Expected:
     """What to keep of a tensor: all of it up to `whole` elements, else `sample` of them and `parts` norms."""
     torch = np.asarray(torch, dtype=numpy_dtype(dtype))
     double = np.asarray(float64, dtype=np.float64 if is_float(dtype) else torch.dtype)
@@ -136,7 +168,7 @@ def expect(name: str, dtype: str, torch: Array, float64: Array, *, whole: int, s
         raise ValueError(f"{name}: PyTorch gives shape {torch.shape}, its float64 graph {double.shape}")
     with np.errstate(all="ignore"):
         usable = comparable(torch, double)
-        tolerance = tolerance_of(torch, double, dtype)
+        tolerance = tolerance_of(torch, double, dtype, precision)
         excluded = int(np.count_nonzero(~usable & ~same_kind(torch, double)))
         flat, flat64 = torch.reshape(-1), double.reshape(-1)
         positions = norms = requested = None
@@ -146,12 +178,14 @@ def expect(name: str, dtype: str, torch: Array, float64: Array, *, whole: int, s
             norms = part_norms(double, usable, parts)
             flat, flat64 = flat[positions], flat64[positions]
     return Expected(
-        name, dtype, torch.shape, flat.copy(), flat64.copy(), tolerance, excluded, positions, norms, requested
-    )
+        name, dtype, torch.shape, flat.copy(), flat64.copy(), tolerance, excluded, positions, norms, requested,
+        precision,
+    )  # fmt: skip
 
 
-def _expect_output(spec: OutputSpec, torch: Array, float64: Array) -> Expected:
-    return expect(spec.name, spec.dtype, torch, float64, whole=WHOLE, sample=SAMPLE, parts=PARTS)
+def _expect_output(spec: OutputSpec, torch: Array, float64: Array, precision: str) -> Expected:
+    sizes = {"whole": WHOLE, "sample": SAMPLE, "parts": PARTS}
+    return expect(spec.name, spec.dtype, torch, float64, **sizes, precision=precision)
 
 
 def record(
@@ -168,6 +202,8 @@ def record(
     sizes: Sequence[tuple[str, Mapping[str, int]]] = (),
     function: str = "forward",
     initial: Callable[[Mapping[str, Array]], Mapping[str, Array]] = lambda weights: {},
+    lower: Lower | None = None,
+    tap_dtypes: Mapping[str, str] | None = None,
 ) -> Recording:
     """Run PyTorch on every case.
 
@@ -178,6 +214,8 @@ def record(
         sizes: names and values of the sizes that vary, a case each.
         function: which one of the program's functions this is.
         initial: the initial content of the program's states, by key, for given weights.
+        lower: the precision of the package, if it is lower than that of the model.
+        tap_dtypes: of taps that the package holds in another type than the model.
 
     Raises:
         TranspileError: "dynamic-shape": the graph that was traced is not the module at some size.
@@ -190,7 +228,7 @@ def record(
     at = dict(sizes)
     begin = initial(state)
     states = state_specs(begin)
-    run = _Run((*outputs, *states), eager, reference)
+    run = _Run((*outputs, *states), eager, reference, lower)
     for drawn in inputs.cases:
         try:
             if drawn.resized:
@@ -209,7 +247,7 @@ def record(
         inputs,
         tuple(cases),
         _reload(run, chosen, draw_state(state, aliases or {}), initial) if state else None,
-        _taps(chosen.drawn, reference, taps) if taps else None,
+        _taps(chosen.drawn, reference, taps, lower, tap_dtypes or {}) if taps else None,
         tuple(dropped),
         function,
         states,
@@ -244,8 +282,10 @@ def _pair(state: Mapping[str, Array]) -> StatePair | None:
 class _Run:
     """Both of PyTorch's runs of one call; remembers the state that it leaves."""
 
-    def __init__(self, specs: Sequence[OutputSpec], eager: Eager, reference: Reference) -> None:
-        self.specs, self.eager, self.reference = specs, eager, reference
+    def __init__(
+        self, specs: Sequence[OutputSpec], eager: Eager, reference: Reference, lower: Lower | None = None
+    ) -> None:
+        self.specs, self.eager, self.reference, self.lower = specs, eager, reference, lower
         self.after: StatePair | None = None
 
     def __call__(
@@ -253,6 +293,9 @@ class _Run:
     ) -> tuple[Expected, ...]:
         single, double = state or (None, None)
         torch = self.eager([array.copy() for array in inputs], weights=weights, state=single)
+        if self.lower is not None:
+            copies = [array.copy() for array in inputs]
+            torch, _ = self.lower.run(copies, capture_values=(), weights=weights, state=single)
         copies = [array.copy() for array in inputs]
         exact, _ = self.reference(copies, double=True, capture_values=(), weights=weights, state=double)
         if single is not None:
@@ -261,7 +304,8 @@ class _Run:
             self.after = (
                 dict(zip(keys, torch[at:], strict=True)), dict(zip(keys, exact[at:], strict=True)),
             )  # fmt: skip
-        return tuple(_expect_output(*item) for item in zip(self.specs, torch, exact, strict=True))
+        precision = self.lower.precision if self.lower is not None else ""
+        return tuple(_expect_output(*item, precision) for item in zip(self.specs, torch, exact, strict=True))
 
 
 def record_sequence(
@@ -270,6 +314,7 @@ def record_sequence(
     eager: Mapping[str, Eager],
     reference: Mapping[str, Reference],
     state: Mapping[str, Array],
+    lower: Mapping[str, Lower | None] | None = None,
 ) -> tuple[Step, ...]:
     """Calls of all functions one after the other, each from the state that the one before it left.
 
@@ -283,7 +328,8 @@ def record_sequence(
     steps: list[Step] = []
     for item, case in calls:
         wanted = outputs[item.function]
-        run = _Run((*wanted, *specs), eager[item.function], reference[item.function])
+        name = item.function
+        run = _Run((*wanted, *specs), eager[name], reference[name], (lower or {}).get(name))
         try:
             found = run(case.drawn.arrays, None, current)
         except Exception:
@@ -349,14 +395,29 @@ def _reload(
     return Reload(case.name, state, outputs, changed, note)
 
 
-def _taps(drawn: Drawn, reference: Reference, taps: Mapping[str, str]) -> Taps:
+def _taps(
+    drawn: Drawn, reference: Reference, taps: Mapping[str, str], lower: Lower | None, dtypes: Mapping[str, str]
+) -> Taps:
     names = sorted(set(taps.values()))
     inputs = [array.copy() for array in drawn.arrays]
-    _, single = reference(inputs, double=False, capture_values=names, weights=None, state=None)
+    if lower is None:
+        _, single = reference(inputs, double=False, capture_values=names, weights=None, state=None)
+    else:
+        _, single = lower.run(inputs, capture_values=names, weights=None, state=None)
+    precision = lower.precision if lower is not None else ""
     copies = [array.copy() for array in drawn.arrays]
     _, double = reference(copies, double=True, capture_values=names, weights=None, state=None)
     values = {
-        path: expect(path, single[fx].dtype.name, single[fx], double[fx], whole=TAP_SAMPLE, sample=TAP_SAMPLE, parts=1)
+        path: expect(
+            path,
+            dtypes.get(path, single[fx].dtype.name),
+            single[fx],
+            double[fx],
+            whole=TAP_SAMPLE,
+            sample=TAP_SAMPLE,
+            parts=1,
+            precision=precision,
+        )
         for path, fx in sorted(taps.items())
         if fx in single and fx in double
     }
@@ -370,7 +431,8 @@ def _taps(drawn: Drawn, reference: Reference, taps: Mapping[str, str]) -> Taps:
 class CaseError:
     """The largest error of one output in one case; `message` is set if it is not PyTorch's.
 
-    `roundings` is the part of the tolerance that does not depend on PyTorch's own error.
+    `roundings` is the part of the tolerance that does not depend on PyTorch's own error. The relative errors are of the
+    tensor: see `checks.Comparison`.
     """
 
     output: str
@@ -381,6 +443,8 @@ class CaseError:
     message: str = ""
     function: str = "forward"
     roundings: float = 0.0
+    max_relative_error: float = 0.0
+    rms_relative_error: float = 0.0
 
 
 def measure(recording: Recording, run: Callable[[Sequence[Array]], Sequence[Array]]) -> tuple[CaseError, ...]:
@@ -399,7 +463,9 @@ def measure(recording: Recording, run: Callable[[Sequence[Array]], Sequence[Arra
                     expected.excluded,
                     found.message,
                     recording.function,
-                    tolerance_of(expected.float64, expected.float64, expected.dtype),
+                    tolerance_of(expected.float64, expected.float64, expected.dtype, expected.precision),
+                    found.max_relative,
+                    found.rms_relative,
                 )
             )
     return tuple(errors)

@@ -77,10 +77,6 @@ def test_output_folder_cannot_be_made(command: Command) -> None:
         (["--isa", "sse9"], "Unknown ISA 'sse9'; known: avx2, avx512, baseline, native, neon."),
         (["--entry", "Nett"], "Unknown entry 'Nett'; net.py defines: Net."),
         (["--init", "width=3"], "Net() takes no argument width; it takes none."),
-        (
-            ["--precision", "float16"],
-            "--precision float16 is not supported yet; every package computes in the model's own float32.",
-        ),
         (["-v"], "-q and -v contradict each other."),
         (["--init", "a=1", "--init", "a=2"], "--init a is given twice."),
     ],

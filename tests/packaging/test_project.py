@@ -32,7 +32,7 @@ def test_every_key(tmp_path: Path) -> None:
         'inputs = ["x=1x8:float32", "ids=1x4:int64[0..9]"]\nweights = "w.safetensors"\ndynamic = ["x.0=batch:1..64"]\n'
         'targets = ["cpu"]\nisa = ["avx2", "baseline"]\ntaps = "body.*"\ntune = "fast"\ntuning-record = "tuning.json"\n'
         'version = "1.2"\nbundle-weights = "none"\ntriple = "x86_64-linux-gnu"\nglibc = "2.28"\n'
-        'exact = true\nrng = true\ntest = false\ndepends = ["*.txt"]\n'
+        'exact = true\nprecision = "bfloat16"\nrng = true\ntest = false\ndepends = ["*.txt"]\n'
     )
     (model,) = read_project(project(tmp_path, text)).models
     assert model == ModelSpec(
@@ -52,6 +52,7 @@ def test_every_key(tmp_path: Path) -> None:
         tune="fast",
         tuning_record="tuning.json",
         exact=True,
+        precision="bfloat16",
         rng=True,
         test=False,
         depends=("*.txt",),
@@ -65,7 +66,7 @@ def test_every_key(tmp_path: Path) -> None:
         "--weights", "/p/w.safetensors", "--tuning-record", "/p/tuning.json", "--target", "cpu",
         "--input", "x=1x8:float32", "--input", "ids=1x4:int64[0..9]", "--dynamic", "x.0=batch:1..64",
         "--isa", "avx2", "--isa", "baseline", "--init", "width=8", "--init", "name='a b'", "--init", "deep=[1, 2.5]",
-        "--init", "on=True", "--exact", "--rng", "--no-test", "--", "/p/net.py",
+        "--init", "on=True", "--precision", "bfloat16", "--exact", "--rng", "--no-test", "--", "/p/net.py",
     ]
     # fmt: on
 

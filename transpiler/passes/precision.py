@@ -14,7 +14,7 @@ from transpiler.ops.shape import BroadcastTo, Reshape
 from transpiler.passes.fusion import GroupStep, ViewStep, partition
 from transpiler.passes.rewrite import Rewriter, rewrite
 from transpiler.passes.weights import split, weight_values
-from transpiler.precision import low_values, operands
+from transpiler.precision import low_values, operands, rounded_names
 from transpiler.target import Target
 
 # They change a part of an operand in place, as kernels of one node.
@@ -111,6 +111,14 @@ def half_activations(graph: Graph, target: Target, dtype: str) -> Graph:
         if stores and moved and value.name in low and value.dtype == "float32" and fits(value):
             chosen.add(value.name)
     return _stored(graph, chosen, dtype, lambda node: True)
+
+
+def rounded(program: Program, dtype: str) -> Program:
+    """The program with everything rounded that a target might round: what its package is compared with."""
+    for graph in program.functions.values():
+        names = set(rounded_names(graph))
+        program = program.with_function(replace(_stored(graph, names, dtype, lambda node: True), taps=graph.taps))
+    return program
 
 
 def _stays(node: Node, weights: frozenset[str]) -> bool:
