@@ -52,8 +52,8 @@ def build_manifest(
     the names in "symbols", which says where each is read off: dimension `dim` of input `input` is
     `scale * value + offset`; `index` is its number in the native library. `examples` are the shapes of each function's
     example inputs. `exact` says that convolutions are direct sums, none by Winograd's algorithm; `precision` what
-    weights and operands of products may be rounded to. `platform` says what the libraries need (`transpiler.elf`); "bundle" of
-    the weights says where a wheel has them, "sha256" which state_dict they were made from
+    weights and operands of products may be rounded to. `platform` says what the libraries need (`transpiler.elf`);
+    "bundle" of the weights says where a wheel has them, "sha256" which state_dict they were made from
     (`transpiler.provenance.state_hash`).
     """
     main = program.main.name

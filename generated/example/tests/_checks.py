@@ -4,7 +4,9 @@ Per float output, with y64 PyTorch's result in float64 and `torch` its result in
 
     max|y - y64|  <=  FACTOR_TORCH * max|torch - y64|  +  factor_eps(dtype) * eps * max|y64|
 
-so an output may be a few times as inexact as PyTorch itself, plus a few roundings. Integers and bools must be
+so an output may be a few times as inexact as PyTorch itself, plus a few roundings. A package of lower precision is
+compared in the same way, with `torch` PyTorch's result rounded where the precision allows it, and eps that of the
+smaller type. Integers and bools must be
 equal. Where PyTorch gives NaN or an infinity in both precisions, so must the output; positions where its two
 precisions disagree (one overflows, a tie of an argmax) say nothing and are excluded.
 """
@@ -24,9 +26,16 @@ FACTOR_EPS = 128
 # Half floats are summed in float32, so that few roundings are their own; 128 of bfloat16 would allow anything.
 FACTOR_EPS_HALF = 4
 
-EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "tf32": 2.0**-10, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # Below the smallest normal number the spacing of floats no longer shrinks with the value.
-_TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
+_TINY = {
+    "float64": 2.0**-1022,
+    "float32": 2.0**-126,
+    "tf32": 2.0**-126,
+    "float16": 2.0**-14,
+    "bfloat16": 2.0**-126,
+}
+_COARSE = ("float16", "bfloat16", "tf32")
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class Expected:
     `norms` are the 2-norms of consecutive equal parts of the whole y64 (NaN where a part holds positions that
     are not compared as numbers), so that elements outside the sample are checked too. `excluded` counts
     positions left out, `requested` is how many positions were asked for: with it they are drawn again instead
-    of stored.
+    of stored. `precision` is what float32 may have been rounded to on the way, "" if to nothing.
     """
 
     name: str
@@ -50,28 +59,40 @@ class Expected:
     positions: Array | None = None
     norms: Array | None = None
     requested: int | None = None
+    precision: str = ""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The largest absolute error among the compared elements, and what is wrong ("" if nothing)."""
+    """The largest absolute error among the compared elements, and what is wrong ("" if nothing).
+
+    Besides, relative to the tensor: the largest error by the largest magnitude, and the 2-norm of the errors by that of
+    the values.
+    """
 
     max_error: float
     message: str
+    max_relative: float = 0.0
+    rms_relative: float = 0.0
 
 
 def is_float(dtype: str) -> bool:
     return dtype in EPS
 
 
+def unit(dtype: str, precision: str = "") -> str:
+    """The type whose roundings count: the smaller of a tensor's own and what it was computed in."""
+    return precision if precision in _COARSE and dtype == "float32" else dtype
+
+
 def factor_eps(dtype: str) -> int:
     """How many roundings of the largest value are allowed."""
-    return FACTOR_EPS_HALF if dtype in ("float16", "bfloat16") else FACTOR_EPS
+    return FACTOR_EPS_HALF if dtype in _COARSE else FACTOR_EPS
 
 
 def meaningful_ratio(dtype: str) -> int:
     """How many tolerances some value of a useful output exceeds."""
-    return 4 if dtype in ("float16", "bfloat16") else 100
+    return 4 if dtype in _COARSE else 100
 
 
 def comparable(torch: Array, float64: Array) -> Array:
@@ -89,7 +110,7 @@ def same_kind(torch: Array, float64: Array) -> Array:
     return np.asarray(both_nan | (np.isinf(torch) & (torch == float64)))
 
 
-def tolerance_of(torch: Array, float64: Array, dtype: str) -> float:
+def tolerance_of(torch: Array, float64: Array, dtype: str, precision: str = "") -> float:
     """The tolerance of a tensor, over positions where both references are finite; 0 for integers, bools."""
     if not is_float(dtype):
         return 0.0
@@ -98,8 +119,9 @@ def tolerance_of(torch: Array, float64: Array, dtype: str) -> float:
         return 0.0
     exact = float64[use].astype(np.float64)
     error = float(np.max(np.abs(torch[use].astype(np.float64) - exact)))
-    scale = max(float(np.max(np.abs(exact))), _TINY[dtype])
-    return FACTOR_TORCH * error + factor_eps(dtype) * EPS[dtype] * scale
+    kind = unit(dtype, precision)
+    scale = max(float(np.max(np.abs(exact))), _TINY[kind])
+    return FACTOR_TORCH * error + factor_eps(kind) * EPS[kind] * scale
 
 
 def part_norms(values: Array, usable: Array | None, parts: int) -> Array:
@@ -128,7 +150,8 @@ def compare(expected: Expected, got: Any, where: str = "") -> Comparison:
         elements = _compare_elements(expected, taken, label)
         if elements.message or expected.norms is None:
             return elements
-        return Comparison(elements.max_error, _compare_norms(expected, flat, label))
+        message = _compare_norms(expected, flat, label)
+        return Comparison(elements.max_error, message, elements.max_relative, elements.rms_relative)
 
 
 def check(expected: Expected, got: Any, where: str = "") -> None:
@@ -149,9 +172,10 @@ def _compare_elements(expected: Expected, got: Array, label: str) -> Comparison:
         kind_ok = np.ones(got.shape, bool)
     error = np.where(as_numbers, error, np.where(as_kind & ~kind_ok, np.inf, 0.0))
     worst_error = float(error.max(initial=0.0))
+    relative = _relative(error[as_numbers], expected.float64[as_numbers])
     off = int(np.count_nonzero(error > expected.tolerance))
     if not off:
-        return Comparison(worst_error, "")
+        return Comparison(worst_error, "", *relative)
     worst = int(np.argmax(error))
     flat = worst if expected.positions is None else int(expected.positions[worst])
     index = [int(i) for i in np.unravel_index(flat, expected.shape)] if expected.shape else []
@@ -160,7 +184,18 @@ def _compare_elements(expected: Expected, got: Array, label: str) -> Comparison:
         f"{label}: {off} of {error.size} compared elements are off; worst at {index}: got {got[worst]!s}, "
         f"PyTorch {expected.torch[worst]!s}, in float64 {expected.float64[worst]!s}, "
         f"error {worst_error:.6g} > tolerance {expected.tolerance:.6g}",
+        *relative,
     )
+
+
+def _relative(error: Array, float64: Array) -> tuple[float, float]:
+    """The largest error by the largest magnitude, and the 2-norm of the errors by that of the values."""
+    values = np.abs(float64.astype(np.float64))
+    largest = float(values.max(initial=0.0))
+    if largest == 0 or not np.isfinite(error).all():
+        return 0.0, 0.0
+    errors, values = error / largest, values / largest
+    return float(errors.max()), float(np.sqrt(np.sum(errors * errors) / np.sum(values * values)))
 
 
 def _compare_norms(expected: Expected, got: Array, label: str) -> str:
@@ -198,4 +233,5 @@ def expected_from_json(
         positions=positions,
         norms=arrays.get(f"{key}/norms"),
         requested=data["sample"],
+        precision=data.get("precision", ""),
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from _cases import ALL, Case
-from _checks import compare, meaningful_ratio
+from _checks import compare, meaningful_ratio, unit
 
 if TYPE_CHECKING:
     from example import Model
@@ -28,6 +28,7 @@ def test_the_tolerance_is_tight_enough_to_mean_something() -> None:
     meaningful = [
         item
         for item in outputs
-        if item.tolerance == 0 or (abs(item.float64) > meaningful_ratio(item.dtype) * item.tolerance).any()
+        if item.tolerance == 0
+        or (abs(item.float64) > meaningful_ratio(unit(item.dtype, item.precision)) * item.tolerance).any()
     ]
     assert meaningful or not outputs, "every output is within a few of its tolerances"

@@ -6,6 +6,7 @@ nn.Module class in it. Its weights are loaded into the package through `load_wei
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import importlib.util
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from _blocker import unblocked
 from _cases import ALL, CASES, Array, Case, Function, nest
-from _checks import FACTOR_TORCH, Expected, check, comparable, factor_eps, same_kind, tolerance_of
+from _checks import FACTOR_TORCH, Expected, check, comparable, factor_eps, same_kind, tolerance_of, unit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +73,12 @@ def _run(torch: Any, function: Function, module: Any, inputs: list[Array], doubl
     return [_array(torch, item) for item in _flatten(function.index["out_structure"], result)]
 
 
+def _mixed(torch: Any, precision: str) -> Any:
+    """PyTorch's own mixed precision, if that is what the package was made with."""
+    half = precision in ("float16", "bfloat16")
+    return torch.autocast("cpu", getattr(torch, precision)) if half else contextlib.nullcontext()
+
+
 def _array(torch: Any, tensor: Any) -> Array:
     """bfloat16 as float32, which holds it."""
     array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
@@ -105,17 +112,16 @@ def loaded(live: Any) -> Model:
 def test_outputs_equal_live_pytorch(live: Any, loaded: Model, case: Case) -> None:
     torch = sys.modules["torch"]
     # Copies: a call may write the module's buffers.
-    single = _run(torch, case.function, copy.deepcopy(live), case.inputs(), double=False)
+    (precision,) = {item.precision for item in case.outputs()} or {""}
+    with _mixed(torch, precision):
+        single = _run(torch, case.function, copy.deepcopy(live), case.inputs(), double=False)
     double = _run(torch, case.function, copy.deepcopy(live).double(), case.inputs(), double=True)
     got = case.run(loaded)
     for recorded, one, two, array in zip(case.outputs(), single, double, got, strict=True):
         excluded = int(np.count_nonzero(~comparable(one, two) & ~same_kind(one, two)))
-        tolerance = tolerance_of(one, two, recorded.dtype)
+        tolerance = tolerance_of(one, two, recorded.dtype, precision)
         live_value = Expected(
             recorded.name, recorded.dtype, one.shape, one.reshape(-1), two.reshape(-1), tolerance, excluded
         )
-        check(
-            live_value,
-            array,
-            f"live case {case.name!r} (factors {FACTOR_TORCH} and {factor_eps(recorded.dtype)})",
-        )
+        roundings = factor_eps(unit(recorded.dtype, precision))
+        check(live_value, array, f"live case {case.name!r} (factors {FACTOR_TORCH} and {roundings})")

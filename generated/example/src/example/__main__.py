@@ -24,6 +24,12 @@ from .runtime.sizes import Shape, Sizes
 
 Array = npt.NDArray[Any]
 
+PRECISIONS = {
+    "tf32": ": products may round their operands, where the device has units for it",
+    "float16": ": weights are kept in it, sums are float32",
+    "bfloat16": ": weights are kept in it, sums are float32",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0 done, 1 the package is not what it should be, 2 wrong usage."""
@@ -116,11 +122,17 @@ def info() -> int:
         for item in state["buffers"]:
             print(f"  {item['name']}: {item['dtype']}{_shape(item)}")
     print(f"weights: {len(weights['keys'])} state_dict tensors, {weights['bytes']:,} bytes prepared")
+    precision = manifest.get("precision", "float32")
+    if precision != "float32":
+        print(f"precision: {precision}{PRECISIONS[precision]}")
     print(f"kernels: {len(manifest['kernels'])}, called {calls} times")
     print(f"taps: {sum(len(entry['taps']) for entry in functions.values())}")
     for item in manifest["error"]:
         owner = f"{item['function']} " if len(functions) > 1 else ""
         numbers = f"{item['max_abs_error']:.3g} (tolerance {item['tolerance']:.3g})"
+        if "rms_relative_error" in item:
+            relative = item["max_relative_error"], item["rms_relative_error"]
+            numbers += "; relative: largest {:.2g}, rms {:.2g}".format(*relative)
         print(f"error of {owner}{item['output']}: {numbers}")
     print("verified against PyTorch" if manifest["verified"] else "not verified against PyTorch")
     print(f"weights sha256: {weights['sha256']}")

@@ -20,7 +20,16 @@ def cast(x: Array, dtype: str) -> Array:
     """`x` in another dtype; bfloat16 is held as the uint16 of its bits, which nothing else uses."""
     if x.dtype == np.uint16:
         x = (x.astype(np.uint32) << 16).view(np.float32)
-    return bfloat16_bits(x.astype(np.float32)) if dtype == "bfloat16" else x.astype(dtype)
+    if dtype == "bfloat16":
+        return bfloat16_bits(x.astype(np.float32))
+    with np.errstate(over="ignore"):  # `overflows` finds it
+        return x.astype(dtype)
+
+
+def overflows(x: Array, dtype: str) -> bool:
+    """Whether half floats, as they are stored, have an infinity; no other dtype is looked at."""
+    infinity = {"float16": 0x7C00, "bfloat16": 0x7F80}.get(dtype)
+    return infinity is not None and bool(((x.view(np.uint16) & 0x7FFF) == infinity).any())
 
 
 def bfloat16_bits(x: Array) -> Array:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from .arguments import as_array
 from .errors import WeightsError
-from .host import cast
+from .host import cast, overflows
 from .manifest import weights_file
 from .safetensors import ALIGNMENT, File, FormatError, encode, storage_dtype
 
@@ -177,6 +177,7 @@ def prepare_state(
     data = memory[start : start + layout["bytes"]]
     weights = _views(data, layout)
     prepare(given, constants, weights)
+    _check_range(given, weights, layout)
     if current is not None:
         for name, item in layout["prepared"].items():
             if item["keys"] and missing.issuperset(item["keys"]):
@@ -185,6 +186,14 @@ def prepare_state(
     for name in weights:
         weights[name].flags.writeable = False
     return data, weights
+
+
+def _check_range(given: _Given, weights: Weights, layout: Mapping[str, Any]) -> None:
+    """Raises WeightsError for finite weights that are infinite as the half floats that they are stored as."""
+    for name, item in layout["prepared"].items():
+        if overflows(weights[name], item["dtype"]) and all(given.is_finite(key) for key in item["keys"]):
+            keys = ", ".join(item["keys"])
+            raise WeightsError(f"{keys}: out of the range of {item['dtype']}, which the package keeps it in")
 
 
 class _Tensor:
@@ -232,6 +241,10 @@ class _Given(Mapping[str, Array]):
         if key in self._tensors:
             return self._tensors[key].take(wanted["dtype"])
         return np.zeros(wanted["shape"], storage_dtype(wanted["dtype"]))
+
+    def is_finite(self, key: str) -> bool:
+        array = cast(self[key], "float32") if "float" in self._keys[key]["dtype"] else np.zeros(0)
+        return bool(np.isfinite(array).all())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
