@@ -63,7 +63,8 @@ class Target:
 
     `alignment` is that of buffers in the arena, in bytes. `widened` ops read half floats and compute on them in
     float32, `narrowed` ones store results as half floats besides those with an epilogue. With `half_activations`,
-    values between kernels may be half floats. `tf32`: products have units that round their operands to TF32.
+    values between kernels may be half floats. `tf32`: products have units that round their operands to
+    TF32; `half_operands`: and units that take nothing but half floats.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Target:
     widened: frozenset[str]
     narrowed: frozenset[str]
     half_activations: bool
+    half_operands: bool
     tf32: bool
     alignment: int
     variant: Isa | Gpu
@@ -279,7 +281,8 @@ def _target(name: str, variant: Isa | Gpu) -> Target:
         pair_bytes=facts.get("pair_bytes", 0),
         strided=frozenset(facts.get("strided", ())),
         widened=frozenset(facts.get("widened", ())), narrowed=frozenset(facts.get("narrowed", ())),
-        half_activations=facts.get("half_activations", False), tf32=facts.get("tf32", facts["kind"] == "cuda"),
+        half_activations=facts.get("half_activations", False),
+        half_operands=facts.get("half_operands", False), tf32=facts.get("tf32", facts["kind"] == "cuda"),
         alignment=facts["alignment"], variant=variant,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from typing import Any
 from transpiler.group import Group
 from transpiler.ops.compare import Cast
 from transpiler.ops.dtypes import numpy_dtype
+from transpiler.ops.halves import Widen
 
 from ..fuse import Inline
 from ..gpu.workgroup import private
@@ -32,7 +33,9 @@ class RunEpilogue:
         self.widened = [
             node.output.name
             for node in group.epilogue
-            if isinstance(node.op, Cast) and node.op.dtype == "float32" and node.inputs[0].name == self.result.name
+            if isinstance(node.op, Cast | Widen)
+            and node.output.dtype == "float32"
+            and node.inputs[0].name == self.result.name
         ]
 
     @property

@@ -19,6 +19,7 @@ from transpiler.group import Group
 from transpiler.ir import Node, Value
 from transpiler.ops.compare import Cast
 from transpiler.ops.dtypes import HALF
+from transpiler.ops.halves import Widen
 
 from ..fuse import Inline
 from ..gpu.threads import each_thread
@@ -46,7 +47,7 @@ def only_widens(group: Group) -> bool:
 
 
 def _widens(node: Node) -> bool:
-    return isinstance(node.op, Cast) and node.op.dtype == "float32" and node.inputs[0].dtype in HALF
+    return isinstance(node.op, Cast | Widen) and node.output.dtype == "float32" and node.inputs[0].dtype in HALF
 
 
 def product_kind(group: Group, node: Node) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from transpiler.ir import Graph, Node, Program, Tap, Value, verify
@@ -34,6 +34,8 @@ def lower_precision(program: Program, target: Target, precision: str, *, fuse: b
             graph = half_weights(graph, target, precision)
             if target.half_activations and fuse:
                 graph = half_activations(graph, target, precision)
+            if target.half_operands:
+                graph = half_operands(graph, target, precision)
         verify(graph)
         program = program.with_function(graph)
     return program
@@ -113,6 +115,37 @@ def half_activations(graph: Graph, target: Target, dtype: str) -> Graph:
     return _stored(graph, chosen, dtype, lambda node: True)
 
 
+def half_operands(graph: Graph, target: Target, dtype: str) -> Graph:
+    """What products multiply is half floats, where it is not yet: units for them take nothing else.
+
+    before: %y = linear(%x, %w)
+    after:  %a = cast(%x) {dtype = "float16"}; %b = widen(%a); %c = cast(%w) ...; %y = linear(%b, %d)
+    """
+    producers = graph.producers()
+    narrowed: dict[str, Value] = {}
+
+    def visit(rewriter: Rewriter, node: Node) -> Sequence[Value] | None:
+        if not isinstance(node.op, Product) or node.op.name not in target.widened or len(node.outputs) != 1:
+            return None
+        places = {value.name for value in operands(node) if not _is_widened(value, producers)}
+        if not places:
+            return None
+        for value in node.inputs:
+            if value.name in places and value.name not in narrowed:
+                narrowed[value.name] = rewriter.emit(Cast(dtype), value, like=value)
+        inputs = [
+            rewriter.emit(Widen(), narrowed[value.name], like=value) if value.name in places else value
+            for value in node.inputs
+        ]
+        return [rewriter.emit(node.op, *inputs, like=node.output)]
+
+    return rewrite(graph, visit)
+
+
+def _is_widened(value: Value, producers: Mapping[str, Node]) -> bool:
+    return value.name in producers and isinstance(producers[value.name].op, Widen)
+
+
 def rounded(program: Program, dtype: str) -> Program:
     """The program with everything rounded that a target might round: what its package is compared with."""
     for graph in program.functions.values():
@@ -142,6 +175,7 @@ def _stored(graph: Graph, chosen: set[str], dtype: str, reads: Callable[[Node], 
     rewriter = Rewriter(graph)
     halves: dict[str, Value] = {}
     wide: dict[str, Value] = {}
+    kept = graph.kept_names()
 
     def keep(value: Value) -> None:
         if value.name in chosen:
@@ -159,7 +193,7 @@ def _stored(graph: Graph, chosen: set[str], dtype: str, reads: Callable[[Node], 
     for node in graph.nodes:
         if not reads(node):
             rewriter.nodes.append(node)
-        elif isinstance(node.op, Reshape) and node.inputs[0].name in halves:
+        elif isinstance(node.op, Reshape) and node.inputs[0].name in halves and node.output.name not in kept:
             halves[node.output.name] = rewriter.emit(node.op, halves[node.inputs[0].name], like=node.output)
             continue
         else:
