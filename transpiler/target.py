@@ -45,6 +45,8 @@ class Gpu:
     schedules choose by (such as "float16"); what a kernel's dtypes need besides is asked of the device at load.
     `staged`: products copy blocks of their operands to shared memory, which pays where barriers are cheap. `arch` is
     what code is made for ("sm_80"), "" where a device's own driver does that.
+    `binding_bytes`: what every device sees through one binding, a multiple of `Target.alignment`; larger buffers are
+    bound in pieces where the device sees no more. 0: there is no such limit.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Gpu:
     features: tuple[str, ...]
     staged: bool = False
     arch: str = ""
+    binding_bytes: int = 0
 
 
 @dataclass(frozen=True)

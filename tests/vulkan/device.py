@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from transpiler.spirv.kernel import Kernel, require_features
+from transpiler.spirv.memory import SPLIT
 
 API_VERSION = 1 << 22 | 1 << 12
 _FORMATS = {"int": {32: "i", 64: "q"}, "uint": {32: "I", 64: "Q"}, "float": {16: "e", 32: "f", 64: "d"}}
@@ -119,9 +120,11 @@ class Device:
 
 
 class Pipeline:
-    """A kernel made ready: `count` bindings and `push_bytes` of push constants."""
+    """A kernel made ready: `count` bindings and `push_bytes` of push constants; `split`: with buffers in pieces."""
 
-    def __init__(self, device: Device, code: bytes, entry: str, count: int, push_bytes: int) -> None:
+    def __init__(
+        self, device: Device, code: bytes, entry: str, count: int, push_bytes: int, *, split: bool = False
+    ) -> None:
         self.owner, vk = device, device.vk
         self.push_size = -(-push_bytes // 4) * 4
         bindings = [
@@ -145,9 +148,14 @@ class Pipeline:
         self.module = vk.vkCreateShaderModule(
             device.device, vk.VkShaderModuleCreateInfo(codeSize=len(code), pCode=code), None
         )
-        stage = vk.VkPipelineShaderStageCreateInfo(
-            stage=vk.VK_SHADER_STAGE_COMPUTE_BIT, module=self.module, pName=entry
+        data = vk.ffi.new("uint32_t[]", [1])
+        true = vk.VkSpecializationInfo(
+            pMapEntries=[vk.VkSpecializationMapEntry(constantID=SPLIT, offset=0, size=4)], dataSize=4, pData=data
         )
+        stage = vk.VkPipelineShaderStageCreateInfo(
+            stage=vk.VK_SHADER_STAGE_COMPUTE_BIT, module=self.module, pName=entry,
+            pSpecializationInfo=true if split else None,
+        )  # fmt: skip
         info = vk.VkComputePipelineCreateInfo(stage=stage, layout=self.layout)
         self.pipeline = vk.vkCreateComputePipelines(device.device, None, 1, info, None)[0]
         size = vk.VkDescriptorPoolSize(type=vk.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, descriptorCount=max(count, 1))
@@ -158,18 +166,30 @@ class Pipeline:
             device.device, vk.VkDescriptorSetAllocateInfo(descriptorPool=self.pool, pSetLayouts=[self.set_layout])
         )[0]
 
-    def run(self, arrays: Sequence[np.ndarray[Any, Any]], push: bytes, groups: Sequence[int]) -> None:
-        """One dispatch, waited for; the results are written into `arrays`."""
+    def run(
+        self,
+        arrays: Sequence[np.ndarray[Any, Any]],
+        push: bytes,
+        groups: Sequence[int],
+        pieces: Sequence[Sequence[tuple[int, int]]] | None = None,
+    ) -> None:
+        """One dispatch, waited for; the results are written into `arrays`. `pieces` are the offset and the bytes of
+        each binding of every array."""
         owner = self.owner
         vk, device = owner.vk, owner.device
         buffers = [owner.buffer(array) for array in arrays]
+        shown = [
+            (buffer, *piece)
+            for (buffer, _), parts in zip(buffers, pieces or [[(0, padded(array))] for array in arrays], strict=True)
+            for piece in parts
+        ]
         writes = [
             vk.VkWriteDescriptorSet(
                 dstSet=self.descriptors, dstBinding=i, descriptorCount=1,
                 descriptorType=vk.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER,
-                pBufferInfo=[vk.VkDescriptorBufferInfo(buffer=buffer, offset=0, range=padded(array))],
+                pBufferInfo=[vk.VkDescriptorBufferInfo(buffer=buffer, offset=offset, range=nbytes)],
             )
-            for i, (array, (buffer, _)) in enumerate(zip(arrays, buffers, strict=True))
+            for i, (buffer, offset, nbytes) in enumerate(shown)
         ]  # fmt: skip
         vk.vkUpdateDescriptorSets(device, len(writes), writes, 0, None)
         command = vk.vkAllocateCommandBuffers(

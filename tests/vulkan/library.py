@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tests.conformance.launches import LaunchLibrary, scalar_bytes
-from tests.vulkan.device import Device, Pipeline
+from tests.vulkan.device import Device, Pipeline, padded
 from transpiler.dims import evaluate
 from transpiler.errors import TranspileErrors
 from transpiler.gpu.launches import Launch
@@ -14,7 +14,7 @@ from transpiler.group import Lowered
 from transpiler.ir import Array
 from transpiler.target import Target
 
-MAX_GROUPS = 65535
+MAX_GROUPS, MAX_BINDINGS = 65535, 32  # of lavapipe
 
 
 class VulkanLibrary(LaunchLibrary):
@@ -32,9 +32,16 @@ class VulkanLibrary(LaunchLibrary):
             except TranspileErrors as error:
                 self.refused[name] = "; ".join(problem.message for problem in error.problems)
                 continue
-            missing = {feature for launch in self.launches[name] for feature in launch.features} - device.available
-            assert not missing, f"{name} needs {missing}"
             self._files.update({f"{name}/{file}": code for file, code in files.items()})
+            for launch in self.launches[name]:
+                missing = set(self._code(launch)[1]) - device.available
+                assert not missing, f"{name} needs {missing}"
+
+    def _code(self, launch: Launch) -> tuple[str, tuple[str, ...]]:
+        """The file for this device, and what it needs."""
+        if launch.fallback is None or self.device.available.issuperset(launch.features):
+            return launch.file, launch.features
+        return launch.fallback
 
     def launch(self, name: str, launch: Launch, memory: Sequence[Array], symbols: Mapping[str, int]) -> None:
         grid = [evaluate(size, symbols) for size in launch.grid]
@@ -46,15 +53,29 @@ class VulkanLibrary(LaunchLibrary):
         for field in launch.scalars:
             value = scalar_bytes(field, symbols)
             push[field.offset : field.offset + len(value)] = value
-        key = f"{name}/{launch.file}"
+        arrays = [memory[place] for place in launch.buffers]
+        windows = launch.windows or (1,) * len(arrays)
+        assert sum(windows) <= MAX_BINDINGS, f"{name} has {sum(windows)} bindings"
+        key = f"{name}/{self._code(launch)[0]}"
         if key not in self._pipelines:
             self._pipelines[key] = Pipeline(
-                self.device, self._files[key], launch.entry, len(launch.buffers), launch.scalar_bytes
+                self.device, self._files[key], launch.entry, sum(windows), launch.scalar_bytes, split=max(windows) > 1
             )
-        self._pipelines[key].run([memory[place] for place in launch.buffers], bytes(push), grid)
+        pieces = [_pieces(array, count, launch.window_bytes) for array, count in zip(arrays, windows, strict=True)]
+        self._pipelines[key].run(arrays, bytes(push), grid, pieces)
 
     def close(self) -> None:
         """Frees the device's objects."""
         for pipeline in self._pipelines.values():
             pipeline.close()
         self._pipelines.clear()
+
+
+def _pieces(array: Array, count: int, window: int) -> list[tuple[int, int]]:
+    """Offset and bytes of every binding of a buffer; those behind its end show a word of the beginning."""
+    nbytes = padded(array)
+    if count == 1:
+        return [(0, nbytes)]
+    return [
+        (start, min(nbytes - start, window)) if start < nbytes else (0, 4) for start in range(0, count * window, window)
+    ]

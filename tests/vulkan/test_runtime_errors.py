@@ -103,7 +103,9 @@ def small_device(**changed: int) -> Any:
         "maxPerStageDescriptorStorageBuffers": 4, "maxComputeWorkGroupSize": (128, 128, 64),
         "maxComputeWorkGroupCount": (65535, 65535, 65535), "maxStorageBufferRange": 1 << 27, **changed,
     }  # fmt: skip
-    return SimpleNamespace(name="small", limits=SimpleNamespace(**limits), features=frozenset({"shaderInt64"}))
+    return SimpleNamespace(
+        name="small", limits=SimpleNamespace(**limits), binding_bytes=1 << 27, features=frozenset({"shaderInt64"})
+    )
 
 
 def function(**changed: Any) -> Any:
@@ -134,6 +136,38 @@ def test_what_a_device_lacks_is_named(changed: dict[str, Any], fault: str) -> No
     faults = runtime("vulkan.pipelines").faults_of
     assert not faults(small_device(), function())
     assert any(fault in item for item in faults(small_device(), function(**changed)))
+
+
+def test_a_device_without_small_memory_takes_the_other_module() -> None:
+    pipelines = runtime("vulkan.pipelines")
+    small = function(features=("storageBuffer8BitAccess",), fallback=("f.packed.spv", ()))
+    assert pipelines.code_of(small_device(), small) == "f.packed.spv"
+    assert not pipelines.faults_of(small_device(), small)
+    double = replace(small, fallback=("f.packed.spv", ("shaderFloat64",)))
+    assert pipelines.faults_of(small_device(), double) == ["kernel conv needs shaderFloat64"]
+    able = small_device()
+    able.features |= {"storageBuffer8BitAccess"}
+    assert pipelines.code_of(able, small) == "f.spv"
+    assert pipelines.faults_of(small_device(), function(windows=(3, 2), window_bytes=256)) == [
+        "kernel conv takes 5 buffers, the device has 4 (maxPerStageDescriptorStorageBuffers)"
+    ]
+
+
+def test_bindings_of_a_buffer_in_pieces() -> None:
+    launches, recording = runtime("launches"), runtime("vulkan.recording")
+    whole, part = launches.Region("work", 512, 700), launches.Region("work", 1280, 200)
+    step = launches.Dispatch(
+        function(windows=(4, 2), window_bytes=256), (whole, part), (False, True), b"", (1, 1, 1), 0
+    )
+    device = small_device()
+    assert [(item.offset, item.nbytes) for item in recording.bindings(device, step)] == [
+        (512, 700), (512, 0), (512, 0), (512, 0), (1280, 200), (1280, 0),
+    ]  # fmt: skip
+    device.binding_bytes = 256
+    recording.check_step(device, step)
+    assert [(item.offset, item.nbytes) for item in recording.bindings(device, step)] == [
+        (512, 256), (768, 256), (1024, 188), (512, 0), (1280, 200), (1280, 0),
+    ]  # fmt: skip
 
 
 def dispatch(grid: tuple[int, int, int], nbytes: int = 4, folded: int | None = None) -> Any:

@@ -8,6 +8,7 @@ from transpiler.backends.base import Backend, Job, kernel_places
 from transpiler.target import Target
 
 if TYPE_CHECKING:
+    from transpiler.dims import SymbolRange
     from transpiler.gpu.artifacts import GpuArtifacts
     from transpiler.lower import LoweredProgram
 
@@ -34,14 +35,32 @@ class Vulkan(Backend):
         (target,) = job.targets
         item = job.lowered[target.variant.name]
         job.progress.stage(f"compiling kernels for {target.name}")
-        places = kernel_places(item)
-        compiled = compile_kernels(item.kernels, target, places=places, progress=job.progress.advance)
+        compiled = compile_kernels(
+            item.kernels,
+            target,
+            places=kernel_places(item),
+            ranges=symbol_ranges(item),
+            progress=job.progress.advance,
+        )
         return GpuArtifacts(target.name, {target.variant.name: (item.plans, compiled)}, (NUMPY, *self.requires))
 
     def check(self, lowered: LoweredProgram, target: Target) -> None:
         from transpiler.gpu.vulkan import compile_kernels
 
-        compile_kernels(lowered.kernels, target, places=kernel_places(lowered))
+        compile_kernels(lowered.kernels, target, places=kernel_places(lowered), ranges=symbol_ranges(lowered))
+
+
+def symbol_ranges(lowered: LoweredProgram) -> dict[str, SymbolRange]:
+    """The bounds of every symbol; where functions differ, the wider ones."""
+    from transpiler.dims import SymbolRange
+
+    ranges: dict[str, SymbolRange] = {}
+    for plan in lowered.plans:
+        for name, found in plan.symbols.items():
+            held = ranges.get(name, found)
+            high = None if held.high is None or found.high is None else max(held.high, found.high)
+            ranges[name] = SymbolRange(min(held.low, found.low), high)
+    return ranges
 
 
 BACKEND = Vulkan()

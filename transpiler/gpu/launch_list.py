@@ -38,7 +38,7 @@ def _kernel(kernel: Kernel, launches: Sequence[Launch]) -> dict[str, Any]:
 
 
 def _launch(launch: Launch) -> dict[str, Any]:
-    return {
+    content: dict[str, Any] = {
         "file": launch.file,
         "entry": launch.entry,
         "buffers": list(launch.buffers),
@@ -59,6 +59,12 @@ def _launch(launch: Launch) -> dict[str, Any]:
         "shared_bytes": launch.shared_bytes,
         "features": list(launch.features),
     }
+    if launch.fallback is not None:
+        file, features = launch.fallback
+        content["fallback"] = {"file": file, "features": list(features)}
+    if launch.windows:
+        content["windows"] = {"bytes": launch.window_bytes, "counts": list(launch.windows)}
+    return content
 
 
 def _function(plan: KernelPlan) -> dict[str, Any]:

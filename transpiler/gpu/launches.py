@@ -27,7 +27,10 @@ class Launch:
     outputs, workspace, status), in the order of the function's bindings; `written` are those of them that it writes.
     `grid` are the numbers of workgroups; where `folded` is an axis, those of axis 0 may go on along that one.
     `shared_bytes` is memory that a workgroup shares: all of it for Vulkan; for CUDA what is asked for at the launch,
-    besides what the code has. `features` are what the device must have.
+    besides what the code has. `features` are what the device must have; `fallback` is a file with the same
+    function, and what that needs.
+    `windows` are, for each of the buffers, in how many pieces of `window_bytes` it is bound at most, each at a binding
+    of its own, where the device cannot bind it at once; empty: none is.
     """
 
     file: str
@@ -41,6 +44,9 @@ class Launch:
     folded: int | None
     shared_bytes: int
     features: tuple[str, ...]
+    fallback: tuple[str, tuple[str, ...]] | None = None
+    windows: tuple[int, ...] = ()
+    window_bytes: int = 0
 
 
 @dataclass(frozen=True)

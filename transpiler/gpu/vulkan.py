@@ -9,17 +9,21 @@ from typing import Any
 
 import tvm
 
+from transpiler.dims import Dim, SymbolRange, evaluate, free_symbols
 from transpiler.errors import Location, Problem, TranspileErrors
 from transpiler.gpu.host import HostLaunch, read_launches
 from transpiler.gpu.launches import Compiled, Launch, Scalar
 from transpiler.gpu.lowering import lower
 from transpiler.group import Lowered
+from transpiler.plan import Kernel as PlanKernel
 from transpiler.spirv.build import build_kernels
 from transpiler.spirv.kernel import Kernel
 from transpiler.target import Target
 
 # What every device has for scalars of a kernel (maxPushConstantsSize).
 MAX_PUSH_BYTES = 128
+# Of a kernel whose buffers may be large at some sizes: devices have few bindings (maxPerStageDescriptorStorageBuffers).
+MAX_VARYING_BINDINGS = 16
 
 
 def compile_kernels(
@@ -27,11 +31,13 @@ def compile_kernels(
     target: Target,
     *,
     places: Mapping[str, Sequence[Location]] | None = None,
+    ranges: Mapping[str, SymbolRange] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Compiled:
     """The launches of every kernel, and `<device function>.spv` files.
 
-    `places` are the source lines of kernels, for errors. `progress(done, total)` is called as kernels finish.
+    `places` are the source lines of kernels, for errors, `ranges` the bounds of symbols.
+    `progress(done, total)` is called as kernels finish.
 
     Raises:
         TranspileErrors: kernels that cannot be SPIR-V, all of them; the code of each problem says why, its message
@@ -42,7 +48,7 @@ def compile_kernels(
     problems: list[Problem] = []
     for done, item in enumerate(kernels):
         try:
-            launches[item.kernel.name], modules = compile_kernel(item, target)
+            launches[item.kernel.name], modules = compile_kernel(item, target, ranges)
             files.update(modules)
         except TranspileErrors as error:
             found = tuple((places or {}).get(item.kernel.name, ()))
@@ -54,18 +60,54 @@ def compile_kernels(
     return Compiled(launches, files)
 
 
-def compile_kernel(item: Lowered, target: Target) -> tuple[tuple[Launch, ...], dict[str, bytes]]:
-    """The launches of one kernel, and its files. Raises TranspileErrors."""
+def compile_kernel(
+    item: Lowered, target: Target, ranges: Mapping[str, SymbolRange] | None = None
+) -> tuple[tuple[Launch, ...], dict[str, bytes]]:
+    """The launches of one kernel, and its files; `ranges` are the bounds of its symbols. Raises TranspileErrors."""
     name = item.kernel.name
     host, device = lower(tvm.IRModule({name: item.function}), _tvm_target(target))
-    modules = build_kernels(device)
     (function,) = host.functions.values()
-    launches = tuple(_launch(name, found, modules[found.function]) for found in read_launches(name, function))
-    used = {launch.entry for launch in launches}
-    return launches, {f"{entry}.spv": modules[entry].code for entry in sorted(used)}
+    found = read_launches(name, function)
+    window = target.gpu.binding_bytes
+    modules = build_kernels(device, _windows(item.kernel, found, window, ranges or {}), window)
+    launches = tuple(_launch(name, each, modules[each.function], window) for each in found)
+    files = {}
+    for entry in sorted({launch.entry for launch in launches}):
+        files[f"{entry}.spv"] = modules[entry].code
+        if (packed := modules[entry].packed) is not None:
+            files[f"{entry}.packed.spv"] = packed.code
+    return launches, files
 
 
-def _launch(name: str, found: HostLaunch, kernel: Kernel) -> Launch:
+def _windows(
+    kernel: PlanKernel, launches: Sequence[HostLaunch], window: int, ranges: Mapping[str, SymbolRange]
+) -> dict[str, dict[int, int]]:
+    """Device function -> parameter -> the pieces of `window` bytes of its buffer, where it may have several: if it is
+    larger at the largest sizes. Without bounds, or with wide ones, it has one: the runtime refuses what is too large.
+    """
+    if not window:
+        return {}
+    sizes: list[Dim] = [type_.bytes for type_ in (*kernel.inputs, *kernel.outputs)]
+    sizes += [kernel.workspace] if kernel.workspace != 0 else []
+    counts = [-(-_largest(size, ranges) // window) for size in sizes]
+    if not all(isinstance(size, int) for size in sizes) and sum(counts) > MAX_VARYING_BINDINGS:
+        return {}
+    result: dict[str, dict[int, int]] = {}
+    for launch in launches:
+        for parameter, (kind, place) in enumerate(launch.arguments):
+            if kind == "buffer" and isinstance(place, int) and place < len(counts) and counts[place] > 1:
+                result.setdefault(launch.function, {})[parameter] = counts[place]
+    return result
+
+
+def _largest(size: Dim, ranges: Mapping[str, SymbolRange]) -> int:
+    """A size at the upper bounds of its symbols; 0 if one has none."""
+    highest = {name: ranges[name].high if name in ranges else None for name in free_symbols(size)}
+    known = {name: high for name, high in highest.items() if high is not None}
+    return evaluate(size, known) if len(known) == len(highest) else 0
+
+
+def _launch(name: str, found: HostLaunch, kernel: Kernel, window: int) -> Launch:
     def place(parameter: int) -> int:
         kind, value = found.arguments[parameter]
         assert kind == "buffer", f"{name}: parameter {parameter} is no buffer"
@@ -88,6 +130,7 @@ def _launch(name: str, found: HostLaunch, kernel: Kernel) -> Launch:
             ]
         )
     grid = tuple(size if known is None else known for size, known in zip(found.grid, kernel.grid, strict=True))
+    windows = tuple(item.windows for item in kernel.buffers)
     return Launch(
         file=f"{kernel.name}.spv",
         entry=kernel.name,
@@ -100,7 +143,14 @@ def _launch(name: str, found: HostLaunch, kernel: Kernel) -> Launch:
         folded=kernel.folded,
         shared_bytes=kernel.shared_bytes,
         features=(*kernel.features, *kernel.float_controls),
+        fallback=None if kernel.packed is None else _fallback(kernel.packed),
+        windows=windows if max(windows, default=1) > 1 else (),
+        window_bytes=window if max(windows, default=1) > 1 else 0,
     )
+
+
+def _fallback(kernel: Kernel) -> tuple[str, tuple[str, ...]]:
+    return f"{kernel.name}.packed.spv", (*kernel.features, *kernel.float_controls)
 
 
 @cache

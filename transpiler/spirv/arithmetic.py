@@ -35,6 +35,8 @@ _BITWISE = {
     "or": (Op.BITWISE_OR, Op.LOGICAL_OR),
     "xor": (Op.BITWISE_XOR, Op.LOGICAL_NOT_EQUAL),
 }
+# What is right on float32 for the float16 of the same value.
+_SAME_IF_WIDE = {Op.SELECT, Op.F_NEGATE, *(ops[0] for ops in _COMPARISONS.values())}
 MANTISSA_BITS = {16: 10, 32: 23, 64: 52}
 
 
@@ -81,14 +83,23 @@ class Arithmetic:
 
     def emit(self, op: Op, dtype: DType, *operands: Value, exact: bool = False) -> Value:
         """A pure instruction on registers."""
-        if op != Op.F_CONVERT and FLOAT16 in (dtype, *(x.dtype for x in operands)):
-            self.module.need(Capability.FLOAT16)
+        if FLOAT16 in (dtype, *(x.dtype for x in operands)):
+            self._need_halves(op)
         type_ = self.module.scalar_type(dtype.register)
         return Value(self, self.module.pure(op, type_, *(x.id for x in operands), exact=exact), dtype)
 
+    def _need_halves(self, op: Op) -> None:
+        """An operation on float16: only conversions are there without the device's arithmetic. Of those that are held
+        as float32, comparisons and choices are the same."""
+        if not self.module.wide_halves:
+            if op != Op.F_CONVERT:
+                self.module.need(Capability.FLOAT16)
+        elif op not in _SAME_IF_WIDE:
+            raise unsupported(f"{op.name} of float16 without float16 arithmetic")
+
     def glsl(self, instruction: Glsl, dtype: DType, *operands: Value) -> Value:
         if dtype == FLOAT16:
-            self.module.need(Capability.FLOAT16)
+            self._need_halves(Op.EXT_INST)
         type_ = self.module.scalar_type(dtype.register)
         return Value(self, self.module.extended(instruction, type_, *(x.id for x in operands)), dtype)
 
@@ -96,7 +107,7 @@ class Arithmetic:
     def const(self, value: float | int | bool, dtype: DType | str) -> Value:
         if isinstance(dtype, str):
             dtype, _ = parse(dtype)
-        if dtype == FLOAT16:
+        if dtype == FLOAT16 and not self.module.wide_halves:
             self.module.need(Capability.FLOAT16)
         if dtype.is_int:
             value = wrapped(int(value), dtype)
@@ -258,6 +269,12 @@ class Arithmetic:
 
     def _reinterpret_half(self, x: Value, dtype: DType) -> Value:
         """Between float16 and ints of 16 bits, by the packing of two halves into a word."""
+        if self.module.wide_halves:
+            from .half import pack_half, unpack_half
+
+            if dtype == FLOAT16:
+                return unpack_half(self, self.cast(self.reinterpret(x, DType("uint", 16)), UINT32))
+            return self.reinterpret(Value(self, pack_half(self, x).id, DType("uint", 16)), dtype)
         pair, word = self.module.type(Op.TYPE_VECTOR, self.module.scalar_type(FLOAT16), 2), UINT32
         self.module.need(Capability.FLOAT16)
         if dtype == FLOAT16:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import tvm
 from tvm import tirx
 
-from transpiler.errors import Problem, TranspileErrors
+from transpiler.errors import Problem, TranspileError, TranspileErrors
 
 from .arithmetic import Arithmetic
 from .dtypes import FEATURES, Capability, DType, parse
@@ -19,6 +20,10 @@ from .opcodes import GL_COMPUTE, Decoration, ExecutionMode, Op
 from .statements import Statements
 
 BUILD_FUNCTION = "target.build.vulkan"
+# The features that kernels can do without by taking small elements out of words.
+SMALL = {
+    FEATURES[item] for item in (Capability.STORAGE_BUFFER_8BIT, Capability.STORAGE_BUFFER_16BIT, Capability.FLOAT16)
+}
 
 
 def _as_function(name: str) -> Callable[[Any], Any]:
@@ -31,8 +36,13 @@ tirx.op.register_intrin_lowering("tirx.sigmoid", target="vulkan", f=_as_function
 tirx.op.register_intrin_lowering("tirx.round", target="vulkan", f=_as_function("tirx.round"), level=99)
 
 
-def build_kernels(module: Any) -> dict[str, Kernel]:
+def build_kernels(
+    module: Any, windows: Mapping[str, Mapping[int, int]] | None = None, window_bytes: int = 0
+) -> dict[str, Kernel]:
     """The kernels of a device side by name, in its order.
+
+    Args:
+        windows: by kernel and parameter, into how many pieces of `window_bytes` a buffer is bound at most; else one.
 
     Raises:
         TranspileErrors: what has no SPIR-V, for every kernel that has such a thing; the messages name the kernels.
@@ -41,7 +51,7 @@ def build_kernels(module: Any) -> dict[str, Kernel]:
     for name, function in module.functions.items():
         symbol = str(function.attrs["global_symbol"]) if "global_symbol" in function.attrs else str(name.name_hint)
         try:
-            kernels[symbol] = build_kernel(symbol, function)
+            kernels[symbol] = build_kernel(symbol, function, (windows or {}).get(symbol, {}), window_bytes)
         except TranspileErrors as error:
             problems += [
                 Problem(each.code, f"Kernel {symbol!r}: {each.message}", each.locations, each.notes, each.hints)
@@ -52,15 +62,34 @@ def build_kernels(module: Any) -> dict[str, Kernel]:
     return kernels
 
 
-def build_kernel(name: str, function: Any) -> Kernel:
-    """One device function.
+def build_kernel(name: str, function: Any, windows: Mapping[int, int] | None = None, window_bytes: int = 0) -> Kernel:
+    """One device function; `windows` by parameter as for `build_kernels`.
 
     Raises:
         TranspileError: something in it has no SPIR-V.
     """
-    module = Module()
+    kernel = _build(name, function, windows or {}, window_bytes)
+    if not SMALL & set(kernel.features):
+        return kernel
+    written = frozenset(number for number, item in enumerate(kernel.buffers) if item.written)
+    try:
+        return replace(kernel, packed=_build(name, function, windows or {}, window_bytes, packed=True, written=written))
+    except TranspileError:
+        return kernel  # it needs arithmetic in 16 bits
+
+
+def _build(
+    name: str,
+    function: Any,
+    windows: Mapping[int, int],
+    window_bytes: int,
+    *,
+    packed: bool = False,
+    written: frozenset[int] = frozenset(),
+) -> Kernel:
+    module = Module(wide_halves=packed)
     s = Arithmetic(module)
-    memory = Memory(s)
+    memory = Memory(s, window_bytes=window_bytes, packed=packed, rewritten=written)
     attributes = function.attrs
     tags = tuple(str(tag) for tag in attributes.get("tirx.kernel_launch_params", ()))
     body = Statements(s, memory, tags)
@@ -75,7 +104,9 @@ def build_kernel(name: str, function: Any) -> Kernel:
         if hasattr(parameter.ty, "element_type"):
             dtype, _ = parse(str(parameter.ty.element_type.dtype))
             buffers.append((position, parameter, dtype))
-            body.storages[parameter] = memory.buffer(parameter.name, dtype, len(buffers) - 1, restrict=restrict)
+            body.storages[parameter] = memory.buffer(
+                parameter.name, dtype, restrict=restrict, windows=windows.get(position, 1)
+            )
         else:
             scalars.append((position, parameter, _scalar_dtype(parameter)))
     push, values = memory.push_constants([(position, p.name, dtype) for position, p, dtype in scalars])
@@ -85,7 +116,8 @@ def build_kernel(name: str, function: Any) -> Kernel:
     module.leave()
     for _, parameter, _ in buffers:
         if not body.storages[parameter].written:
-            module.decorate(body.storages[parameter].variable, Decoration.NON_WRITABLE)
+            for variable in body.storages[parameter].variables:
+                module.decorate(variable, Decoration.NON_WRITABLE)
     controls = _float_controls(module, main)
     launch = body.launch
     entry = encode(Op.ENTRY_POINT, GL_COMPUTE, main, *text_words(name), *module.interface)
@@ -94,7 +126,8 @@ def build_kernel(name: str, function: Any) -> Kernel:
         name=name,
         code=module.assemble(entry, _function(module, void, main, signature)),
         buffers=tuple(
-            Binding(p.name, str(dtype), position, body.storages[p].written) for position, p, dtype in buffers
+            Binding(p.name, str(dtype), position, body.storages[p].written, windows.get(position, 1))
+            for position, p, dtype in buffers
         ),
         push=tuple(push),
         workgroup=(launch.workgroup[0], launch.workgroup[1], launch.workgroup[2]),

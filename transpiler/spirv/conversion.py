@@ -18,7 +18,8 @@ and more are multiples of 256, thus 0 as uint8, and so is the smallest int32: in
 from __future__ import annotations
 
 from .arithmetic import Arithmetic, Value
-from .dtypes import BOOL, FLOAT16, FLOAT32, FLOAT64, INT32, INT64, UINT8, UINT32, UINT64, DType
+from .dtypes import BOOL, FLOAT16, FLOAT32, FLOAT64, INT32, INT64, UINT8, UINT32, UINT64, DType, unsupported
+from .half import rounded_to_half
 from .opcodes import Op
 
 
@@ -32,9 +33,20 @@ def cast(s: Arithmetic, x: Value, dtype: DType) -> Value:
         return s.compare("ne", x, s.const(0, source))
     if x.literal is not None and source.is_int and dtype.is_int:
         return s.const(int(x.literal), dtype)
+    if FLOAT16 in (source, dtype) and s.module.wide_halves:
+        return _wide(s, x, dtype)
     if source.is_int:
         return _int_to_int(s, x, dtype) if dtype.is_int else _int_to_float(s, x, dtype)
     return s.emit(Op.F_CONVERT, dtype, x) if dtype.is_float else _float_to_int(s, x, dtype)
+
+
+def _wide(s: Arithmetic, x: Value, dtype: DType) -> Value:
+    """From or to a float16 that is held as float32."""
+    if x.dtype == FLOAT16:
+        return cast(s, Value(s, x.id, FLOAT32), dtype)
+    if x.dtype != FLOAT32:  # rounded twice
+        raise unsupported(f"float16 of {x.dtype} without 16-bit types")
+    return rounded_to_half(s, x)
 
 
 def _int_to_int(s: Arithmetic, x: Value, dtype: DType) -> Value:

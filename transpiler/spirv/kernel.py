@@ -10,12 +10,13 @@ from transpiler.errors import TranspileError
 
 @dataclass(frozen=True)
 class Binding:
-    """A storage buffer of descriptor set 0; its binding is its position."""
+    """A storage buffer of descriptor set 0; the buffers have its bindings in order, each as many as `windows`."""
 
     name: str
     dtype: str
     parameter: int  # position among the parameters of the device function
     written: bool
+    windows: int = 1
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Kernel:
 
     `features` are members of VkPhysicalDeviceFeatures and of the feature structs of 8- and 16-bit storage and of
     float16; `float_controls` are members of VkPhysicalDeviceFloatControlsProperties. A device must have all of them.
+    `packed` is the same for devices without 8- and 16-bit storage, if it can be had.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Kernel:
     shared_bytes: int
     features: tuple[str, ...]
     float_controls: tuple[str, ...]
+    packed: Kernel | None = None
 
     @property
     def push_bytes(self) -> int:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from .dtypes import BOOL, EXTENSIONS, Capability, DType
+from .dtypes import BOOL, EXTENSIONS, FLOAT16, FLOAT32, Capability, DType
 from .opcodes import Decoration, Glsl, Op, StorageClass
 
 MAGIC, VERSION_1_3 = 0x07230203, 0x00010300
@@ -33,9 +33,12 @@ class Module:
 
     Pure instructions are value-numbered: the same operation on the same operands is written once per scope of
     blocks that its first place dominates.
+
+    `wide_halves`: float16 is held as the float32 of the same value, and needs no feature.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, wide_halves: bool = False) -> None:
+        self.wide_halves = wide_halves
         self._last_id = 0
         self.capabilities: set[Capability] = {Capability.SHADER}
         self.modes: list[int] = []
@@ -44,6 +47,7 @@ class Module:
         self.globals: list[int] = []  # types, constants, variables
         self.variables: list[int] = []  # of the function
         self.body: list[int] = []
+        self.helpers: list[int] = []  # functions that the function calls
         self.interface: list[int] = []
         self._unique: dict[tuple[int, ...], int] = {}
         self._scopes: list[dict[tuple[int, ...], int]] = [{}]
@@ -79,6 +83,8 @@ class Module:
 
     def scalar_type(self, dtype: DType) -> int:
         """The type of a value in memory or in a register. What it needs is declared by its users."""
+        if dtype == FLOAT16 and self.wide_halves:
+            dtype = FLOAT32
         match dtype.kind:
             case "bool":
                 return self.type(Op.TYPE_BOOL)
@@ -124,6 +130,9 @@ class Module:
         if dtype == BOOL:
             op = Op.CONSTANT_TRUE if value else Op.CONSTANT_FALSE
             return self._shared((op, type_), lambda id_: encode(op, type_, id_))
+        if dtype == FLOAT16 and self.wide_halves:
+            with np.errstate(over="ignore"):
+                return self.constant(float(np.float16(value)), FLOAT32)
         if dtype.is_float:
             with np.errstate(over="ignore"):
                 raw = int.from_bytes(np.array(value, f"<f{dtype.nbytes}").tobytes(), "little")
@@ -131,6 +140,17 @@ class Module:
             raw = int(value) & ((1 << dtype.bits) - 1)
         words = [raw & 0xFFFFFFFF, raw >> 32] if dtype.bits == 64 else [raw]
         return self._shared((Op.CONSTANT, type_, *words), lambda id_: encode(Op.CONSTANT, type_, id_, *words))
+
+    def flag(self, number: int, name: str) -> int:
+        """A bool that is false unless the pipeline says otherwise: specialization constant `number`."""
+        type_ = self.type(Op.TYPE_BOOL)
+
+        def write(id_: int) -> list[int]:
+            self.name(id_, name)
+            self.decorate(id_, Decoration.SPEC_ID, number)
+            return encode(Op.SPEC_CONSTANT_FALSE, type_, id_)
+
+        return self._shared((Op.SPEC_CONSTANT_FALSE, number), write)
 
     # --- instructions
     def emit(self, op: Op, *words: int) -> None:
@@ -191,6 +211,29 @@ class Module:
         self.emit(Op.RETURN)
         self.open = False
 
+    # --- functions
+    @contextmanager
+    def helper(self, name: str, result: int, *parameters: int) -> Iterator[tuple[int, list[int]]]:
+        """A function beside the main one, of these types: its id and those of its parameters. What is written inside
+        is its body, whose last block must end."""
+        outside = self.body, self._scopes, self.block, self.open
+        signature = self.type(Op.TYPE_FUNCTION, result, *parameters)
+        id_, arguments = self.new_id(), [self.new_id() for _ in parameters]
+        self.name(id_, name)
+        self.body, self._scopes = [], [{}]
+        self.begin(self.new_id())
+        yield id_, arguments
+        assert not self.open, f"{name} does not end"
+        self.helpers += encode(Op.FUNCTION, result, id_, 0, signature)
+        for type_, argument in zip(parameters, arguments, strict=True):
+            self.helpers += encode(Op.FUNCTION_PARAMETER, type_, argument)
+        self.helpers += [*self.body, *encode(Op.FUNCTION_END)]
+        self.body, self._scopes, self.block, self.open = outside
+
+    def leave_with(self, id_: int) -> None:
+        self.emit(Op.RETURN_VALUE, id_)
+        self.open = False
+
     # --- the end
     def assemble(self, entry: list[int], function: list[int]) -> bytes:
         """The module's bytes; `entry` holds the entry point, `function` everything of the function."""
@@ -202,5 +245,5 @@ class Module:
         head += encode(Op.EXT_INST_IMPORT, self.glsl, *text_words("GLSL.std.450"))
         logical_addressing, glsl450 = 0, 1
         head += encode(Op.MEMORY_MODEL, logical_addressing, glsl450)
-        words = [*head, *entry, *self.modes, *self.names, *self.decorations, *self.globals, *function]
+        words = [*head, *entry, *self.modes, *self.names, *self.decorations, *self.globals, *function, *self.helpers]
         return struct.pack(f"<5I{len(words)}I", MAGIC, VERSION_1_3, 0, self._last_id + 1, 0, *words)

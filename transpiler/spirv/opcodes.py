@@ -27,8 +27,11 @@ class Op(IntEnum):
     CONSTANT_TRUE = 41
     CONSTANT_FALSE = 42
     CONSTANT = 43
+    SPEC_CONSTANT_FALSE = 49
     FUNCTION = 54
+    FUNCTION_PARAMETER = 55
     FUNCTION_END = 56
+    FUNCTION_CALL = 57
     VARIABLE = 59
     LOAD = 61
     STORE = 62
@@ -87,7 +90,10 @@ class Op(IntEnum):
     BITWISE_AND = 199
     NOT = 200
     CONTROL_BARRIER = 224
+    ATOMIC_LOAD = 227
     ATOMIC_I_ADD = 234
+    ATOMIC_AND = 240
+    ATOMIC_OR = 241
     PHI = 245
     LOOP_MERGE = 246
     SELECTION_MERGE = 247
@@ -95,6 +101,7 @@ class Op(IntEnum):
     BRANCH = 249
     BRANCH_CONDITIONAL = 250
     RETURN = 253
+    RETURN_VALUE = 254
 
 
 class Glsl(IntEnum):
@@ -123,6 +130,7 @@ class StorageClass(IntEnum):
 
 
 class Decoration(IntEnum):
+    SPEC_ID = 1
     BLOCK = 2
     ARRAY_STRIDE = 6
     BUILT_IN = 11

@@ -16,13 +16,11 @@ from .expressions import Expressions, Lanes, dtype_of
 from .memory import Memory
 from .opcodes import (
     ACQUIRE_RELEASE,
-    DEVICE_SCOPE,
     UNIFORM_MEMORY,
     WORKGROUP_MEMORY,
     WORKGROUP_SCOPE,
     BuiltIn,
     Op,
-    StorageClass,
 )
 
 MAX_GROUPS = 65535  # what every Vulkan device has on each axis
@@ -243,10 +241,4 @@ class Statements(Expressions):
         addend = self.scalar(value)
         if storage.dtype not in (INT32, UINT32):
             raise unsupported(f"atomic addition of {storage.dtype}")
-        storage.written = True
-        shared = storage.storage_class == StorageClass.WORKGROUP
-        scope = self.s.const(WORKGROUP_SCOPE if shared else DEVICE_SCOPE, UINT32)
-        relaxed = self.s.const(0, UINT32)
-        type_, pointer = self.s.module.scalar_type(storage.dtype), self.memory.address(storage, index)
-        id_ = self.s.module.result(Op.ATOMIC_I_ADD, type_, pointer, scope.id, relaxed.id, addend.id)
-        return (Value(self.s, id_, storage.dtype),)
+        return (self.memory.atomic_add(storage, index, addend),)

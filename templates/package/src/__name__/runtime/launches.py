@@ -49,7 +49,9 @@ class DeviceFunction:
     """One function of the device, and how it is launched; `kernel` is what it is a part of.
 
     `buffers` are positions among the kernel's arguments, `written` those of them that it writes. Where
-    `folded` is an axis, workgroups of axis 0 may go on along that one.
+    `folded` is an axis, workgroups of axis 0 may go on along that one. `fallback` is a file with the same
+    function, and the features that it needs. `windows` are, by buffer, in how many pieces of `window_bytes`
+    it is bound at most, each at a binding of its own; empty: all are bound whole.
     """
 
     kernel: str
@@ -64,6 +66,13 @@ class DeviceFunction:
     folded: int | None
     shared_bytes: int
     features: tuple[str, ...]
+    fallback: tuple[str, tuple[str, ...]] | None = None
+    windows: tuple[int, ...] = ()
+    window_bytes: int = 0
+
+    @property
+    def bindings(self) -> int:
+        return sum(self.windows) if self.windows else len(self.buffers)
 
     def packed(self, sizes: Sizes) -> bytes:
         """The bytes of the scalar arguments. Raises ValueError for one that does not fit into its type."""
@@ -377,10 +386,17 @@ def _read_kernel(name: str, entry: Mapping[str, Any]) -> _Kernel:
             folded=item["folded"],
             shared_bytes=item["shared_bytes"],
             features=tuple(item["features"]),
+            fallback=_fallback(item["fallback"]) if "fallback" in item else None,
+            windows=tuple(item["windows"]["counts"]) if "windows" in item else (),
+            window_bytes=item["windows"]["bytes"] if "windows" in item else 0,
         )
         for item in entry["launches"]
     )
     return _Kernel(tuple(map(_size, entry["sizes"])), functions)
+
+
+def _fallback(entry: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    return str(entry["file"]), tuple(map(str, entry["features"]))
 
 
 def _size(size: int | str) -> Size:

@@ -167,6 +167,11 @@ class Device:
         )
         return int(maintenance.maxMemoryAllocationSize)
 
+    @cached_property
+    def binding_bytes(self) -> int:
+        """The most of a buffer that a kernel sees through one binding."""
+        return int(self.limits.maxStorageBufferRange)
+
     # --- memory -------------------------------------------------------------------------------------------
 
     @cached_property

@@ -22,6 +22,7 @@ CACHE = "TRANSPILE_CACHE"
 # Of a file that holds a driver's cache: a mark, and the hash of what follows.
 MAGIC = b"TPVKPC01"
 HEADER_VERSION, HEADER_BYTES = 1, 32
+SPLIT = 0  # the specialization constant of kernels with windows
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Pipelines:
         if faults:
             raise PackageError(f"{device.found} cannot run this package: {'; '.join(dict.fromkeys(faults))}")
         self._lock = threading.Lock()
-        self._made: dict[tuple[str, str], Pipeline] = {}
+        self._made: dict[tuple[str, str, bool], Pipeline] = {}
         self._set_layouts: dict[int, Any] = {}
         self._layouts: dict[tuple[int, int], Any] = {}
         self._file = cache_file(device, key)
@@ -55,28 +56,37 @@ class Pipelines:
         self._handles: list[tuple[str, Any]] = [("vkDestroyPipelineCache", self._cache)]
         self._finalizer = weakref.finalize(self, _destroy, device, self._handles)
 
-    def get(self, function: DeviceFunction) -> Pipeline:
-        """Raises MemoryError or RuntimeError: the driver cannot make it. PackageError: its file is gone."""
-        key = (function.file, function.entry)
+    def get(self, function: DeviceFunction, *, split: bool = False) -> Pipeline:
+        """`split`: its buffers with windows are bound in pieces.
+
+        Raises:
+            MemoryError or RuntimeError: the driver cannot make it.
+            PackageError: its file is gone.
+        """
+        file = code_of(self.device, function)
+        key = (file, function.entry, split)
         with self._lock:
             if key not in self._made:
-                self._made[key] = self._make(function)
+                self._made[key] = self._make(function, file, split)
             return self._made[key]
 
-    def _make(self, function: DeviceFunction) -> Pipeline:
+    def _make(self, function: DeviceFunction, file: str, split: bool) -> Pipeline:
         vk, device = self.device.vk, self.device
-        path = self._folder / function.file
+        path = self._folder / file
         try:
             code = path.read_bytes()
         except OSError as error:
             raise PackageError(f"{path} cannot be read: {error}") from error
-        set_layout, layout = self._layout(len(function.buffers), function.scalar_bytes)
+        set_layout, layout = self._layout(function.bindings, function.scalar_bytes)
         with explained(vk, f"kernel {function.kernel} ({function.entry})"):
             info = vk.VkShaderModuleCreateInfo(codeSize=len(code), pCode=code)
             module = vk.vkCreateShaderModule(device.handle, info, None)
             try:
                 stage = vk.VkPipelineShaderStageCreateInfo(
-                    stage=vk.VK_SHADER_STAGE_COMPUTE_BIT, module=module, pName=function.entry
+                    stage=vk.VK_SHADER_STAGE_COMPUTE_BIT,
+                    module=module,
+                    pName=function.entry,
+                    pSpecializationInfo=_specialization(vk) if split else None,
                 )
                 info = vk.VkComputePipelineCreateInfo(stage=stage, layout=layout)
                 handle = vk.vkCreateComputePipelines(device.handle, self._cache, 1, [info], None)[0]
@@ -130,10 +140,28 @@ def _destroy(device: Device, handles: list[tuple[str, Any]]) -> None:
         getattr(device.vk, name)(device.handle, handle, None)
 
 
+def _specialization(vk: Any) -> Any:
+    """Constant 0 is true: buffers with windows are bound in pieces."""
+    entry = vk.VkSpecializationMapEntry(constantID=SPLIT, offset=0, size=4)
+    data = vk.ffi.new("uint32_t[]", [1])
+    return vk.VkSpecializationInfo(pMapEntries=[entry], dataSize=4, pData=data)
+
+
+def code_of(device: Device, function: DeviceFunction) -> str:
+    """The file of a function: the one for devices without 8- and 16-bit memory where this is one of them."""
+    if function.fallback is None or device.features.issuperset(function.features):
+        return function.file
+    file, features = function.fallback
+    return file if device.features.issuperset(features) else function.file
+
+
 def faults_of(device: Device, function: DeviceFunction) -> list[str]:
     """Why the device cannot run a function, whatever the sizes."""
     limits, name = device.limits, f"kernel {function.kernel}"
-    faults = [f"{name} needs {feature}" for feature in function.features if feature not in device.features]
+    missing = sorted(set(function.features) - device.features)
+    if function.fallback is not None:
+        missing = sorted(set(function.fallback[1]) - device.features)
+    faults = [f"{name} needs {feature}" for feature in missing]
     invocations = function.workgroup[0] * function.workgroup[1] * function.workgroup[2]
     checks = [
         (
@@ -150,7 +178,7 @@ def faults_of(device: Device, function: DeviceFunction) -> list[str]:
         ),
         (
             "maxPerStageDescriptorStorageBuffers",
-            len(function.buffers),
+            function.bindings,
             limits.maxPerStageDescriptorStorageBuffers,
             "buffers",
         ),

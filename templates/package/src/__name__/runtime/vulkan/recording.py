@@ -44,11 +44,12 @@ class Recording:
         device, vk = self.device, self.device.vk
         device.check()
         self._pipelines, self._weights, self._state = pipelines, weights, state  # kept alive
-        made = [
-            pipelines.get(step.function) if isinstance(step, Dispatch) else None for step in program.steps
-        ]
         for step in program.steps:
             check_step(device, step)
+        made = [
+            pipelines.get(step.function, split=is_split(device, step)) if isinstance(step, Dispatch) else None
+            for step in program.steps
+        ]
         self._work = Buffer(device, program.nbytes, "device", "the values of a call")
         self._staging = None
         if self._work.array is None:
@@ -138,7 +139,7 @@ class Recording:
         dispatches = [step for step in self.program.steps if isinstance(step, Dispatch)]
         if not dispatches:
             return [None] * len(self.program.steps)
-        count = sum(len(step.regions) for step in dispatches)
+        count = sum(step.function.bindings for step in dispatches)
         info = vk.VkDescriptorPoolCreateInfo(
             maxSets=len(dispatches),
             pPoolSizes=[vk.VkDescriptorPoolSize(type=kind, descriptorCount=max(count, 1))],
@@ -154,7 +155,7 @@ class Recording:
             info = vk.VkDescriptorSetAllocateInfo(descriptorPool=pool, pSetLayouts=[pipeline.set_layout])
             descriptors = vk.vkAllocateDescriptorSets(device.handle, info)[0]
             writes = []
-            for index, region in enumerate(step.regions):
+            for index, region in enumerate(bindings(device, step)):
                 buffer, offset = self._locate(region)
                 place = vk.VkDescriptorBufferInfo(buffer=buffer.handle, offset=offset, range=_range(region))
                 writes.append(
@@ -306,6 +307,26 @@ def _range(region: Region) -> int:
     return max(-(-region.nbytes // 4) * 4, 4)
 
 
+def is_split(device: Device, step: Dispatch) -> bool:
+    """Whether a buffer is larger than the device binds, so that those with windows are bound in pieces."""
+    return any(region.nbytes > device.binding_bytes for region in step.regions)
+
+
+def bindings(device: Device, step: Dispatch) -> list[Region]:
+    """What every binding of a launch shows. Windows that are not used show the beginning."""
+    function, split = step.function, is_split(device, step)
+    shown = []
+    for region, count in zip(step.regions, function.windows or (1,) * len(step.regions), strict=True):
+        nothing = Region(region.memory, region.offset, 0)
+        if count == 1 or not split:
+            shown += [region, *[nothing] * (count - 1)]
+            continue
+        for start in range(0, count * function.window_bytes, function.window_bytes):
+            nbytes = min(region.nbytes - start, function.window_bytes)
+            shown.append(Region(region.memory, region.offset + start, nbytes) if nbytes > 0 else nothing)
+    return shown
+
+
 def groups(device: Device, step: Dispatch) -> tuple[int, int, int]:
     """The workgroups on each axis; where the function allows it, those of axis 0 go on along another one."""
     grid = list(step.grid)
@@ -321,13 +342,15 @@ def check_step(device: Device, step: Dispatch | Copy) -> None:
     """Raises PackageError for what exceeds a limit of the device: before anything runs."""
     if isinstance(step, Copy):
         return
-    name, limits = f"kernel {step.function.kernel}", device.limits
-    for region in step.regions:
-        if region.nbytes > limits.maxStorageBufferRange:
+    function, limits, most = step.function, device.limits, device.binding_bytes
+    name = f"kernel {function.kernel}"
+    for region, count in zip(step.regions, function.windows or (1,) * len(step.regions), strict=True):
+        pieces = count * function.window_bytes if function.window_bytes <= most else 0
+        if region.nbytes > max(most, pieces):
             raise PackageError(
                 f"{name} reads or writes a tensor of {region.nbytes:,} bytes; {device.name} takes "
-                f"{limits.maxStorageBufferRange:,} at most (maxStorageBufferRange): "
-                "use smaller sizes, or another device"
+                f"{max(most, pieces):,} at most (maxStorageBufferRange): use smaller sizes or another "
+                "device; where sizes vary, narrower bounds at build time let a tensor be bound in pieces"
             )
     for axis, count in enumerate(groups(device, step)):
         if count > limits.maxComputeWorkGroupCount[axis]:
