@@ -1,4 +1,4 @@
-"""Linear layers and batched products of matrices on tensor cores, with what is fused behind them."""
+"""Linear layers and batched products of matrices, on tensor cores or in float32, with what is fused behind them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from transpiler.dims import Dim
 from transpiler.group import Group, Lowered
 from transpiler.ir import Node
+from transpiler.ops.dtypes import numpy_dtype
 from transpiler.ops.linalg import Linear, Matmul
 from transpiler.target import Target
 
@@ -15,10 +16,10 @@ from ..cpu.epilogue import elementwise_epilogue
 from ..fuse import lowered
 from ..sizes import count, extent, is_empty
 from ..tir import KernelBuilder, unflatten
+from .cores import emit
 from .epilogue import RunEpilogue
-from .mma import MmaProduct
-from .operands import Matrices, bias_of, broadcast, only_widens, product_kind, widened
-from .tiles import mma_tile
+from .operands import Matrices, bias_of, broadcast, only_widens, product_kind, stored_dtype, widened
+from .product import Product
 
 Expr = Any
 
@@ -33,11 +34,11 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     shape = node.output.type.shape
     if is_empty(shape) or is_empty(node.inputs[0].type.shape):
         return None
-    left, right, shared = _matrices(kind, node)
+    left, right, shared = _matrices(kind, group, node)
     elements = left.workspace + right.workspace
     builder = KernelBuilder(
         name, [value.type for value in group.inputs], [group.outputs[0].type],
-        workspace=elements, workspace_dtype=_stored(kind),
+        workspace=elements, workspace_dtype=stored_dtype(kind),
     )  # fmt: skip
     with builder:
         buffers = [builder.inputs[group.input_index(widened(group, value))] for value in node.inputs[:2]]
@@ -45,37 +46,37 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         batches = 1 if shared else extent(count(shape[:-2]))
         rows, columns = extent(left.lines), extent(shape[-1])
         bias = bias_of(group, builder, node)
-        product = MmaProduct(
+        product = Product(
             kind, batches, rows, columns, extent(left.inner), operands[0], operands[1],
             place=_place(shape, shared), run=columns,
             column_bias=None if bias is None else lambda _, column: bias(column),
         )  # fmt: skip
-        product.emit(mma_tile(batches, rows, columns), RunEpilogue(group, builder))
-    size = 4 if kind == "tf32" else 2
+        emit(product, RunEpilogue(group, builder))
+    size = int(numpy_dtype(stored_dtype(kind)).itemsize)
     return lowered(group, builder, flops=2 * count(shape) * left.inner, workspace=elements * size)
 
 
-def _stored(kind: str) -> str:
-    return "float32" if kind == "tf32" else kind
-
-
-def _matrices(kind: str, node: Node) -> tuple[Matrices, Matrices, bool]:
+def _matrices(kind: str, group: Group, node: Node) -> tuple[Matrices, Matrices, bool]:
     """Both operands, and whether all rows of the result meet the same right matrix."""
     (*leading, inner), b = (value.type.shape for value in node.inputs[:2])
+    left, right = (widened(group, value).dtype for value in node.inputs[:2])
+
+    def single(dtype: str, lines: Dim, *, across: bool = False) -> Matrices:
+        return Matrices(kind, dtype, 1, lines, inner, lambda _: 0, across)
+
     if isinstance(node.op, Linear):
-        return _single(kind, count(leading), inner), _single(kind, b[0], inner), True
+        return single(left, count(leading)), single(right, b[0]), True
     assert isinstance(node.op, Matmul)
     batch, columns = node.output.type.shape[:-2], node.output.type.shape[-1]
-    transposed = node.op.transpose_b
+    across = not node.op.transpose_b
     if all(dim == 1 for dim in b[:-2]) and tuple(leading[:-1]) == batch:
-        return _single(kind, count(leading), inner), _single(kind, columns, inner, across=not transposed), True
-    left = Matrices(kind, count(leading[:-1]), leading[-1], inner, broadcast(leading[:-1], batch))
-    right = Matrices(kind, count(b[:-2]), columns, inner, broadcast(b[:-2], batch), across=not transposed)
-    return left, right, False
-
-
-def _single(kind: str, lines: Dim, inner: Dim, *, across: bool = False) -> Matrices:
-    return Matrices(kind, 1, lines, inner, lambda _: 0, across)
+        return single(left, count(leading)), single(right, columns, across=across), True
+    a_batch, b_batch = tuple(leading[:-1]), b[:-2]
+    return (
+        Matrices(kind, left, count(a_batch), leading[-1], inner, broadcast(a_batch, batch)),
+        Matrices(kind, right, count(b_batch), columns, inner, broadcast(b_batch, batch), across),
+        False,
+    )
 
 
 def _place(shape: tuple[Dim, ...], shared: bool) -> Callable[[Expr, Expr, Expr], Sequence[Expr]]:

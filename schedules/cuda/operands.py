@@ -1,8 +1,8 @@
-"""Operands of tensor-core products: which dtype they come in, and how they lie in memory.
+"""Operands of products: which dtype they come in, and how they lie in memory.
 
 Copies to shared memory are of 16 aligned bytes. Where the lines of a matrix do not begin at multiples of that, or where
-a matrix would have to be transposed in pieces of 32 bits, a launch before the product writes it anew, with its lines
-filled up with zeros: a pass over memory, which the product would pay for many times over with narrow copies.
+its elements have to be widened, a launch before the product writes it anew, with its lines filled up with zeros: a pass
+over memory, which the product would pay for many times over with narrow copies.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.dims import Dim
@@ -23,11 +22,13 @@ from transpiler.ops.halves import Widen
 
 from ..fuse import Inline
 from ..gpu.threads import each_thread
+from ..gpu.workgroup import private
 from ..scalar import Tir
-from ..sizes import ceil_div, count, extent
+from ..sizes import Extent, ceil_div, count, extent
 from ..tir import Buffer, KernelBuilder, unflatten
 from ..vectors import held
-from .mma import DEPTHS, Chunks, Operand
+from . import ptx
+from .product import DEPTHS, Chunks, Operand
 
 Expr = Any
 THREADS = 256  # of a launch that only copies
@@ -51,13 +52,18 @@ def _widens(node: Node) -> bool:
 
 
 def product_kind(group: Group, node: Node) -> str | None:
-    """What tensor cores multiply the first two inputs of the anchor as; None if they have no such form."""
-    (dtype, *others) = {widened(group, value).dtype for value in node.inputs[:2]}
-    if others:
+    """What the first two inputs of the anchor are multiplied as; None for other dtypes."""
+    dtypes = {widened(group, value).dtype for value in node.inputs[:2]}
+    if not dtypes <= {"float32", *HALF}:
         return None
-    if dtype in HALF:
-        return dtype
-    return "tf32" if dtype == "float32" and getattr(node.op, "precision", "") == "tf32" else None
+    if len(dtypes) == 1 and dtypes <= set(HALF):
+        return dtypes.pop()
+    return "tf32" if getattr(node.op, "precision", "") == "tf32" else "float32"
+
+
+def stored_dtype(kind: str) -> str:
+    """Of operands in memory."""
+    return kind if kind in HALF else "float32"
 
 
 def bias_of(group: Group, builder: KernelBuilder, node: Node) -> Callable[[Expr], Expr] | None:
@@ -78,6 +84,7 @@ class Matrices:
     number of the one that a batch of the product takes."""
 
     kind: str
+    dtype: str
     number: Dim
     lines: Dim
     inner: Dim
@@ -91,7 +98,7 @@ class Matrices:
     @property
     def fits(self) -> bool:
         """Whether chunks of 16 bytes can be copied as they lie."""
-        if self.across and self.kind == "tf32":
+        if self.dtype != stored_dtype(self.kind):
             return False
         along = self.lines if self.across else self.inner
         return isinstance(along, int) and along % self.chunk == 0
@@ -128,14 +135,43 @@ class Matrices:
         return Operand(buffer, chunks, across)
 
     def _pack(self, source: Buffer, target: Buffer) -> None:
-        lines, inner, padded = extent(self.lines), extent(self.inner), extent(self.padded)
-        with each_thread(extent(self.number) * lines * padded, THREADS) as position:
-            matrix, line, k = (held(i) for i in unflatten(position, (extent(self.number), lines, padded)))
+        number, lines, inner = extent(self.number), extent(self.lines), extent(self.inner)
+        per_line = ceil_div(inner, self.chunk)
+        # Neighbouring threads read neighbours.
+        turns = (number, per_line, lines) if self.across else (number, lines, per_line)
+
+        def chunk(position: Expr) -> tuple[Expr, Callable[[Expr], Expr]]:
+            matrix, *rest = (held(i) for i in unflatten(position, turns))
+            part, line = rest if self.across else rest[::-1]
             start = matrix * (lines * inner)
-            inside = held(T.min(k, inner - 1))
-            place = start + (inside * lines + line if self.across else line * inner + inside)
-            zero = tirx.const(0, "uint16" if source.dtype == "bfloat16" else source.dtype)
-            target.store(position, tirx.Select(k < inner, source[held(place)], zero))
+
+            def element(e: Expr) -> Expr:
+                k = held(part * self.chunk + e)
+                inside = held(T.min(k, inner - 1))
+                place = start + (inside * lines + line if self.across else line * inner + inside)
+                return or_zero(k < inner, source[held(place)], target.dtype)
+
+            return ((matrix * lines + line) * per_line + part) * self.chunk, element
+
+        write_chunks(count(turns), target, self.chunk, chunk)
+
+
+def write_chunks(
+    number: Extent, target: Buffer, size: int, chunk: Callable[[Expr], tuple[Expr, Callable[[Expr], Expr]]]
+) -> None:
+    """A launch with a thread for each chunk: `chunk(position)` gives the place and the elements."""
+    with each_thread(number, THREADS) as position:
+        place, element = chunk(position)
+        elements = private(size, target.dtype)
+        with ptx.unrolled(size) as e:
+            elements.store(e, element(e))
+        ptx.move(target, held(place), elements, 0, ptx.CHUNK)
+
+
+def or_zero(condition: Expr, value: Expr, dtype: str) -> Expr:
+    """`value` in `dtype` where the condition holds, 0 elsewhere."""
+    s = Tir()
+    return s.select(condition, s.cast(value, dtype), s.const(0, dtype))
 
 
 def broadcast(own: Sequence[Dim], batch: Sequence[Dim]) -> Callable[[Expr], Expr]:

@@ -57,6 +57,14 @@ _TEXTS = {
         'void store_shared_pair(unsigned to, float x, float y) { asm volatile("st.shared.v2.f32 [%0], {%1, %2};" : : '
         '"r"(to), "f"(x), "f"(y) : "memory"); }'
     ),
+    "store_shared": (
+        'void store_shared(unsigned to, float x) { asm volatile("st.shared.f32 [%0], %1;" : : "r"(to), "f"(x) : '
+        '"memory"); }'
+    ),
+    "load_shared_chunk": (
+        'void load_shared_chunk(float *to, unsigned from) { asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : '
+        '"=f"(to[0]), "=f"(to[1]), "=f"(to[2]), "=f"(to[3]) : "r"(from) : "memory"); }'
+    ),
     "load_shared": (
         'float load_shared(unsigned from) { float x; asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(from) : '
         '"memory"); return x; }'
@@ -130,9 +138,30 @@ def load_shared(address: Expr) -> Expr:
     return _call("load_shared", address, returns="float32")
 
 
+def store_shared(address: Expr, value: Expr) -> None:
+    """A float32 in shared memory."""
+    T.evaluate(_call("store_shared", address, value))
+
+
+def load_shared_chunk(to: Buffer, place: Expr, address: Expr) -> None:
+    """Four float32 of shared memory at once."""
+    T.evaluate(_call("load_shared_chunk", pointer(to, place), address))
+
+
+def moved(address: Expr, offset: Expr) -> Expr:
+    """An address of shared memory, `offset` bytes on."""
+    return address + tirx.Cast("uint32", offset)
+
+
 def move(to: Buffer, to_offset: Expr, source: Buffer, offset: Expr, size: int) -> None:
     """8 or 16 bytes at once, both sides aligned to that."""
     T.evaluate(_call(f"move_{size}", pointer(to, to_offset), pointer(source, offset)))
+
+
+def shuffle_xor(value: Expr, distance: int) -> Expr:
+    """The value of the lane whose number differs by the bit `distance`."""
+    everyone = tirx.const(0xFFFFFFFF, "uint32")
+    return T.tvm_warp_shuffle_xor(everyone, value, distance, 32, 32)
 
 
 def sync_warp() -> None:

@@ -1,7 +1,8 @@
-"""How large the tiles of tensor-core products are, by the sizes of the result."""
+"""How large the tiles of products are, by the sizes of the result."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..sizes import Extent, ceil_div, is_fixed
@@ -12,12 +13,12 @@ PROCESSORS = 108
 
 
 @dataclass(frozen=True)
-class MmaTile:
+class Tile:
     """What a block computes, rows x columns, split over row_warps x column_warps warps; `stages` tiles of CHUNKS * 16
     bytes of the summed dim are in shared memory at a time, one is used while the others are on their way.
 
     `rate` is the share of the peak that the tile is expected to come to where the device is full of it: an estimate
-    from the bytes that ldmatrix loads per product, not a measurement.
+    from the bytes that come out of shared memory per product, not a measurement.
     """
 
     rows: int
@@ -38,23 +39,33 @@ class MmaTile:
         return (self.rows + self.columns) * self.CHUNKS * CHUNK
 
 
-TILES = (
-    MmaTile(128, 128, 2, 4, 4, 1.0),
-    MmaTile(128, 64, 2, 2, 4, 0.85),
-    MmaTile(64, 128, 2, 2, 4, 0.85),
-    MmaTile(64, 64, 2, 2, 4, 0.7),
-    MmaTile(64, 32, 2, 1, 5, 0.5),
-    MmaTile(32, 64, 1, 2, 5, 0.5),
-    MmaTile(32, 32, 2, 1, 5, 0.4),
-    MmaTile(16, 64, 1, 2, 6, 0.35),
+MMA = (
+    Tile(128, 128, 2, 4, 4, 1.0),
+    Tile(128, 64, 2, 2, 4, 0.85),
+    Tile(64, 128, 2, 2, 4, 0.85),
+    Tile(64, 64, 2, 2, 4, 0.7),
+    Tile(64, 32, 2, 1, 5, 0.5),
+    Tile(32, 64, 1, 2, 5, 0.5),
+    Tile(32, 32, 2, 1, 5, 0.4),
+    Tile(16, 64, 1, 2, 6, 0.35),
+)
+# Of multiply-adds: a warp's tile is 16 or 32 x 32 or 64.
+SIMT = (
+    Tile(128, 128, 4, 2, 3, 1.0),
+    Tile(128, 64, 4, 1, 3, 0.95),
+    Tile(64, 128, 2, 2, 3, 0.95),
+    Tile(64, 64, 2, 2, 4, 0.8),
+    Tile(32, 64, 2, 2, 4, 0.65),
+    Tile(32, 32, 2, 1, 5, 0.6),
+    Tile(16, 32, 1, 1, 6, 0.5),
 )
 
 
-def mma_tile(batches: Extent, rows: Extent, columns: Extent) -> MmaTile:
-    """The tile with the least time by a simple account: rounds of blocks over the device, each as long as its tile's
-    products at its rate. Sizes that vary count as many."""
+def tile_for(tiles: Sequence[Tile], batches: Extent, rows: Extent, columns: Extent) -> Tile:
+    """The one of `tiles` with the least time by a simple account: rounds of blocks over the device, each as long as its
+    tile's products at its rate. Sizes that vary count as many."""
 
-    def cost(tile: MmaTile) -> float:
+    def cost(tile: Tile) -> float:
         known = [
             ceil_div(size, step)
             for size, step in ((batches, 1), (rows, tile.rows), (columns, tile.columns))
@@ -66,4 +77,4 @@ def mma_tile(batches: Extent, rows: Extent, columns: Extent) -> MmaTile:
         rounds = blocks / PROCESSORS if len(known) < 3 else ceil_div(blocks, PROCESSORS)
         return rounds * tile.rows * tile.columns / tile.rate
 
-    return min(TILES, key=cost)
+    return min(tiles, key=cost)

@@ -153,6 +153,8 @@ static void store_shared_pair(unsigned to, float x, float y) {
   float pair[2] = {x, y};
   std::memcpy(emulator::at(to, 8, 8), pair, 8);
 }
+static void store_shared(unsigned to, float x) { std::memcpy(emulator::at(to, 4, 4), &x, 4); }
+static void load_shared_chunk(float *to, unsigned from) { std::memcpy(to, emulator::at(from, 16, 16), 16); }
 static float load_shared(unsigned from) {
   float x;
   std::memcpy(&x, emulator::at(from, 4, 4), 4);

@@ -1,0 +1,229 @@
+"""Convolutions as products of matrices, in 1 to 3 dimensions: rows are output channels, columns output positions.
+
+Two forms:
+
+* Without taps (1 x 1, stride 1): a product for every image, of the weights with the map as it lies, channels first.
+* With taps, an implicit product: a first launch writes the map with its channels last, filled up to whole chunks, a
+  second one the weights likewise. The summed dim is taps, then channels, so that a chunk is 16 bytes of one pixel;
+  where it lies, and whether it is in the padding, is worked out as it is copied. No im2col buffer exists.
+
+Limited by what the product is limited by; the rearrangement reads and writes the map and the weights once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from transpiler.dims import Dim
+from transpiler.group import Group, Lowered
+from transpiler.ir import Node
+from transpiler.ops.conv import Conv
+from transpiler.ops.dtypes import numpy_dtype
+from transpiler.target import Target
+
+from ..cpu.epilogue import elementwise_epilogue
+from ..fuse import lowered
+from ..sizes import ceil_div, count, extent, extents, is_empty, is_fixed
+from ..tir import Buffer, KernelBuilder, flat_offset, unflatten
+from ..vectors import held
+from .cores import emit
+from .epilogue import RunEpilogue
+from .operands import Matrices, bias_of, only_widens, or_zero, product_kind, stored_dtype, widened, write_chunks
+from .product import DEPTHS, Chunks, Operand, Product
+
+Expr = Any
+FEW_CHANNELS = 16  # output channels of a group, below which a tile would be mostly empty
+
+
+def apply(group: Group, target: Target, name: str) -> Lowered | None:
+    node = group.anchor_node
+    if node is None or not isinstance(node.op, Conv):
+        return None
+    kind = product_kind(group, node)
+    if kind is None or not only_widens(group) or not elementwise_epilogue(group):
+        return None
+    shape, weight = node.output.type.shape, node.inputs[1].type.static_shape()
+    if is_empty(shape) or is_empty(weight) or is_empty(node.inputs[0].type.shape):
+        return None
+    if kind == "float32" and node.op.groups > 1 and weight[0] // node.op.groups < FEW_CHANNELS:
+        return None
+    form = (_Pointwise if _Pointwise.takes(kind, node) else _Taps)(kind, group, node)
+    elements = form.workspace
+    builder = KernelBuilder(
+        name, [value.type for value in group.inputs], [group.outputs[0].type],
+        workspace=elements, workspace_dtype=stored_dtype(kind),
+    )  # fmt: skip
+    with builder:
+        emit(form.product(builder), RunEpilogue(group, builder))
+    size = int(numpy_dtype(stored_dtype(kind)).itemsize)
+    return lowered(group, builder, flops=2 * count(shape) * count(weight[1:]), workspace=elements * size)
+
+
+class _Form:
+    """Sizes of a convolution, by group: `rows` output channels of `channels` input channels each."""
+
+    def __init__(self, kind: str, group: Group, node: Node) -> None:
+        assert isinstance(node.op, Conv)
+        self.kind, self.group, self.node, self.op = kind, group, node, node.op
+        self.x, self.shape = node.inputs[0].type.shape, node.output.type.shape
+        self.weight = node.inputs[1].type.static_shape()
+        self.groups, self.rows = node.op.groups, self.weight[0] // node.op.groups
+        self.channels, self.kernel = self.weight[1], self.weight[2:]
+        self.positions = self.shape[2:]
+        self.dtypes = [widened(group, value).dtype for value in node.inputs[:2]]
+
+    def sources(self, builder: KernelBuilder) -> list[Buffer]:
+        return [builder.inputs[self.group.input_index(widened(self.group, value))] for value in self.node.inputs[:2]]
+
+    def bias(self, builder: KernelBuilder, batch_group: Callable[[Expr], Expr]) -> Callable[[Expr, Expr], Expr] | None:
+        bias = bias_of(self.group, builder, self.node)
+        return None if bias is None else lambda batch, row: bias(batch_group(batch) * self.rows + row)
+
+
+class _Pointwise(_Form):
+    """No taps: batches are images and groups."""
+
+    @staticmethod
+    def takes(kind: str, node: Node) -> bool:
+        op, positions = node.op, count(node.output.type.shape[2:])
+        assert isinstance(op, Conv)
+        plain = count(node.inputs[1].type.static_shape()[2:]) == 1 and not any(op.padding)
+        aligned = is_fixed(positions) and positions % DEPTHS[kind] == 0
+        return plain and all(step == 1 for step in op.stride) and aligned
+
+    @property
+    def _matrices(self) -> tuple[Matrices, Matrices]:
+        weights = Matrices(self.kind, self.dtypes[1], self.groups, self.rows, self.channels, self._group)
+        images, positions = self.x[0] * self.groups, count(self.positions)
+        maps = Matrices(self.kind, self.dtypes[0], images, positions, self.channels, lambda batch: batch, across=True)
+        return weights, maps
+
+    def _group(self, batch: Expr) -> Expr:
+        return tirx.floormod(batch, self.groups) if self.groups > 1 else 0
+
+    @property
+    def workspace(self) -> Dim:
+        weights, maps = self._matrices
+        return weights.workspace + maps.workspace
+
+    def product(self, builder: KernelBuilder) -> Product:
+        source, weights = self.sources(builder)
+        left, right = self._matrices
+        columns = extent(count(self.positions))
+
+        def place(batch: Expr, row: Expr, column: Expr) -> Sequence[Expr]:
+            channel = self._group(batch) * self.rows + row
+            return [tirx.floordiv(batch, self.groups), channel, *unflatten(column, self.positions)]
+
+        return Product(
+            self.kind, extent(self.x[0] * self.groups), self.rows, columns, self.channels,
+            left.operand(weights, builder), right.operand(source, builder), place, columns,
+            row_bias=self.bias(builder, self._group),
+        )  # fmt: skip
+
+
+class _Taps(_Form):
+    """Batches are groups, columns the positions of all images."""
+
+    @property
+    def chunk(self) -> int:
+        return DEPTHS[self.kind]
+
+    @property
+    def filled(self) -> int:
+        """Channels of a group, filled up to whole chunks."""
+        return int(ceil_div(self.channels, self.chunk)) * self.chunk
+
+    @property
+    def _sizes(self) -> tuple[Dim, int]:
+        """Elements of the map and of the weights."""
+        maps: Dim = self.x[0] * count(self.x[2:]) * (self.groups * self.filled)
+        return maps, self.weight[0] * count(self.kernel) * self.filled
+
+    @property
+    def workspace(self) -> Dim:
+        total: Dim = 0
+        for size in self._sizes:
+            total = total + ceil_div(size, 16) * 16
+        return total
+
+    def product(self, builder: KernelBuilder) -> Product:
+        source, weights = self.sources(builder)
+        maps, packed = (builder.scratch(size) for size in self._sizes)
+        self._write_map(source, maps)
+        self._write_weights(weights, packed)
+        inner = count(self.kernel) * self.filled
+
+        def left(batch: Expr, row: Expr) -> Chunks:
+            start = held((batch * self.rows + row) * inner)
+            return lambda k: (start + k, None)
+
+        def place(batch: Expr, row: Expr, column: Expr) -> Sequence[Expr]:
+            image, *position = unflatten(column, (self.shape[0], *self.positions))
+            return [image, batch * self.rows + row, *position]
+
+        return Product(
+            self.kind, self.groups, self.rows, extent(self.shape[0] * count(self.positions)), inner,
+            Operand(packed, left), Operand(maps, lambda batch, column: self._pixels(batch, column)), place,
+            extent(count(self.positions)), row_bias=self.bias(builder, lambda batch: batch),
+        )  # fmt: skip
+
+    def _pixels(self, batch: Expr, column: Expr) -> Chunks:
+        """The chunks that the window of a position sees."""
+        op, sizes, pitch = self.op, extents(self.x[2:]), self.groups * self.filled
+        image, *position = unflatten(column, (self.shape[0], *self.positions))
+        corner = [held(p * stride - pad) for p, stride, pad in zip(position, op.stride, op.padding, strict=True)]
+        start = held(image * count(sizes) * pitch + batch * self.filled)
+
+        def at(k: Expr) -> tuple[Expr, Expr | None]:
+            taps = unflatten(tirx.floordiv(k, self.filled), self.kernel)
+            offset: Expr = 0
+            inside = []
+            for tap, dilation, pad, first, size in zip(taps, op.dilation, op.padding, corner, sizes, strict=True):
+                where = held(first + tap * dilation)
+                inside += [where >= 0, where < size] if pad else []
+                offset = offset * size + where
+            exists = functools.reduce(tirx.And, inside) if inside else None
+            return start + offset * pitch + tirx.floormod(k, self.filled), exists
+
+        return at
+
+    def _write_map(self, source: Buffer, target: Buffer) -> None:
+        pixels = extent(count(self.x[2:]))
+        chunks = self.filled // self.chunk
+        turns = (extent(self.x[0]), self.groups, chunks, pixels)
+
+        def chunk(position: Expr) -> tuple[Expr, Callable[[Expr], Expr]]:
+            image, group, part, pixel = (held(i) for i in unflatten(position, turns))
+            first = (image * self.groups + group) * self.channels
+
+            def element(e: Expr) -> Expr:
+                channel = held(part * self.chunk + e)
+                inside = held(first + T.min(channel, self.channels - 1))
+                return or_zero(channel < self.channels, source[inside * pixels + pixel], target.dtype)
+
+            place = ((image * pixels + pixel) * self.groups + group) * self.filled + part * self.chunk
+            return place, element
+
+        write_chunks(count(turns), target, self.chunk, chunk)
+
+    def _write_weights(self, source: Buffer, target: Buffer) -> None:
+        taps = count(self.kernel)
+        turns = (self.weight[0], taps, self.filled // self.chunk)
+
+        def chunk(position: Expr) -> tuple[Expr, Callable[[Expr], Expr]]:
+            row, tap, part = (held(i) for i in unflatten(position, turns))
+
+            def element(e: Expr) -> Expr:
+                channel = held(part * self.chunk + e)
+                inside = held(row * self.channels + T.min(channel, self.channels - 1))
+                return or_zero(channel < self.channels, source[inside * taps + tap], target.dtype)
+
+            return flat_offset((row, tap, part), turns) * self.chunk, element
+
+        write_chunks(count(turns), target, self.chunk, chunk)
