@@ -15,6 +15,7 @@ from transpiler.ops.base import Op
 from transpiler.ops.blocked_conv import BlockedConv, ConvBlocked, ConvDepthwise, ConvStem
 from transpiler.ops.custom import KernelError
 from transpiler.ops.packed import LinearPacked
+from transpiler.ops.planes import ConvPlanes, WinogradPlanes
 from transpiler.ops.winograd import ConvWinograd
 from transpiler.passes.fusion import FusedStep, GroupStep, ViewStep, partition
 from transpiler.passes.weights import prepared_values, split_program
@@ -193,6 +194,10 @@ def _label(op: Op, arity: int) -> str:
             return f"conv{kernel[0]}x{kernel[1]}" + ("_bias" if arity == 3 else "")
         case ConvWinograd(tile=tile):
             return f"winograd{tile}x{tile}" + ("_bias" if arity == 3 else "")
+        case WinogradPlanes(tile=tile):
+            return f"winograd{tile}x{tile}" + ("_bias" if arity == 3 else "")
+        case ConvPlanes():
+            return "conv" + ("_bias" if arity == 3 else "")
         case ConvDepthwise(kernel=kernel, group=group):
             return f"{'grouped' if group > 1 else 'depthwise'}{kernel[0]}x{kernel[1]}" + ("_bias" if arity == 3 else "")
         case LinearPacked():

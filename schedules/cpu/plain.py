@@ -10,6 +10,9 @@ from transpiler.ir import TensorType
 from transpiler.ops.base import Load, Op, Reduction
 from transpiler.ops.conv import Conv, ConvTranspose
 from transpiler.ops.linalg import Linear, Matmul
+from transpiler.ops.packed import BLOCK
+from transpiler.ops.planes import ConvPlanes, WinogradPlanes
+from transpiler.ops.winograd import filter_from_rows
 
 from ..scalar import Tir
 
@@ -26,6 +29,10 @@ def plain_reduction(op: Op) -> Plain | None:
             return lambda s, x, types, index: _matmul(op, s, x, types, index)
         case Conv():
             return lambda s, x, types, index: _conv(op, s, x, types, index)
+        case ConvPlanes():
+            return lambda s, x, types, index: _conv_planes(op, s, x, types, index)
+        case WinogradPlanes():
+            return lambda s, x, types, index: _winograd_planes(op, s, x, types, index)
         case ConvTranspose():
             return lambda s, x, types, index: _conv_transpose(op, s, x, types, index)
     return None
@@ -75,26 +82,75 @@ def _matmul(op: Matmul, s: Tir, x: Sequence[Load], types: Sequence[TensorType], 
 def _conv(op: Conv, s: Tir, x: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Reduction:
     n, channel, *position = index
     out_channels, group_size, *kernel = types[1].static_shape()
-    spatial = [s.size(size) for size in types[0].shape[2:]]
     first = s.floordiv(channel, out_channels // op.groups) * group_size if op.groups > 1 else 0
 
     def body(r: Sequence[Expr]) -> Expr:
         inner, *taps = r
-        inside: Expr = None
-        places = []
-        for axis, size in enumerate(spatial):
-            place = position[axis] * op.stride[axis] + taps[axis] * op.dilation[axis] - op.padding[axis]
-            places.append(place)
-            if op.padding[axis]:
-                fits = s.logical_and(place >= 0, place < size)
-                inside = fits if inside is None else s.logical_and(inside, fits)
-        value = x[0](n, first + inner, *places)
-        if inside is not None:
-            value = s.guarded(inside, value, s.const(0, types[0].dtype))
+        value = _at_taps(op, s, x[0], types[0], (n, first + inner), position, taps)
         return s.wrapping(operator.mul, value, x[1](channel, inner, *taps))
 
     bias = x[2](channel) if len(x) == 3 else None
     return _sum(s, types[0].dtype, [group_size, *kernel], body, bias)
+
+
+def _at_taps(
+    op: Conv, s: Tir, x: Load, type_: TensorType, plane: Sequence[Expr], position: Sequence[Expr], taps: Sequence[Expr]
+) -> Expr:
+    """The element of the map that meets `taps` at an output position; 0 in the padding."""
+    inside: Expr = None
+    places = []
+    for axis, size in enumerate(s.size(size) for size in type_.shape[2:]):
+        place = position[axis] * op.stride[axis] + taps[axis] * op.dilation[axis] - op.padding[axis]
+        places.append(place)
+        if op.padding[axis]:
+            fits = s.logical_and(place >= 0, place < size)
+            inside = fits if inside is None else s.logical_and(inside, fits)
+    value = x(*plane, *places)
+    return value if inside is None else s.guarded(inside, value, s.const(0, type_.dtype))
+
+
+def _conv_planes(
+    op: ConvPlanes, s: Tir, x: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
+) -> Reduction:
+    n, channel, *position = index
+    block, lane = s.floordiv(channel, BLOCK), s.floormod(channel, BLOCK)
+
+    def body(r: Sequence[Expr]) -> Expr:
+        inner, *taps = r
+        value = _at_taps(op.plain(), s, x[0], types[0], (n, inner), position, taps)
+        return s.wrapping(operator.mul, value, x[1](block, inner, *taps, lane))
+
+    bias = x[2](channel) if len(x) == 3 else None
+    return _sum(s, types[0].dtype, types[1].static_shape()[1:-1], body, bias)
+
+
+def _winograd_planes(
+    op: WinogradPlanes, s: Tir, x: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
+) -> Reduction:
+    """The direct sum, with the filter from its values at the points."""
+    n, channel, *position = index
+    block, lane = s.floordiv(channel, BLOCK), s.floormod(channel, BLOCK)
+    terms, width = filter_from_rows(op.tile), op.tile + 2
+
+    def factor(inner: Expr, y: int, z: int) -> Expr:
+        inner_block, inner_lane = s.floordiv(inner, BLOCK), s.floormod(inner, BLOCK)
+        total = s.const(0, types[0].dtype)
+        for v, a in terms[y]:
+            for u, b in terms[z]:
+                part = x[1](block, v * width + u, inner_block, inner_lane, lane)
+                total += s.const(a * b, types[0].dtype) * part
+        return total
+
+    def body(r: Sequence[Expr]) -> Expr:
+        total = s.const(0, types[0].dtype)
+        for y in range(3):
+            for z in range(3):
+                value = _at_taps(op.plain(), s, x[0], types[0], (n, r[0]), position, (y, z))
+                total += s.bind(value) * factor(r[0], y, z)
+        return total
+
+    bias = x[2](channel) if len(x) == 3 else None
+    return _sum(s, types[0].dtype, [types[0].shape[1]], body, bias)
 
 
 def _conv_transpose(

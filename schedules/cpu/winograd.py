@@ -21,6 +21,10 @@ from ..tir import LANES, Buffer, local, splat
 Expr = Any
 
 
+# A constant, in the form of what it multiplies.
+Factor = Callable[[float], Expr]
+
+
 class Factors:
     """Numbers to multiply by, stored in a buffer when this is made."""
 
@@ -44,7 +48,7 @@ def transform_factors(tile: int) -> set[float]:
     return values - {0.0, 1.0}
 
 
-def _scaled(value: Expr, factor: float, factors: Factors) -> Expr:
+def _scaled(value: Expr, factor: float, factors: Factor) -> Expr:
     return value if factor == 1.0 else value * factors(factor)
 
 
@@ -56,7 +60,7 @@ def _polynomial(roots: Sequence[float]) -> list[float]:
     return result
 
 
-def _sum(terms: Sequence[tuple[float, Expr]], factors: Factors) -> Expr:
+def _sum(terms: Sequence[tuple[float, Expr]], factors: Factor) -> Expr:
     """The terms with factors other than 0; those of factor 1 first, so that the others are multiply-adds onto them."""
     ordered = sorted((term for term in terms if term[0] != 0.0), key=lambda term: term[0] != 1.0)
     (factor, value), *rest = ordered
@@ -66,7 +70,7 @@ def _sum(terms: Sequence[tuple[float, Expr]], factors: Factors) -> Expr:
     return total
 
 
-def input_line(tile: int, line: Sequence[Expr], factors: Factors) -> list[Expr]:
+def input_line(tile: int, line: Sequence[Expr], factors: Factor) -> list[Expr]:
     """B^T d: `tile` + 2 values of a line of the map at the points 0, +p, -p, ..., infinity.
 
     Each is the line times a polynomial's coefficients: all points' roots but its own. A line of `tile` + 1 values has
@@ -86,7 +90,7 @@ def input_line(tile: int, line: Sequence[Expr], factors: Factors) -> list[Expr]:
     return result
 
 
-def output_line(tile: int, line: Sequence[Expr], factors: Factors) -> list[Expr]:
+def output_line(tile: int, line: Sequence[Expr], factors: Factor) -> list[Expr]:
     """A^T m: the `tile` outputs of a line of products at the points, with or without infinity."""
     zero, *pairs = line[: tile + 1]
     sums = [pairs[2 * i] + pairs[2 * i + 1] for i in range(len(POINTS[tile]))]
@@ -103,12 +107,12 @@ def output_line(tile: int, line: Sequence[Expr], factors: Factors) -> list[Expr]
     return result
 
 
-def strided_input_line(tile: int, line: Sequence[Expr], factors: Factors) -> list[Expr]:
+def strided_input_line(tile: int, line: Sequence[Expr], factors: Factor) -> list[Expr]:
     """The same at stride 2: the even places at the points, then the odd ones as they are."""
     return [*input_line(tile, line[0::2], factors), *line[1::2]]
 
 
-def strided_output_line(tile: int, line: Sequence[Expr], factors: Factors) -> list[Expr]:
+def strided_output_line(tile: int, line: Sequence[Expr], factors: Factor) -> list[Expr]:
     """The outputs of both parts."""
     points, plain = line[: tile + 1], line[tile + 1 :]
     return [a + b for a, b in zip(output_line(tile, points, factors), plain, strict=True)]

@@ -5,6 +5,7 @@ Two forms:
 * `direct`: a thread computes a tile of the result in registers and reads both operands where they lie. The threads of a
   workgroup lie beside each other along the columns, so that neighbours read neighbours. Limited by loads: rows +
   columns of them for rows * columns multiply-adds. For devices whose loads are cached and whose barriers cost much.
+  An operand with `Quads` is read four elements at once.
 * `staged`: a workgroup copies a block of both operands to shared memory, `depth` of the summed dim at a time, and each
   thread reads its tile's rows and columns from there: every element is read from memory once per workgroup. Two
   barriers per block.
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -25,7 +26,6 @@ from tvm.tirx.script.builder import ir as T
 from ..sizes import Extent, ceil_div, count, is_fixed
 from ..tir import unflatten, when
 from ..vectors import held
-from .epilogue import Epilogue
 from .workgroup import barrier, private, shared, workgroups
 
 Expr = Any
@@ -38,15 +38,39 @@ Operand = Callable[[Expr, Expr], Line]
 Place = Callable[[Expr, Expr], Callable[[Expr], Sequence[Expr]]]
 
 
+QUAD = 4
+
+
+class Sink(Protocol):
+    """Where results go: the group's epilogue, mostly."""
+
+    def store(self, index: Sequence[Expr], value: Expr) -> None:
+        """The element at `index`, as `place` gives it."""
+
+
+@dataclass(frozen=True)
+class Quads:
+    """An operand by vectors of four elements that lie side by side in memory, from a multiple of four on.
+
+    `line` gives those of the four rows (columns) from the given one on, a multiple of four; `along`: those of one row
+    (column) at four times the given index of the last summed loop.
+    """
+
+    line: Operand
+    along: bool = False
+
+
 @dataclass(frozen=True)
 class Tile:
-    """What a thread computes, and how the threads of a workgroup lie. `depth` 0: the direct form."""
+    """What a thread computes, and how the threads of a workgroup lie. `depth` 0: the direct form. A thread's columns
+    are `column_threads` apart, runs of `run` of them side by side."""
 
     rows: int
     columns: int
     row_threads: int
     column_threads: int
     depth: int = 0
+    run: int = 1
 
     @property
     def threads(self) -> int:
@@ -63,7 +87,11 @@ class Tile:
 
 @dataclass(frozen=True)
 class Product:
-    """result[batch, row, column] = sum over `inner` of left * right, + biases."""
+    """result[batch, row, column] = sum over `inner` of left * right, + biases.
+
+    `left_quads` and `right_quads` are other ways to read the operands. Quads across rows (columns) need a number of
+    rows (columns) that is a multiple of four, quads along the summed dim that of its last loop.
+    """
 
     batches: Extent
     rows: Extent
@@ -75,8 +103,10 @@ class Product:
     dtype: str = "float32"
     row_bias: Callable[[Expr, Expr], Expr] | None = None  # of (batch, row)
     column_bias: Callable[[Expr, Expr], Expr] | None = None  # of (batch, column)
+    left_quads: Quads | None = None
+    right_quads: Quads | None = None
 
-    def emit(self, tile: Tile, epilogue: Epilogue) -> None:
+    def emit(self, tile: Tile, epilogue: Sink) -> None:
         """One kernel at the root of the function."""
         row_blocks, column_blocks = ceil_div(self.rows, tile.block_rows), ceil_div(self.columns, tile.block_columns)
         with workgroups(self.batches * row_blocks * column_blocks, tile.threads) as (group, thread):
@@ -107,13 +137,18 @@ class Product:
                 sums.store(i * tile.columns + j, first)
 
     def _direct(self, tile: Tile, batch: Expr, corner: _Corner, sums: Any) -> None:
-        left = [self.left(batch, self._row(corner.own_row(tile, i), tile)) for i in range(tile.rows)]
-        right = [self.right(batch, self._column(corner.own_column(tile, j), tile)) for j in range(tile.columns)]
+        rows = [self._row(corner.own_row(tile, i), tile) for i in range(tile.rows)]
+        columns = [self._column(corner.own_column(tile, j), tile) for j in range(tile.columns)]
+        left = _side(self.left, self.left_quads, batch, rows, 1 if tile.rows % QUAD else QUAD)
+        right = _side(self.right, self.right_quads, batch, columns, tile.run)
+        step = QUAD if left.along or right.along else 1
         with ExitStack() as loops:
             index = [loops.enter_context(T.serial(0, extent)) for extent in self.inner[:-1]]
-            rows, columns = [line(index) for line in left], [line(index) for line in right]
-            last = loops.enter_context(T.serial(0, self.inner[-1]))
-            _multiply_add(tile, sums, [row(last) for row in rows], [column(last) for column in columns])
+            left_lines, right_lines = left.ready(index), right.ready(index)
+            last = loops.enter_context(T.serial(0, self.inner[-1] // step))
+            left_elements, right_elements = left_lines(last, step), right_lines(last, step)
+            for k in range(step):
+                _multiply_add(tile, sums, left_elements(k), right_elements(k))
 
     def _staged(self, tile: Tile, batch: Expr, corner: _Corner, sums: Any) -> None:
         total = count(self.inner)
@@ -154,7 +189,7 @@ class Product:
     def _column(self, column: Expr, tile: Tile) -> Expr:
         return held(column if _divides(tile.block_columns, self.columns) else T.min(column, self.columns - 1))
 
-    def _store(self, tile: Tile, batch: Expr, corner: _Corner, sums: Any, epilogue: Epilogue) -> None:
+    def _store(self, tile: Tile, batch: Expr, corner: _Corner, sums: Any, epilogue: Sink) -> None:
         """The sums through the epilogue, in a loop over a copy of them: an array that is indexed by a variable lies in
         memory, and as many copies of the epilogue as the tile has elements take seconds to compile."""
         copy = private(tile.rows * tile.columns, self.dtype)
@@ -184,7 +219,76 @@ class _Corner:
         return self.row + self.down * tile.rows + number
 
     def own_column(self, tile: Tile, number: Expr) -> Expr:
-        return self.column + number * tile.column_threads + self.across
+        if tile.run == 1:
+            return self.column + number * tile.column_threads + self.across
+        run, lane = (
+            divmod(number, tile.run)
+            if isinstance(number, int)
+            else (tirx.floordiv(number, tile.run), tirx.floormod(number, tile.run))
+        )
+        return self.column + (run * tile.column_threads + self.across) * tile.run + lane
+
+
+# The elements of a side at one of the steps of a turn of the last summed loop.
+Elements = Callable[[int], Sequence[Expr]]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """The rows (columns) of a thread's tile; `ready` is given the indices of the summed loops but the last, then a turn
+    of that one and the number of its elements in a turn."""
+
+    ready: Callable[[Sequence[Expr]], Callable[[Expr, int], Elements]]
+    along: bool = False
+
+
+def _side(single: Operand, quads: Quads | None, batch: Expr, places: Sequence[Expr], run: int) -> _Side:
+    """`run`: how many of `places` at least lie side by side from a multiple of that on."""
+    if quads is not None and quads.along:
+        return _along(quads, batch, places)
+    if quads is not None and run == QUAD:
+        return _across(quads, batch, places)
+    lines = [single(batch, place) for place in places]
+
+    def ready(outer: Sequence[Expr]) -> Callable[[Expr, int], Elements]:
+        at = [line(outer) for line in lines]
+        return lambda turn, step: lambda k: [element(turn if step == 1 else turn * step + k) for element in at]
+
+    return _Side(ready)
+
+
+def _across(quads: Quads, batch: Expr, places: Sequence[Expr]) -> _Side:
+    lines = [quads.line(batch, place) for place in places[::QUAD]]
+
+    def ready(outer: Sequence[Expr]) -> Callable[[Expr, int], Elements]:
+        at = [line(outer) for line in lines]
+        return lambda turn, step: (
+            lambda k: [lane for vector in at for lane in _lanes(vector(turn if step == 1 else turn * step + k))]
+        )
+
+    return _Side(ready)
+
+
+def _along(quads: Quads, batch: Expr, places: Sequence[Expr]) -> _Side:
+    lines = [quads.line(batch, place) for place in places]
+
+    def ready(outer: Sequence[Expr]) -> Callable[[Expr, int], Elements]:
+        at = [line(outer) for line in lines]
+
+        def elements(turn: Expr, _step: int) -> Elements:
+            vectors = [_lanes(vector(turn)) for vector in at]
+            return lambda k: [lanes[k] for lanes in vectors]
+
+        return elements
+
+    return _Side(ready, along=True)
+
+
+def _lanes(vector: Expr) -> list[Expr]:
+    """The elements of a vector, which is loaded once."""
+    kept = private(QUAD, str(vector.dtype if hasattr(vector, "dtype") else vector.ty.dtype).partition("x")[0])
+    kept.store_vector(0, vector, QUAD)
+    return [kept[lane] for lane in range(QUAD)]
 
 
 def _multiply_add(tile: Tile, sums: Any, left: Sequence[Expr], right: Sequence[Expr]) -> None:

@@ -9,7 +9,7 @@ from transpiler.ir import Array, Program, verify
 from transpiler.ops.blocked_conv import ConvBlocked
 from transpiler.ops.packed import PackChannels, PackConv, UnpackChannels
 from transpiler.ops.winograd import ConvWinograd, PackWinograd
-from transpiler.passes import EXACT_PIPELINE, FAST_CONVOLUTIONS, PIPELINE, run_passes
+from transpiler.passes import EXACT_PIPELINE, FAST_CONVOLUTIONS, PIPELINE, PIPELINES, run_passes
 from transpiler.passes.winograd import best_tile
 from transpiler.schedule import schedule
 from transpiler.target import load_target
@@ -192,3 +192,16 @@ def test_one_bright_pixel_stays_within_the_tolerance(value: float) -> None:
     assert np.abs(got[4] - exact).max() <= 128 * eps * np.abs(exact).max()
     bounded = [1 / (1 + np.exp(-values.astype(np.float64))) for values in (got[2], exact)]
     assert np.abs(bounded[0] - bounded[1]).max() <= 128 * eps
+
+
+def test_maps_as_they_come() -> None:
+    """On Vulkan: the same algorithm on plain maps, direct sums with packed filters where it does not pay or may not."""
+    usual, exact = PIPELINES["vulkan"].usual, PIPELINES["vulkan"].exact
+    before = conv(32, 20)
+    after = run_passes(before, usual)
+    assert [name for name in names(after) if name.endswith("_planes")] == ["winograd_planes"]
+    assert_same_meaning(before, after)
+    direct = run_passes(before, exact)
+    assert [name for name in names(direct) if name.endswith("_planes")] == ["conv_planes"]
+    assert_same_meaning(before, direct)
+    assert "conv_planes" in names(run_passes(conv(32, 20, stride=2), usual))

@@ -21,7 +21,10 @@ from transpiler.ops import REGISTRY
 from transpiler.ops.activation import Gelu
 from transpiler.ops.base import Op
 from transpiler.ops.elementwise import Add
-from transpiler.schedule import schedule
+from transpiler.ops.packed import PackConvStem
+from transpiler.ops.winograd import PackWinograd
+from transpiler.schedule import import_schedule, schedule
+from transpiler.spirv.reflect import reflect
 from transpiler.target import Gpu, Target, load_target
 
 DIRECT = load_target("vulkan")
@@ -99,6 +102,26 @@ def test_convolution(name: str, target: Target, device: Device) -> None:
     check_op(device, target, R["conv"](*geometry), draw(*x), draw(*weight), draw(weight[0]), terms=terms)
 
 
+def test_winograd_of_many_images_in_parts(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A workspace that does not hold all images at once."""
+    monkeypatch.setattr(import_schedule("vulkan.winograd"), "WORKSPACE", 1 << 17)
+    x, filters = draw(5, 8, 12, 13), draw(20, 8, 3, 3)
+    group = op_group(R["winograd_planes"](20, (1, 1), 4), [x, PackWinograd(4).reference(filters)])
+    assert len(compile_kernel(schedule(group, DIRECT, "kernel"), DIRECT)[0]) > 3
+    exact = R["conv"]((1, 1), (1, 1), (1, 1)).reference(x.astype(np.float64), filters.astype(np.float64))
+    check(run(device, group, DIRECT, x, PackWinograd(4).reference(filters)), exact, terms=8 * 36)
+
+
+def test_quads_are_read_at_once() -> None:
+    """Both operands of a 1x1 convolution, by vectors of four elements."""
+    group = op_group(R["conv_planes"](32, (1, 1), (0, 0), (1, 1)), [draw(1, 16, 8, 8), draw(2, 16, 1, 1, 16)])
+    _, files = compile_kernel(schedule(group, DIRECT, "kernel"), DIRECT)
+    (code,) = files.values()
+    found = reflect(code)
+    assert sum(name.endswith("_quads") for name in found.names) == 2, found.names
+    assert found.bindings == (0, 0, 1, 1, 2)
+
+
 def fused(op: Op, inputs: list[Array], residual: Array) -> Group:
     """op, then GELU, then a sum with a tensor of the result's shape."""
     (first,) = op_group(op, inputs).nodes
@@ -109,11 +132,19 @@ def fused(op: Op, inputs: list[Array], residual: Array) -> Group:
 
 
 @FORMS
-@pytest.mark.parametrize("name", ["linear", "conv", "softmax"])
+@pytest.mark.parametrize("name", ["linear", "conv", "conv_planes", "winograd_planes", "softmax"])
 def test_what_stands_behind_is_fused(name: str, target: Target, device: Device) -> None:
     cases: dict[str, tuple[Op, list[Array]]] = {
         "linear": (R["linear"](), [draw(21, 40), draw(30, 40), draw(30)]),
         "conv": (R["conv"]((1, 1), (1, 1), (1, 1), 1), [draw(1, 4, 9, 9), draw(18, 4, 3, 3), draw(18)]),
+        "conv_planes": (
+            R["conv_planes"](18, (1, 1), (0, 0), (1, 1)),
+            [draw(2, 4, 6, 10), PackConvStem().reference(draw(18, 4, 1, 1)), draw(18)],
+        ),
+        "winograd_planes": (
+            R["winograd_planes"](18, (1, 1), 4),
+            [draw(2, 4, 9, 7), PackWinograd(4).reference(draw(18, 4, 3, 3)), draw(18)],
+        ),
         "softmax": (R["softmax"](1), [draw(5, 70)]),
     }
     op, inputs = cases[name]
@@ -181,6 +212,8 @@ def test_every_module_is_valid(target: Target, tmp_path: Path) -> None:
         (R["linear"](), [draw(9, 20), draw(7, 20), draw(7)]),
         (R["matmul"](), [draw(2, 9, 20), draw(2, 20, 7)]),
         (R["conv"]((1, 1), (1, 1), (1, 1), 1), [draw(1, 4, 9, 9), draw(18, 4, 3, 3)]),
+        (R["conv_planes"](18, (1, 1), (0, 0), (1, 1)), [draw(1, 4, 8, 9), PackConvStem().reference(draw(18, 4, 1, 1))]),
+        (R["winograd_planes"](18, (1, 1), 2), [draw(1, 4, 9, 9), PackWinograd(2).reference(draw(18, 4, 3, 3))]),
         (R["conv"]((1, 1), (1, 1), (1, 1), 4), [draw(1, 4, 9, 9), draw(4, 1, 3, 3)]),
         (R["softmax"](1), [draw(3, 2000)]),
         (R["layer_norm"](1, 1e-5), [draw(40, 60)]),

@@ -30,6 +30,7 @@ from transpiler.ops import order as order
 from transpiler.ops import orthogonal as orthogonal
 from transpiler.ops import packed as packed
 from transpiler.ops import phases as phases
+from transpiler.ops import planes as planes
 from transpiler.ops import pool as pool
 from transpiler.ops import power as power
 from transpiler.ops import random as random

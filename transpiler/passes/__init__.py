@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from transpiler.ir import Graph, IRError, Program, verify
-from transpiler.passes import decompose, fold, half, large_weights, layout, simplify, winograd
+from transpiler.passes import decompose, fold, half, large_weights, layout, planes, simplify, winograd
 
 Pass = Callable[[Program], Program]
 
@@ -62,15 +62,21 @@ UNFOLDED_PIPELINE: tuple[Pass, ...] = (
 )
 
 
-# Matrices and maps stay as PyTorch has them: schedules for GPUs bring tiles into shared memory by themselves.
+FAST_PLANES = on_each(planes.fast_convolutions)
+
+# Maps stay as PyTorch has them: schedules for GPUs bring tiles into registers or shared memory by themselves.
 GPU_PIPELINE: tuple[Pass, ...] = (
     *CLEAN_UP,
     on_each(half.half_floats),
     on_each(fold.batch_norm),
     on_each(decompose.conv1d),
     on_each(large_weights.in_pieces),
+    FAST_PLANES,
+    on_each(planes.packed_filters),
     *CLEAN_UP,
 )
+
+EXACT_GPU_PIPELINE: tuple[Pass, ...] = tuple(step for step in GPU_PIPELINE if step is not FAST_PLANES)
 
 UNFOLDED_GPU_PIPELINE: tuple[Pass, ...] = (
     *CLEAN_UP,
@@ -110,7 +116,7 @@ class Pipelines:
 
 PIPELINES = {
     "cpu": Pipelines(PIPELINE, EXACT_PIPELINE, UNFOLDED_PIPELINE),
-    "vulkan": Pipelines(GPU_PIPELINE, GPU_PIPELINE, UNFOLDED_GPU_PIPELINE),
+    "vulkan": Pipelines(GPU_PIPELINE, EXACT_GPU_PIPELINE, UNFOLDED_GPU_PIPELINE),
     "cuda": Pipelines(CUDA_PIPELINE, CUDA_PIPELINE, UNFOLDED_CUDA_PIPELINE),
 }
 

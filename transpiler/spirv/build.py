@@ -16,7 +16,7 @@ from .dtypes import FEATURES, Capability, DType, parse
 from .kernel import Binding, Kernel
 from .memory import Memory
 from .module import Module, encode, text_words
-from .opcodes import GL_COMPUTE, Decoration, ExecutionMode, Op
+from .opcodes import GL_COMPUTE, ExecutionMode, Op
 from .statements import Statements
 
 BUILD_FUNCTION = "target.build.vulkan"
@@ -104,9 +104,7 @@ def _build(
         if hasattr(parameter.ty, "element_type"):
             dtype, _ = parse(str(parameter.ty.element_type.dtype))
             buffers.append((position, parameter, dtype))
-            body.storages[parameter] = memory.buffer(
-                parameter.name, dtype, restrict=restrict, windows=windows.get(position, 1)
-            )
+            body.storages[parameter] = memory.buffer(parameter.name, dtype, windows=windows.get(position, 1))
         else:
             scalars.append((position, parameter, _scalar_dtype(parameter)))
     push, values = memory.push_constants([(position, p.name, dtype) for position, p, dtype in scalars])
@@ -115,9 +113,7 @@ def _build(
     body.statement(function.body)
     module.leave()
     for _, parameter, _ in buffers:
-        if not body.storages[parameter].written:
-            for variable in body.storages[parameter].variables:
-                module.decorate(variable, Decoration.NON_WRITABLE)
+        memory.finish(body.storages[parameter], restrict=restrict)
     controls = _float_controls(module, main)
     launch = body.launch
     entry = encode(Op.ENTRY_POINT, GL_COMPUTE, main, *text_words(name), *module.interface)

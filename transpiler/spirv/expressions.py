@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tvm import sym, tirx
+
 from . import functions
 from .arithmetic import Arithmetic, Value
 from .control import choose
 from .dtypes import DType, parse, unsupported
-from .memory import Memory, Storage
+from .memory import QUAD, Memory, Storage
 
 Lanes = tuple[Value, ...]
 
@@ -22,6 +24,16 @@ def dtype_of(node: Any) -> tuple[DType, int]:
     """The dtype and the lanes of an expression."""
     type_ = node.ty
     return parse(str(type_.dtype if hasattr(type_, "dtype") else type_))
+
+
+def _is_quad(index: Any) -> bool:
+    """Whether these are QUAD elements side by side from a multiple of QUAD on, as far as its form shows."""
+    if not isinstance(index, tirx.Ramp) or int(index.lanes) != QUAD:
+        return False
+    if not (isinstance(index.stride, tirx.IntImm) and int(index.stride.value) == 1):
+        return False
+    known = sym.Analyzer().modular_set(index.base)
+    return int(known.coeff) % QUAD == 0 and int(known.base) % QUAD == 0
 
 
 class Expressions:
@@ -166,7 +178,10 @@ class Expressions:
     _TensorLoad = _BufferLoad
 
     def load(self, buffer: Any, indices: Any) -> Lanes:
-        storage, index = self.storage(buffer), self.index(indices)
+        storage = self.storage(buffer)
+        if storage.has_quads and len(indices) == 1 and _is_quad(indices[0]):
+            return self.memory.load_quad(storage, self.scalar(indices[0].base))
+        index = self.index(indices)
         return tuple(self.memory.load(storage, lane) for lane in index)
 
     def storage(self, buffer: Any) -> Storage:

@@ -19,10 +19,13 @@ from .words import read_part, write_part
 # The specialization constant that is true where buffers of several windows are bound in pieces.
 SPLIT = 0
 
+QUAD = 4  # elements of a vector in memory
+
 
 @dataclass(eq=False)
 class Storage:
-    """An array in memory: `dtype` is TIR's, `element` what lies there.
+    """An array in memory: `dtype` is TIR's, `element` what lies there. `quads` is the same memory as
+    vectors of four elements, 0 until something reads it so.
 
     A buffer of several `variables` is bound in as many pieces, each of `window` elements but for the last, where the
     device cannot bind it at once; else the first of them is all of it. One that is `packed` is seen as words of 32
@@ -37,11 +40,20 @@ class Storage:
     window: int = 0
     packed: bool = False
     helpers: dict[str, int] = field(default_factory=dict)
+    name: str = ""
+    binding: int = 0
+    quads: int = 0
 
     @property
     def carried(self) -> DType:
         """How an element goes to and from helper functions, which take no values of 8 or 16 bits."""
         return FLOAT32 if self.element == FLOAT16 else self.element.register
+
+    @property
+    def has_quads(self) -> bool:
+        """Whether four elements from a multiple of four on can be read at once."""
+        whole = self.storage_class == StorageClass.STORAGE_BUFFER and len(self.variables) == 1
+        return whole and self.element.bits == 32 and self.dtype == self.element
 
 
 class Memory:
@@ -59,10 +71,10 @@ class Memory:
         self.shared_bytes = 0
         self._bindings = 0
         self._buffers = 0
-        self._blocks: dict[DType, int] = {}
+        self._blocks: dict[tuple[DType, int], int] = {}
         self._builtins: dict[BuiltIn, int] = {}
 
-    def buffer(self, name: str, dtype: DType, *, restrict: bool, windows: int = 1) -> Storage:
+    def buffer(self, name: str, dtype: DType, *, windows: int = 1) -> Storage:
         """A storage buffer of set 0, at the next bindings."""
         element, module = dtype.storage, self.module
         packed = self.packed and element.bits < 32
@@ -70,28 +82,45 @@ class Memory:
             module.need(Capability.STORAGE_BUFFER_8BIT)
         if element.bits == 16 and not packed:
             module.need(Capability.STORAGE_BUFFER_16BIT)
-        held = UINT32 if packed else element
-        if held not in self._blocks:
-            array = module.runtime_array(module.scalar_type(held), held.nbytes)
-            self._blocks[held] = module.struct(array)
-            module.member_offset(self._blocks[held], 0, 0)
-            module.name(self._blocks[held], f"array_of_{held}")
-        pointer = module.pointer(StorageClass.STORAGE_BUFFER, self._blocks[held])
-        variables = []
-        for number in range(windows):
-            variable = module.variable(pointer, StorageClass.STORAGE_BUFFER)
-            module.name(variable, f"{name}_{number}" if number else name)
-            module.decorate(variable, Decoration.DESCRIPTOR_SET, 0)
-            module.decorate(variable, Decoration.BINDING, self._bindings)
-            if restrict:
-                module.decorate(variable, Decoration.RESTRICT)
-            variables.append(variable)
-            self._bindings += 1
+        held, first = UINT32 if packed else element, self._bindings
+        self._bindings += windows
+        variables = tuple(
+            self._bound(f"{name}_{number}" if number else name, held, 1, first + number) for number in range(windows)
+        )
         # What other threads change is read as they write it.
         written = packed and self._buffers in self._rewritten
         self._buffers += 1
         window = self.window_bytes // element.nbytes
-        return Storage(tuple(variables), StorageClass.STORAGE_BUFFER, dtype, element, written, window, packed)
+        return Storage(
+            variables, StorageClass.STORAGE_BUFFER, dtype, element, written, window, packed, name=name, binding=first
+        )
+
+    def _bound(self, name: str, element: DType, lanes: int, binding: int) -> int:
+        """A variable for a binding, an array of elements or of vectors of `lanes`."""
+        module, key = self.module, (element, lanes)
+        if key not in self._blocks:
+            type_ = module.scalar_type(element)
+            type_ = type_ if lanes == 1 else module.type(Op.TYPE_VECTOR, type_, lanes)
+            array = module.runtime_array(type_, element.nbytes * lanes)
+            self._blocks[key] = module.struct(array)
+            module.member_offset(self._blocks[key], 0, 0)
+            module.name(self._blocks[key], f"array_of_{element}" + f"x{lanes}" * (lanes > 1))
+        pointer = module.pointer(StorageClass.STORAGE_BUFFER, self._blocks[key])
+        variable = module.variable(pointer, StorageClass.STORAGE_BUFFER)
+        module.name(variable, name)
+        module.decorate(variable, Decoration.DESCRIPTOR_SET, 0)
+        module.decorate(variable, Decoration.BINDING, binding)
+        return variable
+
+    def finish(self, storage: Storage, *, restrict: bool) -> None:
+        """Says of a buffer what is known when the kernel is written. `restrict`: no other buffer is the same memory."""
+        for variable in (*storage.variables, *filter(None, [storage.quads])):
+            if not storage.written:
+                self.module.decorate(variable, Decoration.NON_WRITABLE)
+            if storage.written and storage.quads:
+                self.module.decorate(variable, Decoration.ALIASED)
+            elif restrict:
+                self.module.decorate(variable, Decoration.RESTRICT)
 
     def array(self, name: str, dtype: DType, size: int, *, shared: bool) -> Storage:
         """An array of the workgroup or of the invocation, of undefined contents."""
@@ -156,6 +185,22 @@ class Memory:
             path.insert(0, self.module.constant(0, UINT32))
         pointer = self.module.pointer(storage.storage_class, element)
         return self.module.pure(Op.ACCESS_CHAIN, pointer, variable, *path)
+
+    def load_quad(self, storage: Storage, index: Value) -> tuple[Value, ...]:
+        """Four elements; `index`, that of the first one, is a multiple of four."""
+        module = self.module
+        if not storage.quads:
+            storage.quads = self._bound(f"{storage.name}_quads", storage.element, QUAD, storage.binding)
+        element = module.scalar_type(storage.element)
+        vector = module.type(Op.TYPE_VECTOR, element, QUAD)
+        pointer = module.pointer(StorageClass.STORAGE_BUFFER, vector)
+        place = self.s.shift_right(index, self.s.const(2, index.dtype))
+        address = module.pure(Op.ACCESS_CHAIN, pointer, storage.quads, module.constant(0, UINT32), place.id)
+        loaded = module.result(Op.LOAD, vector, address)
+        return tuple(
+            Value(self.s, module.pure(Op.COMPOSITE_EXTRACT, element, loaded, lane), storage.dtype)
+            for lane in range(QUAD)
+        )
 
     def _read(self, storage: Storage, variable: int, index: Value) -> int:
         """The element, small ints widened."""

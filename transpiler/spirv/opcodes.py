@@ -135,6 +135,7 @@ class Decoration(IntEnum):
     ARRAY_STRIDE = 6
     BUILT_IN = 11
     RESTRICT = 19
+    ALIASED = 20
     NON_WRITABLE = 24
     BINDING = 33
     DESCRIPTOR_SET = 34
