@@ -41,6 +41,13 @@ def _ldmatrix_text(name: str, form: str) -> str:
     )
 
 
+def _pack_text(word: str) -> str:
+    return (
+        f"unsigned pack_{word}(float low, float high) {{ unsigned x; "
+        f'asm("cvt.rn.{word}x2.f32 %0, %1, %2;" : "=r"(x) : "f"(high), "f"(low)); return x; }}'
+    )
+
+
 _TEXTS = {
     "shared_address": "unsigned shared_address(const void *p) { return (unsigned)__cvta_generic_to_shared(p); }",
     "copy_async": (
@@ -70,8 +77,11 @@ _TEXTS = {
         '"memory"); return x; }'
     ),
     "move_16": "void move_16(void *to, const void *from) { *(uint4 *)to = *(const uint4 *)from; }",
+    "move_4": "void move_4(void *to, const void *from) { *(unsigned *)to = *(const unsigned *)from; }",
     "move_8": "void move_8(void *to, const void *from) { *(uint2 *)to = *(const uint2 *)from; }",
     "sync_warp": "void sync_warp() { __syncwarp(); }",
+    "pack_f16": _pack_text("f16"),
+    "pack_bf16": _pack_text("bf16"),
     **{f"mma_{word}": _mma_text(word, depth) for word, depth in KINDS.values()},
 }
 
@@ -123,6 +133,11 @@ def mma(kind: str, sums: Buffer, place: Expr, a: Buffer, a_place: Expr, b: Buffe
     T.evaluate(_call(f"mma_{word}", pointer(sums, place), pointer(a, a_place), pointer(b, b_place)))
 
 
+def pack(kind: str, low: Expr, high: Expr) -> Expr:
+    """Two float32 as half floats in a word, rounded to nearest."""
+    return _call(f"pack_{KINDS[kind][0]}", low, high, returns="uint32")
+
+
 def round_to_tf32(words: Buffer, place: Expr) -> None:
     """Rounds the float32 in a word to 10 bits of mantissa, ties away from zero; the hardware would cut them off."""
     T.evaluate(_call("round_to_tf32", pointer(words, place)))
@@ -154,7 +169,7 @@ def moved(address: Expr, offset: Expr) -> Expr:
 
 
 def move(to: Buffer, to_offset: Expr, source: Buffer, offset: Expr, size: int) -> None:
-    """8 or 16 bytes at once, both sides aligned to that."""
+    """4, 8 or 16 bytes at once, both sides aligned to that."""
     T.evaluate(_call(f"move_{size}", pointer(to, to_offset), pointer(source, offset)))
 
 
@@ -172,6 +187,12 @@ def sync_warp() -> None:
 def pointer(buffer: Buffer, offset: Expr) -> Expr:
     """The address of an element."""
     return tirx.address_of(buffer.handle[buffer.base + offset])
+
+
+def resident(blocks: int) -> Any:
+    """A context within a kernel: so many blocks shall fit on a multiprocessor. Without it, the compiler spills a few
+    registers where that makes room for one more."""
+    return T.attr({"tirx.launch_bounds_min_blocks_per_sm": blocks})
 
 
 @contextmanager

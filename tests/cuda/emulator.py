@@ -14,7 +14,7 @@ from transpiler.gpu.cuda import TYPES
 from transpiler.ir import Array
 
 HEADER = Path(__file__).with_name("emulator.h")
-_KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(([^)]*)\);')
+_KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(([^)]*)\);')
 _SHARED = re.compile(
     r"__shared__ (?:(?:__align__|alignas)\(\d+\) )?((?:unsigned )?\w+(?: long| char)?) (\w+)\[(\d+)\];"
 )

@@ -4,6 +4,7 @@ orders, once with asynchronous copies that land when they are waited for, once w
 from __future__ import annotations
 
 import functools
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -59,3 +60,15 @@ class CudaLibrary(LaunchLibrary):
         start(backward, scalars, order=-1)
         same = all(np.array_equal(one, two) for one, two in zip(buffers, backward, strict=True))
         assert same, f"{name}: {launch.entry} gives something else with its threads in another order"
+
+
+def other(pattern: str, new: str) -> Callable[[str], str]:
+    """An error in the text of kernels: another text in the place of what is there, which has to be there."""
+
+    def edit(source: str) -> str:
+        head, kernel = source.split('extern "C"', 1)
+        changed, count = re.subn(pattern, new, kernel)
+        assert count
+        return f'{head}extern "C"{changed}'
+
+    return edit

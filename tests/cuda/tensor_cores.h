@@ -145,6 +145,12 @@ static void mma_f16(float *sum, const unsigned *a, const unsigned *b) { multiply
 static void mma_bf16(float *sum, const unsigned *a, const unsigned *b) { multiply<emulator::Brain>(sum, a, b); }
 static void mma_tf32(float *sum, const unsigned *a, const unsigned *b) { multiply<emulator::Tf32>(sum, a, b); }
 
+static unsigned pack_f16(float low, float high) {
+  return unsigned(bits<uint16_t>(half(high))) << 16 | bits<uint16_t>(half(low));
+}
+static unsigned pack_bf16(float low, float high) {
+  return unsigned(nv_bfloat16(high).stored) << 16 | nv_bfloat16(low).stored;
+}
 static void round_to_tf32(unsigned *x) {
   bool finite = (*x & 0x7F800000u) != 0x7F800000u;
   if (finite) *x = (*x + 0x1000u) & 0xFFFFE000u;
@@ -166,5 +172,6 @@ static void move(void *to, const void *from, int size) {
   std::memcpy(to, from, size);
 }
 static void move_16(void *to, const void *from) { move(to, from, 16); }
+static void move_4(void *to, const void *from) { move(to, from, 4); }
 static void move_8(void *to, const void *from) { move(to, from, 8); }
 static void sync_warp() { __syncwarp(); }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import ml_dtypes
@@ -12,7 +11,7 @@ import pytest
 
 from tests.conformance.kernels import op_group
 from tests.cuda.emulator import EmulationError
-from tests.cuda.library import CudaLibrary
+from tests.cuda.library import CudaLibrary, other
 from transpiler.dims import Dim, evaluate, symbol
 from transpiler.gpu.cubin import operations, usage
 from transpiler.gpu.nvrtc import compile_code
@@ -205,16 +204,6 @@ def test_infinities_and_nan_pass_through_tf32() -> None:
     x[0, 0] = np.inf
     (got,) = CudaLibrary([item]).run(item.kernel.name, x, inputs[1])
     assert np.array_equal(got[0], np.sign(inputs[1][:, 0]) * np.inf)
-
-
-def other(pattern: str, new: str) -> Callable[[str], str]:
-    def edit(source: str) -> str:
-        head, kernel = source.split('extern "C"', 1)
-        changed, count = re.subn(pattern, new, kernel)
-        assert count
-        return f'{head}extern "C"{changed}'
-
-    return edit
 
 
 ERRORS = {

@@ -1,0 +1,320 @@
+"""Fused attention on tensor cores in half floats, with an online softmax (Dao, arXiv:2307.08691): no L x S buffer.
+
+A block takes up to 64 query rows, a warp 16 of them, and walks over the keys, 64 at a time:
+
+1. Keys and values come to shared memory by asynchronous copies, the next ones while these are used.
+2. Scores: the queries stay in registers as fragments, the keys' are loaded by ldmatrix; sums in float32.
+3. The running maximum of each row grows, what was summed so far is scaled down; four lanes have a row, and meet by
+   shuffles. The weights exp2((score - maximum) * scale * log2(e)) are added up in float32.
+4. Weights, rounded to half floats, become the left operand as they lie: the fragment of a result is that of an operand.
+
+Masks are applied where they can matter: in the last block, near the diagonal, everywhere if there is a mask. Limited by
+tensor cores and exponentials. A row that may attend to nothing is 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from transpiler.dims import Dim, floordiv
+from transpiler.group import Group, Lowered
+from transpiler.ir import fixed_size
+from transpiler.ops.dtypes import HALF
+from transpiler.target import Target
+
+from ..cpu.epilogue import elementwise_epilogue
+from ..fuse import lowered
+from ..gpu.workgroup import barrier, private, workgroups
+from ..halves import operand
+from ..scalar import Tir
+from ..sizes import ceil_div, count, extent, is_empty, is_fixed
+from ..tir import Buffer, KernelBuilder, unflatten, when
+from ..vectors import held
+from . import ptx
+from .epilogue import RunEpilogue
+from .operands import only_widens, widened
+from .product import place
+
+Expr = Any
+WARP_ROWS, KEYS = 16, 64
+MOST_WARPS = 4
+MOST_ELEMENTS = 128  # of a head: more would not fit into registers
+CHUNK = 8  # half floats
+LOG2_E = math.log2(math.e)
+
+
+def apply(group: Group, target: Target, name: str) -> Lowered | None:
+    node = group.anchor_node
+    if node is None or node.op.name != "attention" or not only_widens(group) or not elementwise_epilogue(group):
+        return None
+    dtypes = {widened(group, value).dtype for value in node.inputs[:3]}
+    if len(dtypes) != 1 or not dtypes <= set(HALF):
+        return None
+    sizes = [value.type.shape[-1] for value in (node.inputs[0], node.inputs[2])]
+    if not all(isinstance(size, int) and 0 < size <= MOST_ELEMENTS and size % CHUNK == 0 for size in sizes):
+        return None
+    builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
+    attention = _Attention(group, dtypes.pop())
+    with builder:
+        if not is_empty(node.output.type.shape):
+            attention.emit(builder)
+    return lowered(group, builder, flops=attention.flops)
+
+
+class _Tile:
+    """Rows of a head in shared memory from an address on: as many chunks a row as the next power of two."""
+
+    def __init__(self, lines: int, elements: int) -> None:
+        self.lines, self.elements = lines, elements
+        self.per_line = 1 << max(1, (elements // CHUNK - 1).bit_length())
+        self.bytes = lines * self.per_line * ptx.CHUNK
+
+    def at(self, start: Expr, line: Expr, chunk: Expr) -> Expr:
+        return ptx.moved(start, place(line, chunk, self.per_line))
+
+
+class _Attention:
+    """One kernel: L queries, S keys, E and Ev elements."""
+
+    def __init__(self, group: Group, kind: str) -> None:
+        node = group.anchor_node
+        assert node is not None
+        self.group, self.kind, self.inputs = group, kind, node.inputs
+        op: Any = node.op
+        self.op = op
+        self.shapes = [value.type.shape for value in node.inputs]
+        self.shape = node.output.type.shape
+        self.batch = self.shape[:-2]
+        self.E, self.Ev = fixed_size(self.shapes[0][-1]), fixed_size(self.shapes[2][-1])
+        length, keys = self.shapes[0][-2], self.shapes[2][-2]
+        self.L, self.S = extent(length), extent(keys)
+        self.scale = 1 / math.sqrt(self.E) if op.scale is None else float(op.scale)
+        self.flops: Dim = 2 * count(self.batch) * length * keys * (self.E + self.Ev + 6)
+        self.warps = min(MOST_WARPS, ceil_div(self.L, WARP_ROWS)) if is_fixed(self.L) else MOST_WARPS
+        self.rows = self.warps * WARP_ROWS
+        self.depth, self.wide = ceil_div(self.E, 16), ceil_div(self.Ev, 16)
+        self.query, self.keys, self.values = _Tile(self.rows, self.E), _Tile(KEYS, self.E), _Tile(KEYS, self.Ev)
+        self.s = Tir()
+        self.lowest, self.zero = self.s.const(-math.inf, "float32"), tirx.const(0.0, "float32")
+
+    def emit(self, builder: KernelBuilder) -> None:
+        self.sources = [builder.inputs[self.group.input_index(widened(self.group, x))] for x in self.inputs[:3]]
+        self.mask = operand(self.group, builder, self.inputs[3]) if len(self.inputs) > 3 else None
+        self.epilogue = RunEpilogue(self.group, builder)
+        blocks = ceil_div(self.L, self.rows)
+        with workgroups(extent(count(self.batch)) * blocks, self.warps * 32) as (number, thread):
+            self.thread = held(thread)
+            self.lane, warp = held(tirx.floormod(thread, 32)), tirx.floordiv(thread, 32)
+            matrix = tirx.floordiv(number, blocks)
+            self.index = [held(i) for i in unflatten(matrix, self.batch)] if self.batch else []
+            self.first = held(tirx.floormod(number, blocks) * self.rows)
+            self.own = held(warp * WARP_ROWS)
+            self.row = held(self.first + self.own + tirx.floordiv(self.lane, 4))
+            stage = self.keys.bytes + self.values.bytes
+            memory = T.alloc_buffer((self.query.bytes + 2 * stage,), "uint8", scope="shared.dyn")
+            self.memory = held(ptx.shared_address(memory))
+            with ptx.resident(2):
+                self._walk(stage)
+
+    # --- the loop over the keys
+    def _walk(self, stage: int) -> None:
+        queries, keys, values = (held(self._base(which)) for which in range(3))
+        self._copy(self.sources[0], queries, self.query, self.memory, self.first, self.L)
+        stop = held(T.min(self.S, self.first + self.rows)) if self.op.causal else self.S
+        steps = ceil_div(stop, KEYS)
+
+        def fetch(step: Expr) -> None:
+            start = held(ptx.moved(self.memory, self.query.bytes + tirx.floormod(step, 2) * stage))
+            self._copy(self.sources[1], keys, self.keys, start, step * KEYS, self.S)
+            self._copy(self.sources[2], values, self.values, ptx.moved(start, self.keys.bytes), step * KEYS, self.S)
+            ptx.copies_end_group()
+
+        fetch(tirx.const(0, "int32"))
+        self._prepare()
+        with ptx.rolled(steps) as step:
+            fetch(step + 1)
+            ptx.copies_wait(1)
+            barrier()
+            with when(step == 0):
+                self._load_queries()
+            start = held(ptx.moved(self.memory, self.query.bytes + tirx.floormod(step, 2) * stage))
+            first = held(step * KEYS)
+            self._scores(start)
+            self._masks(first)
+            for half in range(2):
+                self._softmax(half)
+            self._add_values(ptx.moved(start, self.keys.bytes))
+            barrier()
+        ptx.copies_wait(0)
+        self._store()
+
+    def _copy(self, source: Buffer, base: Expr, tile: _Tile, start: Expr, first: Expr, end: Expr) -> None:
+        """Rows from `first` on; zeros for those from `end` on and for what fills up a row."""
+        total, threads = tile.lines * tile.per_line, self.warps * 32
+        for turn in range(ceil_div(total, threads)):
+            number = held(self.thread + turn * threads)
+            line, chunk = held(tirx.floordiv(number, tile.per_line)), held(tirx.floormod(number, tile.per_line))
+            row = held(first + line)
+            inside = tirx.And(row < end, chunk < tile.elements // CHUNK)
+            with when(None if total % threads == 0 else number < total):
+                offset = base + row * tile.elements + chunk * CHUNK
+                ptx.copy_async(tile.at(start, line, chunk), source, offset, inside)
+
+    def _prepare(self) -> None:
+        self.q = private(self.depth * 4, "uint32")
+        self.fragment, self.left = private(4, "uint32"), private(4, "uint32")
+        self.scores = private(KEYS // 2)
+        self.sums = private(self.wide * 8)
+        self.largest, self.total = private(2), private(2)
+        with ptx.unrolled(self.wide * 8) as i:
+            self.sums.store(i, self.zero)
+        for half in range(2):
+            self.largest.store(half, self.lowest)
+            self.total.store(half, self.zero)
+
+    def _load_queries(self) -> None:
+        row, chunk = self.own + tirx.floormod(self.lane, 16), tirx.floordiv(self.lane, 16)
+        with ptx.unrolled(self.depth) as k:
+            ptx.load_matrices(self.q, k * 4, self.query.at(self.memory, row, k * 2 + chunk))
+
+    def _scores(self, keys: Expr) -> None:
+        with ptx.unrolled(KEYS // 2) as i:
+            self.scores.store(i, self.zero)
+        eighth, within = tirx.floordiv(self.lane, 8), tirx.floormod(self.lane, 8)
+        line, low = tirx.floordiv(eighth, 2) * 8 + within, tirx.floormod(eighth, 2)
+        with ptx.unrolled(self.depth) as k, ptx.unrolled(KEYS // 16) as pair:
+            ptx.load_matrices(self.fragment, 0, self.keys.at(keys, pair * 16 + line, k * 2 + low))
+            for side in range(2):
+                at = (pair * 2 + side) * 4
+                ptx.mma(self.kind, self.scores, at, self.q, k * 4, self.fragment, side * 2)
+
+    # --- masks and softmax
+    def _masks(self, first: Expr) -> None:
+        """Scores are scaled to powers of two; those that do not count become -inf."""
+        scale = tirx.const(self.scale * LOG2_E, "float32")
+        with ptx.unrolled(KEYS // 2) as i:
+            self.scores.store(i, self.scores[i] * scale)
+        conditions = []
+        if not (is_fixed(self.S) and self.S % KEYS == 0):
+            conditions.append(first + KEYS > self.S)
+        if self.op.causal:
+            conditions.append(first + KEYS > self.first + self.own)
+        if self.mask is None and not conditions:
+            return
+        condition = conditions[0] if len(conditions) == 1 else tirx.Or(*conditions) if conditions else None
+        with when(condition if self.mask is None else None), ptx.unrolled(KEYS // 8) as j, ptx.unrolled(4) as e:
+            row = held(self.row + tirx.floordiv(e, 2) * 8)
+            column = held(first + j * 8 + tirx.floormod(self.lane, 4) * 2 + tirx.floormod(e, 2))
+            self.scores.store(j * 4 + e, self._masked(self.scores[j * 4 + e], row, column))
+
+    def _masked(self, score: Expr, row: Expr, column: Expr) -> Expr:
+        s = self.s
+        if self.mask is not None:
+            place = held(self._mask_offset(held(T.min(row, self.L - 1)), held(T.min(column, self.S - 1))))
+            if self.mask.dtype == "bool":
+                score = s.select(self.mask[place], score, self.lowest)
+            else:
+                score = score + s.cast(self.mask[place], "float32") * tirx.const(LOG2_E, "float32")
+        inside = column < self.S
+        return s.select(tirx.And(inside, column <= row) if self.op.causal else inside, score, self.lowest)
+
+    def _mask_offset(self, row: Expr, column: Expr) -> Expr:
+        shape = self.shapes[3]
+        index = [*self.index, row, column]
+        offset: Expr = 0
+        for position, size in zip(index[len(index) - len(shape) :], shape, strict=True):
+            offset = offset * extent(size) + (0 if size == 1 else position)
+        return offset
+
+    def _softmax(self, half: int) -> None:
+        """Scores of one of the lane's two rows become weights; what was summed before is scaled down."""
+        s = self.s
+        old, largest, total = held(self.largest[half]), private(1), private(1)
+        largest.store(0, old)
+        self._over_row(half, lambda at: largest.store(0, self._larger(self.scores[at], largest[0])))
+        for distance in (1, 2):
+            largest.store(0, self._larger(ptx.shuffle_xor(largest[0], distance), largest[0]))
+        self.largest.store(half, largest[0])
+        shift = held(s.select(s.eq(largest[0], self.lowest), self.zero, largest[0]))
+        factor = held(T.exp2(old - shift))
+        total.store(0, self.total[half] * factor)
+
+        def weigh(at: Expr) -> None:
+            self.scores.store(at, T.exp2(self.scores[at] - shift))
+            total.store(0, total[0] + self.scores[at])
+
+        self._over_row(half, weigh)
+        # Of this lane's columns only: the lanes of a row meet at the end.
+        self.total.store(half, total[0])
+        with ptx.unrolled(self.wide * 2) as j, ptx.unrolled(2) as e:
+            at = j * 4 + half * 2 + e
+            self.sums.store(at, self.sums[at] * factor)
+
+    def _larger(self, score: Expr, largest: Expr) -> Expr:
+        """Leaves a NaN out, as PyTorch does (see `Attention.masks_nan`)."""
+        score = held(score)
+        return self.s.select(score > largest, score, largest)
+
+    def _over_row(self, half: int, body: Callable[[Expr], None]) -> None:
+        with ptx.unrolled(KEYS // 8) as j, ptx.unrolled(2) as e:
+            body(j * 4 + half * 2 + e)
+
+    # --- values
+    def _add_values(self, values: Expr) -> None:
+        eighth, within = tirx.floordiv(self.lane, 8), tirx.floormod(self.lane, 8)
+        line, high = tirx.floormod(eighth, 2) * 8 + within, tirx.floordiv(eighth, 2)
+        with ptx.unrolled(KEYS // 16) as k:
+            with ptx.unrolled(4) as i:
+                at = k * 8 + i * 2
+                self.left.store(i, ptx.pack(self.kind, self.scores[at], self.scores[at + 1]))
+            with ptx.unrolled(self.wide) as pair:
+                place = self.values.at(values, k * 16 + line, pair * 2 + high)
+                ptx.load_matrices(self.fragment, 0, place, transposed=True)
+                for side in range(2):
+                    at = (pair * 2 + side) * 4
+                    ptx.mma(self.kind, self.sums, at, self.left, 0, self.fragment, side * 2)
+
+    # --- results
+    def _store(self) -> None:
+        for half in range(2):
+            total = private(1)
+            total.store(0, self.total[half])
+            for distance in (1, 2):
+                total.store(0, total[0] + ptx.shuffle_xor(total[0], distance))
+            scale = self._reciprocal(self.largest[half], total[0])
+            row = held(self.row + half * 8)
+            with when(row < self.L), ptx.unrolled(self.Ev // 8) as j:
+                column = held(j * 8 + tirx.floormod(self.lane, 4) * 2)
+                self._store_pair(row, column, j * 4 + half * 2, scale)
+
+    def _store_pair(self, row: Expr, column: Expr, at: Expr, scale: Expr) -> None:
+        s = self.s
+
+        def value(e: Expr) -> Expr:
+            return s.select(s.eq(scale, self.zero), self.zero, self.sums[at + e] * scale)
+
+        self.epilogue.store_run(lambda e: [*self.index, row, column + e], value, 2)
+
+    def _reciprocal(self, largest: Expr, total: Expr) -> Expr:
+        """1 / total, or 0 for a row that attends to nothing."""
+        s = self.s
+        empty = s.eq(total, self.zero)
+        if self.op.masks_nan(len(self.shape)):
+            empty = s.logical_or(empty, s.eq(largest, self.lowest))
+        return held(s.select(empty, self.zero, tirx.const(1.0, "float32") / total))
+
+    def _base(self, which: int) -> Expr:
+        """Flat offset of the matrix of input `which`, which may broadcast the batch."""
+        batch: Sequence[Dim] = self.shapes[which][:-2]
+        own = list(self.index[len(self.index) - len(batch) :]) if batch else []
+        if which and self.op.enable_gqa and batch[-1] != self.batch[-1]:
+            own[-1] = tirx.floordiv(own[-1], extent(floordiv(self.batch[-1], batch[-1])))
+        offset: Expr = 0
+        for position, size in zip(own, batch, strict=True):
+            offset = offset * extent(size) + (0 if size == 1 else position)
+        return offset * extent(count(self.shapes[which][-2:]))
