@@ -16,6 +16,7 @@ from transpiler.ops.blocked_conv import BlockedConv, ConvBlocked, ConvDepthwise,
 from transpiler.ops.custom import KernelError
 from transpiler.ops.packed import LinearPacked
 from transpiler.ops.planes import ConvPlanes, WinogradPlanes
+from transpiler.ops.strassen import LinearStrassen
 from transpiler.ops.winograd import ConvWinograd
 from transpiler.passes.fusion import FusedStep, GroupStep, ViewStep, partition
 from transpiler.passes.weights import prepared_values, split_program
@@ -202,6 +203,8 @@ def _label(op: Op, arity: int) -> str:
             return f"{'grouped' if group > 1 else 'depthwise'}{kernel[0]}x{kernel[1]}" + ("_bias" if arity == 3 else "")
         case LinearPacked():
             return "linear" + ("_bias" if arity == 3 else "")
+        case LinearStrassen():
+            return "strassen" + ("_bias" if arity == 3 else "")
     return "" if op.name in ("full", "broadcast_to", "widen") else op.name
 
 

@@ -256,14 +256,14 @@ def _write(
                 with T.serial(0, tile.rows) as row_later:
                     epilogue.finish(partial(place, row_later), lanes)
 
-        _by_width(first_panel + panel, product.n, write)
+        by_width(first_panel + panel, product.n, write)
 
 
 def _staged(staged: Buffer, bias: Buffer | None, column: Expr, lane: Expr) -> Expr:
     return staged[lane] if bias is None else staged[lane] + bias[column + lane]
 
 
-def _by_width(panel: Expr, n: Extent, body: Callable[[Extent], None]) -> None:
+def by_width(panel: Expr, n: Extent, body: Callable[[Extent], None]) -> None:
     """Run body(lanes) with the number of real columns of `panel`: 16, or what is left in the last one."""
     if not is_fixed(n):
         with T.If((panel + 1) * LANES <= n):

@@ -16,7 +16,7 @@ from transpiler.target import load_target
 
 TARGET = load_target("cuda", "sm_80")
 # Their ops are made by passes for the CPU alone.
-CPU_ONLY = {"blocked_conv", "packed", "winograd"}
+CPU_ONLY = {"blocked_conv", "packed", "strassen", "winograd"}
 # Written in vectors of 16 lanes or with functions of the CPU's run time: no CUDA text yet.
 WITHOUT_TEXT = {"index", "scatter", "shape_edges", "special", "special_pairs"}
 PER_OP = 2

@@ -20,7 +20,7 @@ from transpiler.ops.dtypes import HALF
 from transpiler.target import Target, load_target
 
 # What the passes make for the CPU's schedules only.
-OF_THE_CPU = {"packed", "winograd", "blocked_conv"}
+OF_THE_CPU = {"packed", "winograd", "strassen", "blocked_conv"}
 OWN = sorted(set(FAMILIES) - OF_THE_CPU)
 PARTS = 4
 

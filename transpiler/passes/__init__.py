@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from transpiler.ir import Graph, IRError, Program, verify
-from transpiler.passes import decompose, fold, half, large_weights, layout, planes, simplify, winograd
+from transpiler.passes import decompose, fold, half, large_weights, layout, planes, simplify, strassen, winograd
 
 Pass = Callable[[Program], Program]
 
@@ -42,12 +42,15 @@ PIPELINE: tuple[Pass, ...] = (
     FAST_CONVOLUTIONS,
     on_each(layout.linear_views),
     on_each(layout.packed_linear),
+    strassen.fast_products,
     on_each(layout.packed_recurrent),
     *CLEAN_UP,
 )
 
 # Sums in no other order than a direct one.
-EXACT_PIPELINE: tuple[Pass, ...] = tuple(step for step in PIPELINE if step is not FAST_CONVOLUTIONS)
+EXACT_PIPELINE: tuple[Pass, ...] = tuple(
+    step for step in PIPELINE if step not in (FAST_CONVOLUTIONS, strassen.fast_products)
+)
 
 # Every module's output keeps a value of its own: nothing is folded into its neighbour.
 UNFOLDED_PIPELINE: tuple[Pass, ...] = (
