@@ -286,7 +286,9 @@ class _Emitter:
         return (panel * (PRODUCTS * self.shape.depth + 2) + product * self.shape.depth + step) * LANES
 
     def fetch(self, task: _Task, product: int, tile: Expr, tiles: int, step: Expr) -> None:
-        """What register tile `tile` of `tiles` fetches at `step`: all together the right factor that comes next."""
+        """What register tile `tile` of `tiles` fetches at `step`: the next tile's rows, a line of one of them, and all
+        together the right factor that comes next."""
+        self.factors.fetch(self.next_rows(task, product, tile, tiles, step))
         last = product == PRODUCTS - 1
         panel, following = (task.following, 0) if last else (task.panel, product + 1)
         share = -(-task.panels // tiles)
@@ -294,6 +296,15 @@ class _Emitter:
             mine = tile * share + part
             with when(None if share * tiles == task.panels else mine < task.panels):
                 self.weight.fetch(self.right_place(panel + mine, following, step))
+
+    def next_rows(self, task: _Task, product: int, tile: Expr, tiles: int, step: Expr) -> Expr:
+        rows, upper = self.plan.tile.rows, self.shape.upper
+        row = product * upper + task.row + (tile + 1) * rows
+        if tiles * rows == task.rows:
+            first = (product + 1) % PRODUCTS * upper + task.row
+            row = tirx.Select(tile < tiles - 1, row, first)
+        within = tirx.min(tirx.floormod(step, LANES), rows - 1)
+        return (row + within) * self.plan.stride + tirx.floordiv(step, LANES) * LANES
 
     # --- the results
     def results(self, task: _Task) -> None:
@@ -306,13 +317,13 @@ class _Emitter:
                     for panel in range(task.panels):
                         column = across * self.shape.panels + task.panel + panel
                         place = task.place(down * 2 + across, step, panel)
+                        scales = self.right_place(task.panel + panel, PRODUCTS, across)
                         with when(None if across == 0 or columns == 2 * self.shape.panels else column < columns):
-                            self.write(row, column, partial(self.scaled, row, column, place))
+                            self.write(row, column, partial(self.scaled, row, scales, place))
 
-    def scaled(self, row: Expr, column: Expr, place: Expr, lane: Expr) -> Expr:
-        panel, side = tirx.floormod(column, self.shape.panels), tirx.floordiv(column, self.shape.panels)
-        scale = self.weight[self.right_place(panel, PRODUCTS, side) + lane]
-        return self.quarters[place + lane] * scale * self.scales[row]
+    def scaled(self, row: Expr, scales: Expr, place: Expr, lane: Expr) -> Expr:
+        """A sum in the quarters as a result. Scaled back in this order nothing over- or underflows on the way."""
+        return self.quarters[place + lane] * self.weight[scales + lane] * self.scales[row]
 
     def write(self, row: Expr, panel: Expr, element: Callable[[Expr], Expr]) -> None:
         """16 results in `row`, before the bias, through the epilogue."""

@@ -9,12 +9,14 @@ from transpiler.ops.packed import LinearPacked, PackMatmul
 from transpiler.ops.strassen import LinearStrassen, PackStrassen, RowScales
 from transpiler.passes.rewrite import Rewriter, rewrite
 
-# A rough model of a core, in multiply-adds at its peak rate. One byte of weights, which each call reads once, mostly
-# from memory; an element of the left factors, and of a product that is added to the result:
-BYTE = 1.0
-LEFT, RESULT = 1.5, 1.5
-# Of the direct product's time that must be gained.
-GAIN = 0.04
+# What one level of the algorithm saves of a direct product's time: an eighth, less what the sums of x take beside N
+# columns and those of the products beside K terms, and what it takes to read larger weights.
+SAVED, SUMS, WEIGHTS = 1 / 8, 10, 0.01
+# Less is not worth weights of 7/4 the size.
+LEAST = 0.05
+# Multiply-adds from which on one more parallel region and coarser tasks do not count, and rows from which on the larger
+# weights come from memory as fast as they are used.
+LEAST_WORK, LEAST_ROWS = 32_000_000, 64
 
 
 def fast_products(program: Program) -> Program:
@@ -65,9 +67,6 @@ def _pays(node: Node, weight: Value) -> bool:
 
 def gains(rows: int, columns: int, depth: int) -> bool:
     """Whether [rows, depth] times [depth, columns] is worth seven products of half the size."""
-    weights = columns * depth
-    direct = rows * weights + 4 * BYTE * weights
-    upper = -(-rows // 2)
-    products = 7 * upper * weights / 4 + 4 * BYTE * 1.75 * weights
-    sums = LEFT * 7 * upper * depth / 2 + RESULT * 12 * upper * columns / 2
-    return products + sums < (1 - GAIN) * direct
+    if rows < LEAST_ROWS or rows * columns * depth < LEAST_WORK:
+        return False
+    return SAVED - SUMS / columns - SUMS / depth - WEIGHTS >= LEAST
