@@ -52,6 +52,8 @@ _ADDED = "`weight_ih` is packed, the two biases are added up, `weight_hh` stays 
 LAYERS: dict[str, tuple[Layer, ...]] = {
     "Linear": (
         Layer("nn.Linear", lambda: nn.Linear(24, 40), _x(2, 24), ("linear_bias",), ("pack_matmul",)),
+        Layer("nn.Linear, 64 rows and more", lambda: nn.Linear(768, 768), _x(64, 768), ("strassen_bias",),
+              ("row_scales", "pack_strassen"), "where Strassen's algorithm is faster; not with `--exact`"),
         Layer("nn.Bilinear", lambda: nn.Bilinear(4, 5, 6), lambda: (torch.zeros(2, 4), torch.zeros(2, 5)),
               ("matmul", "add"), ("transpose", "reshape"), "two products"),
     ),

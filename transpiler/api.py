@@ -110,7 +110,8 @@ def transpile(
         rng: draw random numbers with a seeded generator of the package's own (docs/random.md); refused otherwise.
         tune: "fast" or "full" times variants of large kernels on this machine (docs/tuning.md).
         tuning_record: the tuning.json of another build, whose choices are taken.
-        exact: compute every convolution as a direct sum, none by Winograd's algorithm (docs/performance.md).
+        exact: compute every convolution and product as direct sums, none by Winograd's or Strassen's algorithm
+            (docs/performance.md).
         precision: "float16" or "bfloat16" keeps weights in that type, and sums in float32; "tf32" lets products round
             their operands where the target has units for it (docs/precision.md).
         test: run the generated tests before the package is put in place.

@@ -87,7 +87,9 @@ MAX_FAILURES = 20
 )
 @click.option("--glibc", metavar="VERSION", help="Oldest C library to run with, such as 2.17.  [default: this one's]")
 @click.option("--rng", is_flag=True, help="Draw random numbers with a seeded generator (see docs/random.md).")
-@click.option("--exact", is_flag=True, help="No Winograd convolutions (see docs/performance.md).")
+@click.option(
+    "--exact", is_flag=True, help="No Winograd convolutions and no Strassen products (see docs/performance.md)."
+)
 @click.option("--test/--no-test", default=True, help="Run the generated tests.  [default: test]")
 @click.option("--wheel", is_flag=True, help="Also write a wheel, beside the package's folder.")
 @click.option(

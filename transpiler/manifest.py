@@ -51,10 +51,10 @@ def build_manifest(
     The main function's signature stands at the top, those of others under "functions". Sizes that vary are texts over
     the names in "symbols", which says where each is read off: dimension `dim` of input `input` is
     `scale * value + offset`; `index` is its number in the native library. `examples` are the shapes of each function's
-    example inputs. `exact` says that convolutions are direct sums, none by Winograd's algorithm; `precision` what
-    weights and operands of products may be rounded to. `platform` says what the libraries need (`transpiler.elf`);
-    "bundle" of the weights says where a wheel has them, "sha256" which state_dict they were made from
-    (`transpiler.provenance.state_hash`).
+    example inputs. `exact` says that convolutions and products are direct sums, none by Winograd's or Strassen's
+    algorithm; `precision` what weights and operands of products may be rounded to. `platform` says what the libraries
+    need (`transpiler.elf`); "bundle" of the weights says where a wheel has them, "sha256" which state_dict they were
+    made from (`transpiler.provenance.state_hash`).
     """
     main = program.main.name
     numbers = {symbol: view.index for symbol, view in symbol_views(plans).items()}

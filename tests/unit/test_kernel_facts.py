@@ -9,6 +9,7 @@ from tests.conformance.kernels import op_group
 from transpiler.ops.base import Op
 from transpiler.ops.blocked_conv import ConvDepthwise
 from transpiler.ops.rnn import LstmScan
+from transpiler.ops.strassen import LinearStrassen
 from transpiler.ops.winograd import ConvWinograd
 from transpiler.plan import Kernel
 from transpiler.schedule import schedule
@@ -43,6 +44,12 @@ def test_winograd_counts_its_transforms() -> None:
     the first and last as multiply-adds), 4 lines each way; 4 for a line of products (two sums of pairs, one more
     term each), 4 lines and then 2."""
     assert _winograd(2, 1, 16, 32) == 64 * (2 * 16 * 16 * 32 + 8 * 6 * 16 + 6 * 4 * 32)
+
+
+def test_strassen_counts_seven_products() -> None:
+    """Seven products of half the size, five sums of x's parts and eight of products."""
+    kernel = _kernel(LinearStrassen(128), (64, 96), (4, 7 * 48 + 2, 16))
+    assert kernel.flops == 7 * 2 * 32 * 48 * 64 + 5 * 32 * 48 + 8 * 32 * 64
 
 
 def test_depthwise_counts_what_lies_in_the_map() -> None:

@@ -12,12 +12,14 @@ from transpiler.ir import Array
 from transpiler.ops.base import Op
 from transpiler.ops.packed import LinearPacked
 from transpiler.ops.rnn import GruScan, LstmScan
+from transpiler.ops.strassen import LinearStrassen
 from transpiler.schedule import schedule
 from transpiler.target import Target, load_target
 
 CASES: dict[str, tuple[str, Op, list[tuple[int, ...]]]] = {
     "17_panels": ("linear", LinearPacked(272), [(1, 256), (17, 256, 16)]),
     "6_panels": ("linear", LinearPacked(90), [(1, 1024), (6, 1024, 16), (90,)]),
+    "strassen": ("linear_strassen", LinearStrassen(272), [(70, 64), (9, 226, 16)]),
     "lstm": ("rnn", LstmScan(), [(3, 1, 512), (1, 128), (1, 128), (512, 128)]),
     "gru": ("rnn", GruScan(), [(3, 1, 480), (1, 160), (480, 160), (480,)]),
 }
@@ -37,11 +39,16 @@ def test_no_buffer_of_the_kernel_is_written_by_all_threads(case: str, isa: str) 
     target = load_target("cpu", isa)
     item, _ = scheduled(case, target)
     text = str(lower_kernels([item], target)[item.kernel.name].script())
-    before, region = text.split("pragma_parallel_launch_point", 1)
-    shared = set(re.findall(r"(\w+) = T\.alloc_buffer", before))
-    written = set(re.findall(r"(\w+)\[[^=\n]*\] = ", region))
-    assert re.findall(r"(\w+) = T\.alloc_buffer", region), "a thread counts its turns in a buffer"
-    assert not shared & written
+    before, after = text.split("pragma_parallel_launch_point", 1)
+    depth = len(before) - before.rindex("\n") - 1 - len(before.rsplit("\n", 1)[1].lstrip())
+    region = re.split(rf"\n {{0,{depth}}}(?=\S)", after, maxsplit=1)[0]
+    own = set(re.findall(r"(\w+) = T\.alloc_buffer", region))
+    assert own, "a thread counts its turns in a buffer"
+    assert set(re.findall(r"data=(\w+)\.data", region)) <= own
+    # Names are used again: what a region makes, or another name of it, is not what was there before.
+    own |= set(re.findall(r"(\w+) = T\.decl_buffer", region))
+    shared = set(re.findall(r"(\w+) = T\.alloc_buffer", before)) - own
+    assert not shared & set(re.findall(r"(\w+)\[[^=\n]*\] = ", region))
 
 
 @pytest.mark.parametrize("case", CASES)

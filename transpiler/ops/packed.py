@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from transpiler.ir import Array, TensorType, fixed_size
-from transpiler.ops.base import Expr, Injective, Load, Opaque, OpError, Sample, Scalar, rng
+from transpiler.ops.base import Expr, Injective, Load, Op, Opaque, OpError, Sample, Scalar, rng
 
 BLOCK = 16
 
@@ -23,7 +23,7 @@ def blocks(channels: int) -> int:
     return -(-channels // BLOCK)
 
 
-def require_float32(op: Opaque | Injective, types: Sequence[TensorType]) -> None:
+def require_float32(op: Op, types: Sequence[TensorType]) -> None:
     """Raise OpError unless all are float32."""
     if any(t.dtype != "float32" for t in types):
         raise OpError(f"{op.name}: float32 expected, got {', '.join(t.dtype for t in types)}")

@@ -100,9 +100,7 @@ class PackStrassen(Injective, name="pack_strassen"):
         wide = np.zeros((2 * half * BLOCK, 2 * depth), weight.dtype)
         wide[: len(scales)] = np.where(finite, weight, 0) / np.where(finite, scales[:, None], 1)
         parts = wide.reshape(2, half, BLOCK, 2, depth).transpose(3, 0, 1, 4, 2).reshape(4, half, depth, BLOCK)
-        factors = [
-            sum(parts[at] * weight.dtype.type(sign) for at, sign in enumerate(signs) if sign) for signs in RIGHT
-        ]
+        factors = [sum(parts[at] * weight.dtype.type(sign) for at, sign in enumerate(signs) if sign) for signs in RIGHT]
         columns = np.ones(2 * half * BLOCK, weight.dtype)
         columns[: len(scales)] = scales
         tail = columns.reshape(2, half, BLOCK).transpose(1, 0, 2)

@@ -35,13 +35,14 @@ def fast_products(program: Program) -> Program:
 
 def _fast_products(graph: Graph) -> Graph:
     producers, consumers, kept = graph.producers(), graph.consumers(), graph.kept_names()
-    chosen = {
-        node.output.name
-        for node in graph.nodes
-        if isinstance(node.op, PackMatmul)
-        and node.output.name not in kept
-        and all(_pays(user, node.output) for user in consumers[node.output.name])
-    }
+    chosen: set[str] = set()
+    for node in graph.nodes:
+        if isinstance(node.op, PackMatmul):
+            packs = consumers[node.inputs[0].name]
+            if all(isinstance(pack.op, PackMatmul) and pack.output.name not in kept for pack in packs) and all(
+                _pays(user, pack.output) for pack in packs for user in consumers[pack.output.name]
+            ):
+                chosen.add(node.output.name)
 
     def visit(rewriter: Rewriter, node: Node) -> list[Value] | None:
         if isinstance(node.op, PackMatmul) and node.output.name in chosen:

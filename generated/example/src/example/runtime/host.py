@@ -93,6 +93,27 @@ def pack_winograd(w: Array, tile: int, stride: int = 1) -> Array:
     return np.ascontiguousarray(split.transpose(0, 4, 2, 3, 1))
 
 
+def row_scales(w: Array) -> Array:
+    """[N, K] -> [N]: the power of two at or below each row's largest magnitude, within 2^-60..2^60; NaN for
+    a row that is not finite."""
+    largest = np.max(np.abs(w), axis=1)
+    scale = np.exp2(np.frexp(np.clip(largest, 2.0**-60, 2.0**60))[1] - 1.0)
+    return np.where(np.isfinite(largest), scale, np.nan).astype(w.dtype)
+
+
+def pack_strassen(w: Array, scales: Array) -> Array:
+    """[N, K] -> [ceil(N/32), 7*K/2 + 2, 16]: the right factors of Strassen's seven products in panels of 16
+    outputs, from rows divided by their scale, and the scales. Rows whose scale is NaN count as zeros."""
+    finite, depth = np.isfinite(scales)[:, None], w.shape[1] // 2
+    b = pad_to(np.where(finite, w, 0) / np.where(finite, scales[:, None], 1).astype(w.dtype), 0, 32)
+    b = b.reshape(2, -1, 16, 2, depth).transpose(3, 0, 1, 4, 2)
+    (b11, b12), (b21, b22) = b
+    columns = np.concatenate([scales, np.ones(-len(scales) % 32, scales.dtype)])
+    tail = columns.reshape(2, -1, 16).transpose(1, 0, 2)
+    factors = (b11 + b22, b11, b12 - b22, b21 - b11, b22, b11 + b12, b21 + b22, tail)
+    return np.concatenate(factors, axis=1)
+
+
 def phase_filters(w: Array, stride: tuple[int, int], padding: tuple[int, int]) -> Array:
     """[I, O, *k] of a transposed convolution -> [phases * 16 * ceil(O/16), I, *window]: a filter per phase of
     the output, all at unit stride."""
