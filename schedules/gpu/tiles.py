@@ -18,22 +18,21 @@ COLUMNS, WIDE = 8, 16
 DEPTH, SIDE = 8, 8
 
 
-def tile_for(target: Target, rows: Extent, columns: Extent, inner: Extent) -> Tile:
-    """The tile of a product with a result of `rows` x `columns`."""
-    return staged_tile(rows, columns) if target.gpu.staged else direct_tile(rows, columns, inner)
-
-
 def product_tile(target: Target, product: Product) -> Tile:
-    """The tile of a product, by how its operands can be read."""
-    rows, columns = product.rows, product.columns
+    """The tile of a product, by the sizes of its result and by how its operands can be read."""
+    rows, columns, inner = product.rows, product.columns, count(product.inner)
     if target.gpu.staged:
         return staged_tile(rows, columns)
-    if product.left_quads is None or product.left_quads.along or not is_fixed(rows):
-        return direct_tile(rows, columns, count(product.inner))
-    if product.right_quads is not None and not product.right_quads.along and is_fixed(columns):
-        return quad_tile(rows, columns)
-    tile = direct_tile(rows, columns, count(product.inner))
-    return replace(tile, rows=_rounded(tile.rows))
+    left, right = (quads is not None and not quads.along for quads in (product.left_quads, product.right_quads))
+    if right and is_fixed(rows, columns):
+        work = product.batches * rows * columns * inner
+        return quad_tile(rows, columns, LOAD if left else 4 * LOAD, MOST_QUADS if _is_large(work) else MOST_QUADS // 2)
+    tile = direct_tile(rows, columns, inner)
+    return replace(tile, rows=_rounded(tile.rows)) if left else tile
+
+
+def _is_large(work: Extent) -> bool:
+    return is_fixed(work) and bool(work >= LARGE)
 
 
 def staged_tile(rows: Extent, columns: Extent) -> Tile:
@@ -59,25 +58,29 @@ def direct_tile(rows: Extent, columns: Extent, inner: Extent) -> Tile:
     return Tile(max(most_rows, 1), max(most_columns, 1), row_threads, wide)
 
 
-# A quad of loads costs about as much as so many multiply-adds.
-QUAD_LOAD = 60
+# A quad of loads costs about as much as so many multiply-adds, a row or column of a thread by itself half of that.
+LOAD = 60
 # Quads of columns that a thread may have.
 MOST_QUADS = 4
+LANES = 8
 
 
-def quad_tile(rows: int, columns: int) -> Tile:
-    """A tile for a product whose operands are both read in quads, across rows and columns."""
-    most_rows = _rounded(min(16, rows))
-    quads = -(-columns // QUAD)
-    threads = min(8, _power_of_two(quads))
+def quad_tile(rows: int, columns: int, row_load: int, most_quads: int) -> Tile:
+    """A tile for a product whose right matrix is read in quads across the columns, four rows of the left one for
+    `row_load`. The threads of a workgroup lie along the columns, unless that leaves many of them with nothing to do."""
+    own_rows, quads = _rounded(min(16, rows)), -(-columns // QUAD)
 
-    def cost(own: int) -> int:
-        """Of a row of tiles."""
-        loads = (most_rows // QUAD + own) * QUAD_LOAD
-        return -(-quads // (own * threads)) * (loads + most_rows * own * QUAD)
+    def cost(choice: tuple[int, int]) -> float:
+        """Of all tiles."""
+        own, threads = choice
+        down = -(-rows // (own_rows * (LANES // threads)))
+        across = -(-quads // (own * threads))
+        loads = own_rows // QUAD * row_load + own * LOAD
+        return down * across * (loads + own_rows * own * QUAD) * (1 + 0.02 * (LANES // threads))
 
-    own = min(range(1, MOST_QUADS + 1), key=lambda own: (cost(own), own))
-    return Tile(most_rows, own * QUAD, min(8 // threads, _power_of_two(-(-rows // most_rows))), threads, run=QUAD)
+    choices = [(own, threads) for threads in (8, 4, 2, 1) for own in range(1, most_quads + 1)]
+    own, threads = min(choices, key=cost)
+    return Tile(own_rows, own * QUAD, LANES // threads, threads, run=QUAD)
 
 
 def _rounded(size: int) -> int:

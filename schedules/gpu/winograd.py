@@ -23,6 +23,7 @@ from tvm.tirx.script.builder import ir as T
 
 from transpiler.ops.packed import BLOCK, blocks
 from transpiler.ops.winograd import filter_from_rows
+from transpiler.target import Target
 
 from ..cpu.winograd import input_line, output_line
 from ..scalar import Tir
@@ -31,7 +32,7 @@ from ..vectors import held
 from .epilogue import Epilogue
 from .product import QUAD, Line, Product, Quads
 from .threads import each_thread
-from .tiles import quad_tile
+from .tiles import product_tile
 from .workgroup import private
 
 Expr = Any
@@ -109,9 +110,9 @@ class Winograd:
     maps: Buffer
     products: Buffer
 
-    def emit(self, epilogue: Epilogue) -> None:
+    def emit(self, target: Target, epilogue: Epilogue) -> None:
         self._inputs()
-        self._product()
+        self._product(target)
         self._outputs(epilogue)
 
     # --- V
@@ -150,7 +151,7 @@ class Winograd:
         return values
 
     # --- P
-    def _product(self) -> None:
+    def _product(self, target: Target) -> None:
         g = self.g
         inner = blocks(g.channels) * BLOCK
 
@@ -181,7 +182,7 @@ class Winograd:
             g.points, g.out_channels, g.pitch, (g.channels,), left, right, place,
             left_quads=Quads(left_quads), right_quads=Quads(right_quads),
         )  # fmt: skip
-        product.emit(quad_tile(g.out_channels, g.pitch), _Stored(self.products, g))
+        product.emit(product_tile(target, product), _Stored(self.products, g))
 
     # --- the outputs
     def _outputs(self, epilogue: Epilogue) -> None:

@@ -45,6 +45,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         source, weight, *bias = (builder.inputs[group.input_index(value)] for value in node.inputs)
         maps, products = builder.scratch(parts[0].map_size), builder.scratch(parts[0].product_size)
         for item in parts:
-            Winograd(item, source, weight, bias[0] if bias else None, maps, products).emit(Epilogue(group, builder))
+            kernels = Winograd(item, source, weight, bias[0] if bias else None, maps, products)
+            kernels.emit(target, Epilogue(group, builder))
     flops = 2 * sum(item.points * item.columns for item in parts) * channels * out_channels
     return lowered(group, builder, flops=flops, workspace=size * 4)

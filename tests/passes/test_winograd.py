@@ -205,3 +205,31 @@ def test_maps_as_they_come() -> None:
     assert [name for name in names(direct) if name.endswith("_planes")] == ["conv_planes"]
     assert_same_meaning(before, direct)
     assert "conv_planes" in names(run_passes(conv(32, 20, stride=2), usual))
+
+
+def test_strided_reads_and_padding_of_planes() -> None:
+    """A 1x1 filter of stride 2 reads a copy of what it needs; zeros around a map become the convolution's own."""
+    before = Program(
+        {
+            "forward": graph(
+                """
+                func forward(
+                  %x: float32[2, 3, 8, 8] user "x",
+                  %w: float32[33, 3, 1, 1] parameter "w",
+                  %v: float32[4, 33, 3, 3] parameter "v",
+                ) {
+                  %a: float32[2, 33, 4, 4] = conv(%x, %w) {stride = (2, 2), padding = (0, 0), dilation = (1, 1),
+                    groups = 1}
+                  %p: float32[2, 33, 6, 8] = pad(%a) {low = (0, 0, 1, 2), high = (0, 0, 1, 2), mode = "constant",
+                    value = 0}
+                  %y: float32[2, 4, 2, 3] = conv(%p, %v) {stride = (2, 2), padding = (0, 0), dilation = (1, 1),
+                    groups = 1}
+                  return %y
+                }
+                """
+            )
+        }
+    )
+    after = run_passes(before, PIPELINES["vulkan"].usual)
+    assert [name for name in names(after) if not name.startswith("pack_")] == ["slice", "conv_planes", "conv_planes"]
+    assert_same_meaning(before, after)

@@ -74,6 +74,7 @@ GPU_PIPELINE: tuple[Pass, ...] = (
     on_each(fold.batch_norm),
     on_each(decompose.conv1d),
     on_each(large_weights.in_pieces),
+    on_each(planes.folded_padding),
     FAST_PLANES,
     on_each(planes.packed_filters),
     *CLEAN_UP,

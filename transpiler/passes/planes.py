@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
-from transpiler.ir import Graph, Node, Value
+from transpiler.ir import Graph, Node, Value, fixed_size
 from transpiler.ops.conv import Conv
 from transpiler.ops.packed import PackConvStem
 from transpiler.ops.planes import ConvPlanes, WinogradPlanes
+from transpiler.ops.shape import Slice
+from transpiler.ops.shape_edges import Pad
 from transpiler.ops.winograd import POINTS, PackWinograd
 from transpiler.passes.rewrite import Rewriter, rewrite
 from transpiler.passes.weights import weight_values
@@ -18,6 +22,8 @@ from transpiler.passes.winograd import saturated
 QUAD, LOAD = 40.0, 20.0
 # Output channels of a thread, and quads of columns at most.
 ROWS, QUADS = 16, 4
+# Output channels from which on copying what a strided filter reads is the smaller work.
+MANY_CHANNELS = 32
 # Bytes that the transformed maps of an image may take, and images times that.
 IMAGE, MAPS = 96 << 20, 384 << 20
 
@@ -27,6 +33,8 @@ def packed_filters(graph: Graph) -> Graph:
 
     before: %y = conv(%x, %w)
     after:  %v = pack_conv_stem(%w); %y = conv_planes(%x, %v)
+
+    Of a map that a 1x1 filter does not read whole, what it reads is copied first: it then lies side by side.
     """
     weights = weight_values(graph)
 
@@ -35,9 +43,36 @@ def packed_filters(graph: Graph) -> Graph:
         if not isinstance(op, Conv) or not _is_simple(op, node, weights):
             return None
         x, weight, *bias = node.inputs
+        stride = op.stride
+        if _is_strided_copy(op, node):
+            stride = (1, 1)
+            x = rewriter.emit(_every(op.stride, node), x, like=x)
         packed = rewriter.emit(PackConvStem(), weight, like=weight)
-        planes = ConvPlanes(_channels(weight), op.stride, op.padding, op.dilation)
+        planes = ConvPlanes(_channels(weight), stride, op.padding, op.dilation)
         return [rewriter.emit(planes, x, packed, *bias, like=node.output)]
+
+    return rewrite(graph, visit)
+
+
+def folded_padding(graph: Graph) -> Graph:
+    """Zeros around a map that a convolution can add by itself.
+
+    before: %p = pad(%x) {low = (0, 0, 1, 1), high = (0, 0, 1, 1)}; %y = conv(%p, %w) {padding = (0, 0)}
+    after:  %y = conv(%x, %w) {padding = (1, 1)}
+    """
+    producers = graph.producers()
+
+    def visit(rewriter: Rewriter, node: Node) -> list[Value] | None:
+        producer = producers.get(node.inputs[0].name) if isinstance(node.op, Conv) else None
+        if producer is None or not isinstance(node.op, Conv) or not isinstance(producer.op, Pad):
+            return None
+        pad = producer.op
+        if pad.mode != "constant" or pad.value != 0 or pad.low != pad.high or pad.low[:2] != (0, 0):
+            return None
+        padding = tuple(own + fixed_size(more) for own, more in zip(node.op.padding, pad.low[2:], strict=True))
+        return [
+            rewriter.emit(replace(node.op, padding=padding), producer.inputs[0], *node.inputs[1:], like=node.output)
+        ]
 
     return rewrite(graph, visit)
 
@@ -77,6 +112,21 @@ def _is_simple(op: Conv, node: Node, weights: Collection[str]) -> bool:
     if op.groups != 1 or len(op.stride) != 2 or node.output.dtype != "float32":
         return False
     return weight.name in weights and weight.type.is_static
+
+
+def _is_strided_copy(op: Conv, node: Node) -> bool:
+    """Whether reading a strided map through a copy pays: in quads, for many channels."""
+    out_channels, _, *kernel = node.inputs[1].type.static_shape()
+    if set(kernel) != {1} or set(op.stride) == {1} or set(op.padding) != {0} or not node.output.type.is_static:
+        return False
+    return out_channels >= MANY_CHANNELS and math.prod(node.output.type.static_shape()[2:]) % 4 == 0
+
+
+def _every(stride: tuple[int, ...], node: Node) -> Slice:
+    """The elements of a map that a 1x1 filter reads."""
+    x, result = node.inputs[0].type.static_shape(), node.output.type.static_shape()
+    last = [(size - 1) * step + 1 for size, step in zip(result[2:], stride, strict=True)]
+    return Slice((0,) * len(x), (*x[:2], *last), (1, 1, *stride))
 
 
 def best_tile(op: Conv, node: Node, tiles: Sequence[int]) -> int | None:
