@@ -13,7 +13,9 @@ from transpiler.ir import Graph, Program, Tap, Value
 from transpiler.memory import Arena, aligned, plan_arena, roots
 from transpiler.ops.base import Op
 from transpiler.ops.blocked_conv import BlockedConv, ConvBlocked, ConvDepthwise, ConvStem
+from transpiler.ops.compare import Cast
 from transpiler.ops.custom import KernelError
+from transpiler.ops.dtypes import HALF
 from transpiler.ops.packed import LinearPacked
 from transpiler.ops.planes import ConvPlanes, WinogradPlanes
 from transpiler.ops.strassen import LinearStrassen
@@ -205,7 +207,9 @@ def _label(op: Op, arity: int) -> str:
             return "linear" + ("_bias" if arity == 3 else "")
         case LinearStrassen():
             return "strassen" + ("_bias" if arity == 3 else "")
-    return "" if op.name in ("full", "broadcast_to", "widen") else op.name
+    # How values are stored is no part of the name.
+    stored = op.name in ("full", "broadcast_to", "widen") or (isinstance(op, Cast) and op.dtype in HALF)
+    return "" if stored else op.name
 
 
 def _store(

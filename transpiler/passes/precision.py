@@ -132,9 +132,9 @@ def half_operands(graph: Graph, target: Target, dtype: str) -> Graph:
             return None
         for value in node.inputs:
             if value.name in places and value.name not in narrowed:
-                narrowed[value.name] = rewriter.emit(Cast(dtype), value, like=value)
+                narrowed[value.name] = rewriter.emit(Cast(dtype), value, like=value, label="half")
         inputs = [
-            rewriter.emit(Widen(), narrowed[value.name], like=value) if value.name in places else value
+            rewriter.emit(Widen(), narrowed[value.name], like=value, label="wide") if value.name in places else value
             for value in node.inputs
         ]
         return [rewriter.emit(node.op, *inputs, like=node.output)]
@@ -179,13 +179,13 @@ def _stored(graph: Graph, chosen: set[str], dtype: str, reads: Callable[[Node], 
 
     def keep(value: Value) -> None:
         if value.name in chosen:
-            halves[value.name] = rewriter.emit(Cast(dtype), value, like=value)
+            halves[value.name] = rewriter.emit(Cast(dtype), value, like=value, label="half")
 
     def read(value: Value) -> Value:
         if value.name not in halves:
             return value
         if value.name not in wide:
-            wide[value.name] = rewriter.emit(Widen(), halves[value.name], like=value)
+            wide[value.name] = rewriter.emit(Widen(), halves[value.name], like=value, label="wide")
         return wide[value.name]
 
     for item in graph.inputs:

@@ -21,10 +21,11 @@ class Rewriter:
         """The outputs of `node` will not be defined: their names may be taken by `emit(..., like=)`."""
         self._free.update(value.name for value in node.outputs)
 
-    def emit(self, op: Op, *inputs: Value, like: Value | None = None) -> Value:
-        """Append a node with one output. It takes the name, hint, path and location of `like` where it can."""
+    def emit(self, op: Op, *inputs: Value, like: Value | None = None, label: str = "") -> Value:
+        """Append a node with one output. It takes the name, hint, path and location of `like` where it can, else a name
+        that ends with the `label`, by default the op's."""
         (type_,) = op.infer_types([value.type for value in inputs])
-        output = self._name(type_, like, "packed" if op.name.startswith("pack_") else op.name)
+        output = self._name(type_, like, label or ("packed" if op.name.startswith("pack_") else op.name))
         self.nodes.append(Node(op, inputs, (output,)))
         return output
 
