@@ -123,8 +123,20 @@ class Tir:
         if isinstance(x, tirx.IntImm | tirx.FloatImm):
             return self.const(_half_value(x), "float32")
         if dtype == "float16":
-            return self._convert(x, "float32")
+            return self._convert(x, "float32") if machine().converts_float16 else self._widened_by_bits(x)
         return self.reinterpret(self.shift_left(self._convert(x, "uint32"), 16), "float32")
+
+    def _widened_by_bits(self, x: Expr) -> Expr:
+        """float32 of float16 without an instruction for it: the fields move into place, and a product by 2^112 corrects
+        the exponent, of subnormal numbers too. Infinities and NaN keep the largest exponent.
+        """
+        bits = self.bind(self._convert(self.reinterpret(x, "uint16"), "uint32"))
+        fields = self.bind(self.shift_left(T.bitwise_and(bits, self.const(0x7FFF, "uint32")), 13))
+        scaled = self.reinterpret(self.reinterpret(fields, "float32") * self.const(2.0**112, "float32"), "uint32")
+        largest = T.bitwise_or(fields, self.const(0x7F800000, "uint32"))
+        is_finite = fields < self.const(0x7C00 << 13, "uint32")
+        sign = self.shift_left(T.bitwise_and(bits, self.const(0x8000, "uint32")), 16)
+        return self.reinterpret(T.bitwise_or(self.select(is_finite, scaled, largest), sign), "float32")
 
     def _narrowed(self, x: Expr, dtype: str) -> Expr:
         """A half float of float32, rounded to nearest, ties to even."""

@@ -16,6 +16,7 @@ from typing import Any
 from tvm import tirx
 
 from transpiler.dims import Dim, SymExpr, parse_dim
+from transpiler.target import Target
 
 Expr = Any
 Extent = Any  # int, or an int32 expression
@@ -28,14 +29,17 @@ _variables: dict[str, Expr] = {}
 
 @dataclass(frozen=True)
 class Machine:
-    """What the words of schedules mean: from which work on a loop is `parallel`, and in which of TVM's scopes `local`
-    memory lies."""
+    """What the words of schedules mean: from which work on a loop is `parallel`, in which of TVM's scopes `local`
+    memory lies, and whether there are instructions that convert float16."""
 
     parallel_threshold: int
     local_scope: str
+    converts_float16: bool = True
 
 
 CPU = Machine(PARALLEL_THRESHOLD, "global")
+# x86-64 without F16C: a conversion by the compiler would be a call per element.
+OLD_CPU = Machine(PARALLEL_THRESHOLD, "global", converts_float16=False)
 # Every loop that may be split over threads is: a GPU has too many of them to leave any idle.
 GPU = Machine(0, "local")
 _machine = [CPU]
@@ -51,6 +55,13 @@ def kernel_symbols(names: Sequence[str], machine: Machine = CPU) -> Iterator[Non
     finally:
         _machine.pop()
         _variables.clear()
+
+
+def machine_of(target: Target) -> Machine:
+    """What kernels for a target are for."""
+    if target.is_gpu:
+        return GPU
+    return OLD_CPU if target.isa.machine == "x86_64" and "f16c" not in target.isa.features else CPU
 
 
 def machine() -> Machine:

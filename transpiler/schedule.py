@@ -111,7 +111,7 @@ def schedule(group: Group, target: Target, name: str, answers: Mapping[str, str]
     if answers is None:
         answers = shipped_answers(group, target)
     sizes = import_schedule("sizes")
-    with sizes.kernel_symbols(_symbols(group), sizes.GPU if target.is_gpu else sizes.CPU):
+    with sizes.kernel_symbols(_symbols(group), sizes.machine_of(target)):
         for rule in rules(target):
             with choosing(answers) as asked:
                 try:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from tests.conformance.kernels import array_type
+from tests.conformance.kernels import array_type, op_group
 from tests.conformance.targets import build
 from tests.conformance.test_ops_on_targets import FAMILIES, check, double_reference, dtypes, reference
 from tests.vulkan.device import device
@@ -110,6 +110,17 @@ def test_operands_in_half_floats(dtype: str, target: Target) -> None:
     assert len(samples(target, every=False)) >= 20
     wrong = problems(target, dtype, every=False)
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_every_half_float_is_widened_exactly(dtype: str, target: Target) -> None:
+    stored = np.arange(1 << 16, dtype=np.uint16).view(numpy_dtype(dtype))
+    library, refused = build({"widen": op_group(Widen(), (stored,))}, target)
+    assert not refused
+    (got,) = library.run("widen", stored)
+    expected = stored.astype(np.float32)
+    assert np.array_equal(np.isnan(got), np.isnan(expected))
+    assert np.array_equal(got[~np.isnan(got)].view(np.uint32), expected[~np.isnan(expected)].view(np.uint32))
 
 
 @pytest.mark.slow
