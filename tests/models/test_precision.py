@@ -26,6 +26,8 @@ Half = Literal["float16", "bfloat16"]
 DTYPES: dict[Half, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 # By how much our largest error may be over that of PyTorch's autocast on the same inputs.
 FACTOR = 2.0
+# PyTorch has no LSTM in float16 for CPUs: the error may be that of some roundings.
+NO_AUTOCAST = {("recurrent", "float16")}
 
 
 def build(name: str, precision: Half | Literal["tf32"], out: Path, **options: Any) -> Package:
@@ -47,7 +49,7 @@ def check(name: str, precision: Half, package: Package) -> None:
     args, kwargs = fresh(args, generator), fresh(kwargs, generator)
     with torch.no_grad():
         exact = copy.deepcopy(module).double()(*convert(args, to_double), **convert(kwargs, to_double))
-        with torch.autocast("cpu", DTYPES[precision]):
+        with torch.autocast("cpu", DTYPES[precision], enabled=(name, precision) not in NO_AUTOCAST):
             mixed = module(*args, **kwargs)
     got = package.load()(*convert(args, torch.Tensor.numpy), **convert(kwargs, torch.Tensor.numpy))
     leaves = list(pairs(exact, mixed, got))
