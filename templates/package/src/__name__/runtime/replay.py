@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy.typing as npt
@@ -87,6 +88,8 @@ class Idle(Generic[R]):
 class ReplaySession(ABC, Generic[R]):
     """The model over one set of weights. Whoever runs it holds a reference; the last one frees it."""
 
+    has_streams = False
+
     def __init__(self, library: ReplayLibrary, weights: Mapping[str, Array]) -> None:
         self.list, self.weights = library.list, weights
         self._idle: Idle[R] = Idle()
@@ -115,11 +118,11 @@ class ReplaySession(ABC, Generic[R]):
         Raises:
             IndexError, ZeroDivisionError, RuntimeError: the data do not fit; or what a recording raises.
         """
-        key = (function, symbols, None if state is None else state.memory)
+        key = (function, symbols, memory_of(state))
         recording = self._idle.take(key)
         if recording is None:
             program = self.list.program(function, self.list.sizes(symbols))
-            recording = self.recorded(program, state)
+            recording = self.recorded(partial(self.record, program, state))
         self._replay(key, recording, function, state, buffers)
 
     def call(self, function: int, index: int, buffers: Sequence[Array], symbols: bytes | None = None) -> None:
@@ -128,7 +131,7 @@ class ReplaySession(ABC, Generic[R]):
         recording = self._idle.take(key)
         if recording is None:
             program = self.list.single(function, index, self.list.sizes(symbols))
-            recording = self.recorded(program, None)
+            recording = self.recorded(partial(self.record, program, None))
         # In place, the output's old content is an input too.
         given = buffers[: len(recording.program.inputs)]
         results = buffers[len(buffers) - len(recording.program.outputs) :]
@@ -166,14 +169,14 @@ class ReplaySession(ABC, Generic[R]):
 
         return call
 
-    def recorded(self, program: Program, state: State | None) -> R:
+    def recorded(self, record: Callable[[], R]) -> R:
         """A new recording; those that wait are given up where there is too little memory for it."""
         try:
-            return self.record(program, state)
+            return record()
         except MemoryError:
             if not self._idle.drop():
                 raise
-        return self.record(program, state)
+        return record()
 
     def fail(self, code: int, function: int, call: int, state: State | None) -> None:
         """Raises the exception for what a kernel reports; a state that was half-written is lost."""
@@ -188,3 +191,8 @@ class ReplaySession(ABC, Generic[R]):
         if code == STATUS_DIVISION:
             raise ZeroDivisionError(text)
         raise RuntimeError(text) if code == STATUS_SINGULAR else IndexError(text)
+
+
+def memory_of(state: State | None) -> object:
+    """What tells a state from others in the keys of recordings; None without one."""
+    return None if state is None or not state.memory.array.nbytes else state.memory

@@ -18,7 +18,7 @@ from ..launches import LaunchList, Program
 from ..manifest import check_files
 from ..profile import Rates
 from ..replay import Idle, ReplaySession
-from ..state import State
+from ..state import Memory, State
 from .device import Device, choose, list_devices
 from .driver import create_instance, load_vulkan
 from .memory import Buffer, DeviceWeights
@@ -48,7 +48,7 @@ def runnable(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     return [str(name) for name in manifest["isas"]]
 
 
-class Memory:
+class DeviceState(Memory):
     """Memory of a state: the host reads and writes `array`, kernels use `buffer`."""
 
     def __init__(self, device: Device, nbytes: int) -> None:
@@ -101,8 +101,8 @@ class VulkanLibrary:
         self._first = None
         return session
 
-    def allocate_state(self, nbytes: int) -> Memory:
-        return Memory(self.pipelines().device, nbytes)
+    def allocate_state(self, nbytes: int) -> DeviceState:
+        return DeviceState(self.pipelines().device, nbytes)
 
 
 def _nbytes(item: Mapping[str, Any]) -> int:
@@ -165,7 +165,7 @@ class VulkanSession(ReplaySession[Recording]):
 def _buffer(state: State | None) -> Buffer | None:
     """The state's memory on the device."""
     memory = None if state is None else state.memory
-    return memory.buffer if isinstance(memory, Memory) else None
+    return memory.buffer if isinstance(memory, DeviceState) else None
 
 
 def _free(idle: Idle[Recording], weights: DeviceWeights) -> None:

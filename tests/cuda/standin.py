@@ -1,0 +1,112 @@
+"""The stand-in for NVIDIA's driver, built and started; and `python -m tests.cuda.standin FATBIN CAPABILITY`, with which
+it makes a package's kernels code for this processor."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SOURCE = HERE / "standin.cpp"
+ROOT = HERE.parent.parent
+CACHE = Path(tempfile.gettempdir()) / f"standin-{os.getuid()}"
+FLAGS = ("-std=c++17", "-O1", "-w", "-fPIC", "-shared")
+
+
+def build(text: str, name: str, *flags: str) -> Path:
+    """A library of C++ text; made once per text."""
+    key = hashlib.sha256("\0".join([text, *flags]).encode()).hexdigest()[:24]
+    folder = CACHE / key
+    library = folder / name
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            source, made = Path(scratch) / "text.cpp", Path(scratch) / name
+            source.write_text(text)
+            command = ["g++", *FLAGS, "-I", str(HERE), *flags, str(source), "-o", str(made), "-ldl"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeError(f"{name}: {done.stderr[:3000]}")
+            made.replace(library)
+    return library
+
+
+@cache
+def driver_folder() -> Path:
+    """Where the stand-in is, as libcuda.so.1."""
+    return build(SOURCE.read_text(), "libcuda.so.1", "-fvisibility=hidden", "-Wl,-soname,libcuda.so.1").parent
+
+
+def environment() -> dict[str, str]:
+    """Variables with which a process finds the stand-in in place of a driver."""
+    paths = [str(driver_folder()), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    return {
+        "LD_LIBRARY_PATH": ":".join(paths),
+        "STANDIN_BUILD": f"cd '{ROOT}' && PYTHONPATH='{ROOT}' '{sys.executable}' -m tests.cuda.standin",
+    }
+
+
+@cache
+def loaded() -> ctypes.CDLL:
+    """The stand-in in this process, where `cuda.bindings` finds it, too."""
+    library = ctypes.CDLL(str(driver_folder() / "libcuda.so.1"))
+    for name in ("standin_faults", "standin_left"):
+        getattr(library, name).restype = ctypes.c_char_p
+    return library
+
+
+def faults() -> str:
+    """What callers in this process did wrong since the last time this was asked."""
+    found: bytes = loaded().standin_faults()
+    return found.decode()
+
+
+def left() -> str:
+    """What callers in this process have made and not destroyed; everything that streams have to do is done."""
+    found: bytes = loaded().standin_left()
+    return found.decode()
+
+
+_KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(([^)]*)\);')
+
+
+def kernel_library(fatbin: Path, capability: tuple[int, int]) -> Path:
+    """The kernels beside `fatbin` that a device of this compute capability runs, as code for this processor."""
+    from tests.cuda.emulator import translate
+    from transpiler.gpu.here import runs_code
+
+    texts = {path.name.split(".")[1]: path for path in fatbin.parent.glob("kernels.*.cu")}
+    fitting = [arch for arch in sorted(texts, reverse=True) if runs_code(capability, arch)]
+    text = texts[fitting[0]].read_text()
+    launchers = [_launcher(name, parameters) for name, parameters in _KERNEL.findall(text)]
+    headers = [path.read_text() for path in sorted(HERE.glob("*.h"))]
+    key = hashlib.sha256("".join(headers).encode()).hexdigest()
+    return build("\n".join([translate(text), *launchers, f"// {key}"]), "kernels.so")
+
+
+def _launcher(name: str, parameters: str) -> str:
+    sizes = []
+    for item in filter(None, map(str.strip, parameters.split(","))):
+        kind = re.sub(r"\b__restrict__\b|\bconst\b", "", item).rpartition(" ")[0].strip()
+        sizes.append("-8" if kind.endswith("*") else f"(int)sizeof({kind})")
+    return (
+        f'extern "C" const char *standin_{name}(const int *grid, const int *block, int shared, void **arguments) {{\n'
+        f"  return launch_{name}(grid, block, 1, arguments);\n}}\n"
+        f'extern "C" const int sizes_{name}[] = {{{", ".join([str(len(sizes)), *sizes])}}};\n'
+    )
+
+
+def main() -> None:
+    major, minor = sys.argv[2].split(".")
+    print(kernel_library(Path(sys.argv[1]), (int(major), int(minor))))
+
+
+if __name__ == "__main__":
+    main()
