@@ -1,5 +1,5 @@
-"""The stand-in for NVIDIA's driver, built and started; and `python -m tests.cuda.standin FATBIN CAPABILITY`, with which
-it makes a package's kernels code for this processor."""
+"""The stand-in for NVIDIA's driver, built and started; and `python -m tests.cuda.standin FATBIN CAPABILITY FILE`, with
+which it makes a package's kernels code for this processor, and writes into FILE where that is."""
 
 from __future__ import annotations
 
@@ -47,8 +47,11 @@ def driver_folder() -> Path:
 def environment() -> dict[str, str]:
     """Variables with which a process finds the stand-in in place of a driver."""
     paths = [str(driver_folder()), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    made = CACHE / f"made-{_headers()}"
+    made.mkdir(parents=True, exist_ok=True)
     return {
         "LD_LIBRARY_PATH": ":".join(paths),
+        "STANDIN_MADE": str(made),
         "STANDIN_BUILD": f"cd '{ROOT}' && PYTHONPATH='{ROOT}' '{sys.executable}' -m tests.cuda.standin",
     }
 
@@ -86,9 +89,12 @@ def kernel_library(fatbin: Path, capability: tuple[int, int]) -> Path:
     fitting = [arch for arch in sorted(texts, reverse=True) if runs_code(capability, arch)]
     text = texts[fitting[0]].read_text()
     launchers = [_launcher(name, parameters) for name, parameters in _KERNEL.findall(text)]
-    headers = [path.read_text() for path in sorted(HERE.glob("*.h"))]
-    key = hashlib.sha256("".join(headers).encode()).hexdigest()
-    return build("\n".join([translate(text), *launchers, f"// {key}"]), "kernels.so")
+    return build("\n".join([translate(text), *launchers, f"// {_headers()}"]), "kernels.so")
+
+
+def _headers() -> str:
+    texts = [path.read_text() for path in [*sorted(HERE.glob("*.h")), HERE / "emulator.py", Path(__file__)]]
+    return hashlib.sha256("".join(texts).encode()).hexdigest()[:16]
 
 
 def _launcher(name: str, parameters: str) -> str:
@@ -105,7 +111,10 @@ def _launcher(name: str, parameters: str) -> str:
 
 def main() -> None:
     major, minor = sys.argv[2].split(".")
-    print(kernel_library(Path(sys.argv[1]), (int(major), int(minor))))
+    library = kernel_library(Path(sys.argv[1]), (int(major), int(minor)))
+    with tempfile.NamedTemporaryFile("w", dir=Path(sys.argv[3]).parent, delete=False) as file:
+        file.write(str(library))
+    Path(file.name).replace(sys.argv[3])
 
 
 if __name__ == "__main__":
