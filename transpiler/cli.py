@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from transpiler.wheels import BundleWeights, Wheel
 
 DONE, FAILED, USAGE, TESTS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
-PLANNED_TARGETS = ("cuda",)
 MAX_FAILURES = 20
 
 
@@ -149,7 +148,6 @@ def main(
             raise UsageError("bundle-without-wheel", "--bundle-weights says what --wheel puts into a wheel: add it.")
         if wheel and check_only:
             raise UsageError("wheel-and-check", "--check builds nothing that --wheel could pack.")
-        _refuse_unsupported(targets)
         request = _request(
             model,
             targets,
@@ -182,21 +180,6 @@ def main(
     if not quiet:
         for line in lines:
             click.echo(line)
-
-
-def _refuse_unsupported(targets: Sequence[str]) -> None:
-    """Options that the contract has and this version has not: refused, never ignored. Raises UsageError."""
-    from transpiler.target import known_targets
-
-    known = known_targets()
-    for target in targets:
-        if target in PLANNED_TARGETS:
-            there = ", ".join(name for name in known if name not in PLANNED_TARGETS)
-            raise _unsupported(f"The target {target}", f"known: {there}")
-
-
-def _unsupported(what: str, instead: str) -> UsageError:
-    return UsageError("not-supported-yet", f"{what} is not supported yet; {instead}.")
 
 
 def _request(

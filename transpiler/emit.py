@@ -157,6 +157,7 @@ def make_view(
         item.function: interface(
             arguments[item.function], item.user_inputs, item.outputs, output_names(item),
             program.functions[item.function].out_structure, found, item.function, note,
+            streams=backend(plan.target).streams,
         )
         for item in plans
     }  # fmt: skip

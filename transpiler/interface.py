@@ -63,9 +63,10 @@ class RecordView:
 @dataclass(frozen=True)
 class CallView:
     """`unpack` is the assignment target for the flat outputs ("" if there are too many: `out` then), `infer` the call
-    that gives them."""
+    that gives them. `bound` are the parameters that are inputs."""
 
     parameters: str
+    bound: str
     returns: str
     doc: str
     unpack: str
@@ -124,9 +125,10 @@ def _common_name(keys: Sequence[str]) -> str:
 def interface(
     arguments: Sequence[Argument], inputs: Sequence[Input], outputs: Sequence[Value], names: Sequence[str],
     out_structure: Structure | None, records: Records, function: str = "forward", note: str = "",
+    *, streams: bool = False,
 ) -> CallView:  # fmt: skip
     """The typed call of a function. `names` are the flat outputs' names; `records` collects the classes of results;
-    `note` is a line for the docstring."""
+    `note` is a line for the docstring. With `streams` the call takes one, unless an argument is called that."""
     if out_structure is None:
         flat = tuple(Leaf(index) for index in range(len(outputs)))
         out_structure = flat[0] if len(flat) == 1 else Sequence_("tuple", flat)
@@ -152,12 +154,19 @@ def interface(
         nested = f"{{{', '.join(f'{argument.name!r}: {argument.name}' for argument in arguments)}}}"
         bound = f"self.flatten({', '.join([nested, *chosen])})"
         passed = [f"*{bound}"]
+    bound_parameters = _parameters(arguments)
+    parameters, last = bound_parameters, list(chosen)
+    if streams and all(argument.name != "stream" for argument in arguments):
+        keywords = any(argument.keyword_only for argument in arguments)
+        parameters += f"{'' if keywords else ', *'}, stream: Any = None"
+        last.append("stream=stream")
     return CallView(
-        parameters=_parameters(arguments),
+        parameters=parameters,
+        bound=bound_parameters,
         returns=returns,
         doc=_call_doc(arguments, inputs, out_structure, outputs, returns, note),
         unpack=unpack,
-        infer=f"self.infer({', '.join([*passed, *chosen])})",
+        infer=f"self.infer({', '.join([*passed, *last])})",
         result=records.expression(out_structure, variables),
         flat=bound,
     )

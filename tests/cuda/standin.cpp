@@ -326,12 +326,17 @@ int copy_bytes(Address target, Address source, size_t size, bool from_host, bool
   return SUCCESS;
 }
 
-// Copies with the host that nobody waits for have to be from or to pinned memory.
+// Copies with the host that nobody waits for have to be from or to pinned memory, which is still there when they run.
 bool check_pinned(Address address, size_t size) {
   const Block *block = block_of(address, size);
   if (block && block->pinned) return true;
-  fault("an asynchronous copy with memory of the host that is not pinned");
+  fault("an asynchronous copy with memory of the host that is not pinned, or not any more");
   return false;
+}
+
+int copy_pinned(Address target, Address source, size_t size, bool from_host, bool to_host) {
+  if ((from_host && !check_pinned(source, size)) || (to_host && !check_pinned(target, size))) return ILLEGAL_ADDRESS;
+  return copy_bytes(target, source, size, from_host, to_host);
 }
 
 // ---- graphs
@@ -370,7 +375,7 @@ static void at_exit();
 
 API cuInit(unsigned) {
   LOCKED;
-  int count = atoi(setting("STANDIN_DEVICES", "1"));
+  int count = atoi(setting("STANDIN_DEVICES", "2"));
   const char *visible = getenv("CUDA_VISIBLE_DEVICES");
   if (visible && (!*visible || *visible == '-')) count = 0;
   if (!count) return NO_DEVICE;
@@ -496,7 +501,7 @@ API cuMemcpyHtoDAsync(Address target, Address source, size_t size, void *handle)
   Stream *stream = stream_of(handle);
   if (!stream) return INVALID_HANDLE;
   if (!check_pinned(source, size)) return INVALID_VALUE;
-  add(stream, [=] { return copy_bytes(target, source, size, true, false); });
+  add(stream, [=] { return copy_pinned(target, source, size, true, false); });
   return SUCCESS;
 }
 API cuMemcpyDtoHAsync(Address target, Address source, size_t size, void *handle) {
@@ -504,7 +509,7 @@ API cuMemcpyDtoHAsync(Address target, Address source, size_t size, void *handle)
   Stream *stream = stream_of(handle);
   if (!stream) return INVALID_HANDLE;
   if (!check_pinned(target, size)) return INVALID_VALUE;
-  add(stream, [=] { return copy_bytes(target, source, size, false, true); });
+  add(stream, [=] { return copy_pinned(target, source, size, false, true); });
   return SUCCESS;
 }
 API cuMemcpyDtoDAsync(Address target, Address source, size_t size, void *handle) {
@@ -766,7 +771,7 @@ API cuGraphAddMemcpyNode(Node **result, Graph *graph, Node *const *before, size_
   size_t size = given->width;
   if (from_host && !check_pinned(source, size)) return INVALID_VALUE;
   if (to_host && !check_pinned(target, size)) return INVALID_VALUE;
-  return add_node(graph, before, count, [=] { return copy_bytes(target, source, size, from_host, to_host); }, result);
+  return add_node(graph, before, count, [=] { return copy_pinned(target, source, size, from_host, to_host); }, result);
 }
 API cuGraphAddMemsetNode(Node **result, Graph *graph, Node *const *before, size_t count, const FillParameters *given,
                          Context *) {

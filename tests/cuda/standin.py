@@ -104,7 +104,7 @@ def _launcher(name: str, parameters: str) -> str:
         sizes.append("-8" if kind.endswith("*") else f"(int)sizeof({kind})")
     return (
         f'extern "C" const char *standin_{name}(const int *grid, const int *block, int shared, void **arguments) {{\n'
-        f"  return launch_{name}(grid, block, 1, arguments);\n}}\n"
+        f"  return launch_{name}(grid, block, 1, 1, shared, arguments);\n}}\n"
         f'extern "C" const int sizes_{name}[] = {{{", ".join([str(len(sizes)), *sizes])}}};\n'
     )
 

@@ -68,7 +68,12 @@ def test_output_folder_cannot_be_made(command: Command) -> None:
     ("options", "message"),
     [
         (["--target", "cudaa"], "Unknown target 'cudaa'; known: cpu, cuda, vulkan."),
-        (["--target", "cuda"], "The target cuda is not supported yet; known: cpu, vulkan."),
+        (["--target", "cuda", "--arch", "sm_70"], "Unknown architecture 'sm_70'; known: sm_90a, sm_80."),
+        (
+            ["--target", "cuda", "--triple", "aarch64-unknown-linux-gnu"],
+            "Target 'cuda' has no instruction sets: --triple is for CPUs.\n"
+            "  Hint: its kernels run on every device that has the features they need",
+        ),
         (
             ["--target", "vulkan", "--isa", "avx2"],
             "Target 'vulkan' has no instruction sets: --isa is for CPUs.\n"

@@ -37,12 +37,14 @@ class Backend(ABC):
 
     `title` is what it is called, `needs` what a package needs where it runs, `environment` the variables that its
     runtime looks at. `requires` are the packages from PyPI that its runtime needs besides numpy.
+    `streams`: calls take one, and tensors on the device.
     """
 
     title: ClassVar[str]
     needs: ClassVar[str]
     environment: ClassVar[str]
     requires: ClassVar[tuple[str, ...]] = ()
+    streams: ClassVar[bool] = False
 
     @abstractmethod
     def runs_here(self, target: Target) -> bool:

@@ -20,6 +20,7 @@ class Cuda(Backend):
         '`Model(device="cuda:1")` takes the second of them.'
     )
     requires = ("cuda-bindings>=13.0,<14",)
+    streams = True
 
     def runs_here(self, target: Target) -> bool:
         from transpiler.gpu.here import has_cuda

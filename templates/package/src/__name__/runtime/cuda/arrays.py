@@ -21,7 +21,7 @@ LEGACY, PER_THREAD, NO_WAIT = 1, 2, -1
 
 class DeviceArray:
     """An array in the memory of a device, C-contiguous. Other libraries take it without a copy, by
-    `torch.from_dlpack(y)`, `cupy.from_dlpack(y)`, `jax.dlpack.from_dlpack(y)`; `y.numpy()` is a copy on the host.
+    `torch.from_dlpack(y)`, `cupy.from_dlpack(y)`, `jax.dlpack.from_dlpack(y)`; `y.numpy()` copies it.
 
     It was, or will be, filled on `stream`, which has to live as long as the array does.
     """

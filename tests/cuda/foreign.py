@@ -1,0 +1,75 @@
+"""Tensors of another library on the device, such as torch's: filled on a stream of its own, given through DLPack."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from transpiler.ir import Array
+
+
+class Library:
+    """What another library does on the device of a model, in the same process."""
+
+    def __init__(self, model: Any) -> None:
+        runtime = f"{type(model).__module__.rpartition('.')[0]}.runtime.cuda"
+        self.arrays, self.dlpack, self.memory = (
+            importlib.import_module(f"{runtime}.{name}") for name in ("arrays", "dlpack", "memory")
+        )
+        self.device = model._library.device
+        self.pinned: list[Any] = []  # what streams may not have read yet
+
+    def stream(self) -> int:
+        """A new stream, which waits for no other."""
+        with self.device.current():
+            return int(self.device.do("a stream", self.device.driver.cuStreamCreate(1)))
+
+    def destroy(self, stream: int) -> None:
+        driver = self.device.driver
+        with self.device.current():
+            self.device.do("waiting", driver.cuStreamSynchronize(driver.CUstream(stream)))
+            self.device.do("a stream", driver.cuStreamDestroy(driver.CUstream(stream)))
+
+    def tensor(self, values: Array, stream: int = 1, strides: Sequence[int] | None = None) -> Tensor:
+        return Tensor(self, values, stream, strides)
+
+    def read(self, value: Any, stream: int = 1) -> Array:
+        """The content of what speaks DLPack, for work on `stream`."""
+        found = self.dlpack.imported(value.__dlpack__(stream=stream))
+        copy = self.arrays.DeviceArray(self.device, found.address, found.dtype, found.shape, stream, found)
+        result: Array = copy.numpy()
+        return result
+
+
+class Tensor:
+    """A tensor whose content is copied there on its stream, when the stream comes to it."""
+
+    def __init__(self, library: Library, values: Array, stream: int, strides: Sequence[int] | None) -> None:
+        device, driver = library.device, library.device.driver
+        self._library, self._strides, self.exports = library, strides, 0
+        pinned = library.memory.Pinned(device, values.nbytes, "values")
+        library.pinned.append(pinned)
+        pinned.array[...] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        with device.current():
+            self.array = library.arrays.allocate(device, values.dtype.name, values.shape, stream)
+            there = driver.CUstream(stream)
+            device.do(
+                "a copy", driver.cuMemcpyHtoDAsync(self.array.address, pinned.address, values.nbytes, there)
+            )
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        where: tuple[int, int] = self.array.__dlpack_device__()
+        return where
+
+    def __dlpack__(self, *, stream: int | None = None) -> Any:
+        self.exports += 1
+        capsule = self.array.__dlpack__(stream=stream)
+        if self._strides is not None:
+            address = self._library.dlpack._pointer(capsule, b"dltensor")
+            managed = self._library.dlpack._Managed.from_address(address)
+            self._kept = (self._library.dlpack.ctypes.c_int64 * len(self._strides))(*self._strides)
+            managed.tensor.strides = self._kept
+        return capsule
