@@ -22,6 +22,14 @@ class Library:
         self.device = model._library.device
         self.pinned: list[Any] = []  # what streams may not have read yet
 
+    def __enter__(self) -> Library:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self.device.current():
+            self.device.do("waiting", self.device.driver.cuCtxSynchronize())
+        self.pinned.clear()
+
     def stream(self) -> int:
         """A new stream, which waits for no other."""
         with self.device.current():
@@ -53,12 +61,14 @@ class Tensor:
         pinned = library.memory.Pinned(device, values.nbytes, "values")
         library.pinned.append(pinned)
         pinned.array[...] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        self._event = library.memory.Event(device)
+        there = driver.CUstream(stream)
         with device.current():
-            self.array = library.arrays.allocate(device, values.dtype.name, values.shape, stream)
-            there = driver.CUstream(stream)
-            device.do(
-                "a copy", driver.cuMemcpyHtoDAsync(self.array.address, pinned.address, values.nbytes, there)
-            )
+            # Its memory comes from the legacy stream, which outlives the others.
+            self.array = library.arrays.allocate(device, values.dtype.name, values.shape, 1)
+            self.array.__dlpack__(stream=stream)
+            device.do("a copy", driver.cuMemcpyHtoDAsync(self.array.address, pinned.address, values.nbytes, there))
+            self._event.record(there)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         where: tuple[int, int] = self.array.__dlpack_device__()
@@ -66,7 +76,10 @@ class Tensor:
 
     def __dlpack__(self, *, stream: int | None = None) -> Any:
         self.exports += 1
-        capsule = self.array.__dlpack__(stream=stream)
+        device = self._library.device
+        with device.current():
+            self._event.hold_back(device.driver.CUstream(1 if stream is None else stream))
+        capsule = self.array.__dlpack__(stream=-1)
         if self._strides is not None:
             address = self._library.dlpack._pointer(capsule, b"dltensor")
             managed = self._library.dlpack._Managed.from_address(address)

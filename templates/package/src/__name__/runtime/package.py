@@ -151,10 +151,10 @@ class Package:
     def _infer_on_device(
         self, callee: Function, session: Session, inputs: Sequence[Any], stream: Any
     ) -> tuple[Array, ...]:
-        if not (session.has_streams and self.native):
-            raise TypeError(
-                f"stream: {'kernels one by one have' if session.has_streams else self.device + ' has'} none"
-            )
+        if not session.has_streams:
+            raise TypeError(f"stream: {self.device} has none")
+        if not self.native:
+            raise TypeError("kernel by kernel a model takes arrays in CPU memory, and no stream")
         draws = self._random is not None and callee.entry["random"]
         more = [self._random.next()] if self._random is not None and draws else []
         there = cast(StreamSession, session)

@@ -23,14 +23,15 @@ class DeviceArray:
     """An array in the memory of a device, C-contiguous. Other libraries take it without a copy, by
     `torch.from_dlpack(y)`, `cupy.from_dlpack(y)`, `jax.dlpack.from_dlpack(y)`; `y.numpy()` copies it.
 
-    It was, or will be, filled on `stream`, which has to live as long as the array does.
+    It was, or will be, filled on `stream`, which has to live as long as the array does. `owner` is what keeps
+    the memory of another library.
     """
 
     def __init__(
         self, device: Device, address: int, dtype: str, shape: Sequence[int], stream: int, owner: object
     ) -> None:
         self._device, self.address, self.dtype, self.shape = device, address, dtype, tuple(shape)
-        self.stream, self._owner = stream, owner
+        self.stream, self.owner = stream, owner
 
     def __repr__(self) -> str:
         return f"DeviceArray({self.dtype}[{', '.join(map(str, self.shape))}], cuda:{self._device.number})"
@@ -126,9 +127,7 @@ def take(device: Device, value: Any, name: str, stream: int) -> DeviceArray:
         TypeError: it cannot be read.
         ValueError: it is on another device, or not contiguous.
     """
-    if isinstance(value, DeviceArray) and value._device is device:
-        if value.stream != stream:
-            value.__dlpack__(stream=stream)
+    if isinstance(value, DeviceArray) and value._device is device and value.stream == stream:
         return value
     kind, number = value.__dlpack_device__()
     if (kind, number) != (CUDA, device.number):

@@ -20,6 +20,8 @@ from .device import Code, Device, check_grid
 from .memory import Buffer, DeviceState, DeviceWeights, Event, Pinned
 
 Array = npt.NDArray[Any]
+# Tensors of other libraries that calls on streams may still read; our own go back in the stream's order.
+MOST_HELD = 64
 
 
 class Recording:
@@ -106,8 +108,8 @@ class Recording:
         assert self._graph is not None
         device, driver = self.device, self.device.driver
         with device.current():
-            own = any(not isinstance(array, DeviceArray) for array in inputs)
-            if own or self._event.passed():
+            hosted = any(not isinstance(array, DeviceArray) for array in inputs)
+            if hosted or len(self._held) > MOST_HELD or self._event.passed():
                 self._event.wait()
                 self._held.clear()
             self._event.hold_back(stream)
@@ -119,7 +121,8 @@ class Recording:
                     result = driver.cuMemcpyDtoDAsync(
                         self.address(region), array.address, region.nbytes, stream
                     )
-                    self._held.append(array)
+                    if array.owner is not None:
+                        self._held.append(array)
                 else:
                     place[...] = _bytes(array)
                     source = self._staging.address + region.offset
