@@ -89,10 +89,22 @@ class TensorSpec:
         if self.dtype == "bfloat16":
             array = _bfloat16_bits(array, self)
         elif array.dtype != self.storage:
-            raise TypeError(f"{self.name}: expected dtype {self.dtype}, got {array.dtype}")
-        if array.shape != self.shape and not (self.varying and self.varying.fits(array.shape)):
-            raise ValueError(f"{self.name}: expected shape {self.varying or self.shape}, got {array.shape}")
+            raise self.wrong_dtype(array.dtype)
+        self.check_shape(array.shape)
         return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+
+    def wrong_dtype(self, got: object) -> TypeError:
+        return TypeError(f"{self.name}: expected dtype {self.dtype}, got {got}")
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError for another shape."""
+        if shape != self.shape and not (self.varying and self.varying.fits(shape)):
+            raise ValueError(f"{self.name}: expected shape {self.varying or self.shape}, got {shape}")
+
+    def shape_at(self, sizes: Sizes = NO_SIZES) -> tuple[int, ...]:
+        """The shape in one call."""
+        shape: Any = self.varying.at(sizes) if self.varying else self.shape
+        return tuple(shape)
 
     def allocate(self, sizes: Sizes = NO_SIZES) -> Array:
         """An uninitialised array for the kernels to write; large ones are aligned to 64 bytes."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arguments import TensorSpec
+from .function import Function
 from .profile import Rates
 from .state import Memory, State
 
@@ -39,10 +40,12 @@ class Library(Protocol):
 class Session(Protocol):
     """The model over one set of weights. Whoever runs it holds a reference; the last one frees it.
 
-    `symbols` are the values of sizes that vary, as `Symbols.packed` gives them.
+    `symbols` are the values of sizes that vary, as `Symbols.packed` gives them. `has_streams`: it is a
+    `StreamSession`.
     """
 
     weights: Mapping[str, Array]
+    has_streams: bool
 
     @property
     def library(self) -> Library: ...
@@ -73,6 +76,18 @@ class Session(Protocol):
 
     def call(self, function: int, index: int, buffers: Sequence[Array], symbols: bytes | None = None) -> None:
         """One call of a function on arrays of the caller's."""
+
+
+class StreamSession(Protocol):
+    """A session on a device whose memory and streams other libraries use, too."""
+
+    def takes(self, inputs: Sequence[Any]) -> bool:
+        """Whether some of the inputs are tensors there: then the outputs are, too."""
+
+    def run_on_device(
+        self, callee: Function, state: State | None, inputs: Sequence[Any], more: Sequence[Array], stream: Any
+    ) -> tuple[Any, ...]:
+        """A whole function on arrays of the host and tensors on the device, and `more` arrays behind them."""
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, SupportsIndex
+from typing import Any, ClassVar, NoReturn, SupportsIndex, cast
 
 import numpy.typing as npt
 
 from .arguments import check_names, flatten
 from .devices import open_device, opener
 from .function import Arguments, Function
-from .kernels import KernelLibrary, PlainCall, Session
+from .kernels import KernelLibrary, PlainCall, Session, StreamSession
 from .manifest import check_files, check_own_weights, functions_of, read_manifest
 from .processors import checked_threads
 from .profile import Event, Rates
@@ -120,18 +120,24 @@ class Package:
     # --- running ------------------------------------------------------------------------------------------
     # The generated model adds, per function, the typed call, its plan kernel by kernel, and `_bind` for taps.
 
-    def infer(self, *inputs: Any, function: str | None = None) -> tuple[Array, ...]:
+    def infer(self, *inputs: Any, function: str | None = None, stream: Any = None) -> tuple[Array, ...]:
         """The flat outputs for the flat inputs of a function, by default of the main one; the state moves on.
 
+        On a device that has streams, with a `stream` or with inputs on the device, the outputs are there, and
+        the call does not wait for them.
+
         Raises:
-            TypeError, ValueError: an input that does not fit the signature.
+            TypeError, ValueError: an input that does not fit the signature, or a stream where there are none.
             IndexError: an index (of an embedding, a gather) is out of bounds.
             ZeroDivisionError: integers were divided by zero.
         """
         plain = self._plain.get(function)
-        if plain is not None and self.native:
+        if plain is not None and self.native and stream is None:
             return plain(inputs)
         callee = self._function(function)
+        running = self._running()
+        if stream is not None or (running.has_streams and cast(StreamSession, running).takes(inputs)):
+            return self._infer_on_device(callee, running, inputs, stream)
         call = self._take(callee, inputs)
         if not self._keeps_state:
             outputs = self._run(callee, self._running(), self._owned(), call)
@@ -141,6 +147,21 @@ class Package:
         if callee.gives_bfloat16:
             return tuple(spec.give(array) for spec, array in zip(callee.outputs, outputs, strict=True))
         return outputs
+
+    def _infer_on_device(
+        self, callee: Function, session: Session, inputs: Sequence[Any], stream: Any
+    ) -> tuple[Array, ...]:
+        if not session.has_streams:
+            raise TypeError(f"stream: {self.device} has none")
+        if not self.native:
+            raise TypeError("kernel by kernel a model takes arrays in CPU memory, and no stream")
+        draws = self._random is not None and callee.entry["random"]
+        more = [self._random.next()] if self._random is not None and draws else []
+        there = cast(StreamSession, session)
+        if not self._keeps_state:
+            return there.run_on_device(callee, None, inputs, more, stream)
+        with self._owned().turn() as state:
+            return there.run_on_device(callee, state, inputs, more, stream)
 
     def _take(self, callee: Function, inputs: Iterable[Any]) -> Arguments:
         """The arguments of a call: the checked inputs, and the random generator's state if it draws."""
@@ -177,12 +198,15 @@ class Package:
         kernels = self.kernels(session, tape, call.sizes, call.symbols, function=callee.name)
         cells = [state.cells] if self._keeps_state else []
         run: Callable[..., tuple[Array, ...]] = getattr(self, callee.plan)
+        state.memory.fetch()
         try:
             return run(kernels, Weights(session.weights), *cells, *call.arrays)
         except Exception as error:
             if kernels.changed:
                 state.lose(str(error))
             raise
+        finally:
+            state.memory.store()
 
     @cached_property
     def _keeps_state(self) -> bool:
@@ -321,7 +345,8 @@ class Package:
     def _open(self, data: Array, weights: Weights) -> None:
         # One assignment swaps them: a running call holds the session that it started with.
         session = self._library.session(data, weights, self._threads)
-        plain = {} if self._keeps_state else self._plain_calls(session)
+        # Tensors on the device take another way.
+        plain = {} if self._keeps_state or session.has_streams else self._plain_calls(session)
         if self._state is None:
             self._session, self._plain, self._state = session, plain, self._initial_state(weights)
         else:
@@ -392,6 +417,7 @@ class Package:
         call = self._take(callee, inputs)
         tape: list[tuple[Array, ...]] = []
         state = self._owned().copy(session.weights)
+        state.memory.fetch()
         before = {name: array.copy() for name, array in state.cells.items()}
         self._step_by_step(callee, session, state, call, tape)
         taken = Taken(tape, call.arrays, call.sizes, session.weights, before)

@@ -76,7 +76,8 @@ def bfloat16_array(bits: Array) -> Array:
 class File(Mapping[str, Array]):
     """The tensors of a safetensors file by name: read-only views of the mapped file.
 
-    `entries` and `metadata` are the header's; `data` is the whole data section as bytes.
+    `entries` and `metadata` are the header's; `data` is the whole data section as bytes. `key` tells the
+    file, as it is now, from all others.
 
     Raises:
         FormatError: the header is not well-formed, or the data does not fit the file.
@@ -88,7 +89,9 @@ class File(Mapping[str, Array]):
         if self.path.exists() and not self.path.is_file():  # opening a pipe would wait for its writer
             raise FormatError(f"{self.path} is not a file")
         with self.path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+            status = os.fstat(file.fileno())
+            size = status.st_size
+            self.key = (status.st_dev, status.st_ino, status.st_mtime_ns, size)
             if size < 8:
                 raise FormatError(f"{self.path} is too short for a safetensors file: {size} bytes")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,19 @@ from .weights import Weights
 Array = npt.NDArray[Any]
 
 
-class Memory(Protocol):
+class Memory:
     """Where a state is kept: `array` are its bytes as the host sees them."""
 
     array: Array
 
+    def fetch(self) -> None:
+        """Make `array` what it is now: before the host reads it, and before it changes a part."""
 
-class HostMemory:
+    def store(self) -> None:
+        """Let calls see `array`: after the host has changed it."""
+
+
+class HostMemory(Memory):
     """Zeros in the memory of the host."""
 
     def __init__(self, nbytes: int) -> None:
@@ -86,6 +92,7 @@ class State(MutableMapping[str, Array]):
         with self._lock:
             for item in self._layout:
                 self._arrays[item["name"]][...] = 0 if item["initial"] is None else weights[item["initial"]]
+            self.memory.store()
             self._lost = ""
 
     def replace(self, values: Mapping[str, Any]) -> None:
@@ -100,13 +107,16 @@ class State(MutableMapping[str, Array]):
         with self._lock:
             for name, array in taken.items():
                 self._arrays[name][...] = array
+            self.memory.store()
             self._lost = ""
 
     def copy(self, weights: Mapping[str, Array]) -> State:
         """Another one with the same content."""
         other = State(self._layout, self._data.nbytes, weights, self._allocate)
         with self.turn():
+            self.memory.fetch()
             other._data[...] = self._data
+            other.memory.store()
         return other
 
     def _check(self) -> None:
@@ -120,12 +130,15 @@ class State(MutableMapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         spec = self._spec(name)
         with self.turn():
+            self.memory.fetch()
             return np.array(spec.give(self._arrays[name]))
 
     def __setitem__(self, name: str, value: Any) -> None:
         array = self._spec(name).take(value)
         with self.turn():
+            self.memory.fetch()
             self._arrays[name][...] = array
+            self.memory.store()
 
     def __delitem__(self, name: str) -> None:
         raise TypeError("a model's state cannot lose a buffer")

@@ -26,10 +26,15 @@ PLACE = "TRANSPILE_WEIGHTS"
 
 
 class Weights(Mapping[str, Array]):
-    """The prepared tensors by name: `w.conv1_weight` or `w["conv1_weight"]`."""
+    """The prepared tensors by name: `w.conv1_weight` or `w["conv1_weight"]`.
 
-    def __init__(self, tensors: Mapping[str, Array]) -> None:
-        self._tensors = dict(tensors)
+    `file_key` tells the file that they are mapped from, as it is now, from all others; None: they have none.
+    """
+
+    file_key: tuple[int, ...] | None
+
+    def __init__(self, tensors: Mapping[str, Array], file_key: tuple[int, ...] | None = None) -> None:
+        self._tensors, self.file_key = dict(tensors), file_key
 
     def __getattr__(self, name: str) -> Array:
         try:
@@ -105,7 +110,9 @@ def map_prepared(path: Path, layout: Mapping[str, Any]) -> tuple[Array, Weights]
         raise WeightsError(
             f"{path} was prepared for {file.metadata.get(PREPARED, 'nothing')}, not for {layout['key']}"
         )
-    return file.data, _views(file.data, layout)
+    weights = _views(file.data, layout)
+    weights.file_key = file.key
+    return file.data, weights
 
 
 def write_prepared(

@@ -100,6 +100,8 @@ class Library:
 class Session:
     """One native model over one set of weights. Whoever runs it holds a reference; the last one frees it."""
 
+    has_streams = False
+
     def __init__(self, library: Library, data: Array, weights: Mapping[str, Array], threads: int) -> None:
         self.library = library
         self.weights = weights
