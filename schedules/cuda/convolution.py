@@ -59,7 +59,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         workspace=elements, workspace_dtype=stored_dtype(kind),
     )  # fmt: skip
     with builder:
-        emit(form.product(builder), RunEpilogue(group, builder))
+        emit(form.product(builder), RunEpilogue(group, builder), target)
     size = int(numpy_dtype(stored_dtype(kind)).itemsize)
     return lowered(group, builder, flops=2 * count(shape) * count(weight[1:]), workspace=elements * size)
 

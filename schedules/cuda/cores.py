@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+from transpiler.target import Target
+
 from ..gpu.workgroup import workgroups
 from . import gemv
 from .epilogue import RunEpilogue
 from .mma import MmaBlock
 from .product import Block, Product
 from .simt import SimtBlock
-from .tiles import MMA, SIMT, tile_for
+from .tiles import MMA, MMA_ON_HOPPER, SIMT, WGMMA, Tile, tile_for
+from .wgmma import WgmmaBlock
+
+HOPPER = "sm_90a"
 
 
-def emit(product: Product, epilogue: RunEpilogue) -> None:
+def emit(product: Product, epilogue: RunEpilogue, target: Target) -> None:
     """A kernel at the root of the function."""
     if gemv.takes(product):
         gemv.emit(product, epilogue)
         return
-    form: type[Block] = SimtBlock if product.kind == "float32" else MmaBlock
-    tiles = SIMT if product.kind == "float32" else MMA
-    tile = tile_for(tiles, product.batches, product.rows, product.columns)
+    forms = _forms(product, target)
+    tile = tile_for([*forms], product.batches, product.rows, product.columns)
+    form = forms[tile]
     with workgroups(product.blocks(tile), tile.threads) as (number, thread):
         form(product, tile, epilogue, number, thread).emit()
+
+
+def _forms(product: Product, target: Target) -> dict[Tile, type[Block]]:
+    """What can compute a product: the form by its tile."""
+    if product.kind == "float32":
+        return dict.fromkeys(SIMT, SimtBlock)
+    if target.gpu.arch != HOPPER:
+        return dict.fromkeys(MMA, MmaBlock)
+    forms: dict[Tile, type[Block]] = dict.fromkeys(MMA_ON_HOPPER, MmaBlock)
+    # wgmma would cut off what TF32 has to round.
+    if product.kind != "tf32":
+        forms |= dict.fromkeys(WGMMA, WgmmaBlock)
+    return forms

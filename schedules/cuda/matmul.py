@@ -51,7 +51,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
             place=_place(shape, shared), run=columns,
             column_bias=None if bias is None else lambda _, column: bias(column),
         )  # fmt: skip
-        emit(product, RunEpilogue(group, builder))
+        emit(product, RunEpilogue(group, builder), target)
     size = int(numpy_dtype(stored_dtype(kind)).itemsize)
     return lowered(group, builder, flops=2 * count(shape) * left.inner, workspace=elements * size)
 

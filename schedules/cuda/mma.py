@@ -31,7 +31,7 @@ class MmaBlock(Block):
         self.a, self.b = private(self.high * 4, "uint32"), private(self.wide * 2, "uint32")
 
     def multiply(self, stage: Expr) -> None:
-        for half in range(self.tile.CHUNKS // 2):
+        for half in range(self.tile.chunks // 2):
             self._multiply(stage, half)
 
     def _multiply(self, stage: Expr, half: int) -> None:
@@ -39,7 +39,7 @@ class MmaBlock(Block):
         row = self.own_row + tirx.floormod(self.lane, 16)
         chunk = half * 2 + tirx.floordiv(self.lane, 16)
         with ptx.unrolled(self.high) as i:
-            ptx.load_matrices(self.a, i * 4, ptx.moved(stage, place(row + i * 16, chunk, self.tile.CHUNKS)))
+            ptx.load_matrices(self.a, i * 4, ptx.moved(stage, place(row + i * 16, chunk, self.tile.chunks)))
         if self.product.kind == "tf32" and self.product.right.across:
             self._load_words(stage, half)
         else:
@@ -64,7 +64,7 @@ class MmaBlock(Block):
         if self.product.right.across:
             k = half * 16 + low * 8 + within
             return place(k, tirx.floordiv(column, 8), self.tile.columns // 8)
-        return place(column + within, half * 2 + low, self.tile.CHUNKS)
+        return place(column + within, half * 2 + low, self.tile.chunks)
 
     def _load_words(self, stage: Expr, half: int) -> None:
         """Fragments of 32-bit elements that lie across: ldmatrix transposes none, so they come one by one."""

@@ -104,6 +104,8 @@ def _in_bands(number: Expr, rows: Extent, columns: Extent) -> tuple[Expr, Expr]:
 class Block(ABC):
     """The kernel of one block of threads."""
 
+    alignment = 0  # of shared memory in bytes, a power of two; 0: what every block has
+
     def __init__(
         self,
         product: Product,
@@ -117,7 +119,7 @@ class Block(ABC):
         self.batch, row, column = product.block(number, tile)
         self.row, self.column = held(row * tile.rows), held(column * tile.columns)
         self.chunk = DEPTHS[product.kind]
-        self.depth = self.chunk * tile.CHUNKS
+        self.depth = self.chunk * tile.chunks
         self.steps = ceil_div(product.inner, self.depth)
         self.warp_rows, self.warp_columns = tile.rows // tile.row_warps, tile.columns // tile.column_warps
         self.lane = held(tirx.floormod(self.thread, 32))
@@ -127,8 +129,8 @@ class Block(ABC):
         pitch = (self.warp_columns + SKEW) * 4
         self.pitch, self.sums_bytes = pitch, 16 * pitch
         size = max(tile.stages * tile.stage_bytes, tile.threads // 32 * self.sums_bytes)
-        memory = T.alloc_buffer((size,), "uint8", scope="shared.dyn")
-        self.memory = held(ptx.shared_address(memory))
+        memory = T.alloc_buffer((size + self.alignment,), "uint8", scope="shared.dyn")
+        self.memory = held(ptx.aligned(ptx.shared_address(memory), self.alignment))
         self.own_sums = held(ptx.moved(self.memory, warp * self.sums_bytes))
         self.sums = private(self.warp_rows * self.warp_columns // 32)
 
@@ -143,11 +145,10 @@ class Block(ABC):
         for step in range(ahead):
             self._copy(copies, step, tirx.const(step, "int32"))
         with ptx.rolled(self.steps) as step:
-            ptx.copies_wait(ahead - 1)
+            self.wait(ahead - 1)
             barrier()
-            self._copy(copies, tirx.floormod(step + ahead, tile.stages), step + ahead)
             stage = held(self._stage(tirx.floormod(step, tile.stages)))
-            self.multiply(stage)
+            self.step(stage, lambda: self._copy(copies, tirx.floormod(step + ahead, tile.stages), step + ahead))
         ptx.copies_wait(0)
         barrier()
         self._store()
@@ -162,7 +163,7 @@ class Block(ABC):
         """The copies of this thread: functions of a stage's address and of the step."""
         tile = self.tile
         made = []
-        total = lines * tile.CHUNKS
+        total = lines * tile.chunks
         for turn in range(ceil_div(total, tile.threads)):
             number = held(self.thread + turn * tile.threads)
             own = None if total % tile.threads == 0 else number < total
@@ -172,9 +173,9 @@ class Block(ABC):
     def _copier(
         self, operand: Operand, first: int, corner: Expr, lines: int, end: Extent, number: Expr, own: Expr | None
     ) -> Callable[[Expr, Expr], None]:
-        per_line = lines // self.chunk if operand.across else self.tile.CHUNKS
+        per_line = lines // self.chunk if operand.across else self.tile.chunks
         line, chunk = (held(x) for x in _quotient(number, per_line))
-        target = held(tirx.Cast("uint32", first + place(line, chunk, per_line)))
+        target = held(tirx.Cast("uint32", first + self.chunk_place(operand, line, chunk, per_line)))
         outer = held(corner + (chunk * self.chunk if operand.across else line))
         inside = None if is_fixed(end) and end % lines == 0 else held(tirx.Cast("int32", outer < end))
         # Lines that do not exist are computed from one that does, and not read.
@@ -207,7 +208,20 @@ class Block(ABC):
     @property
     def right_start(self) -> int:
         """Where the right operand's lines begin in a stage, in bytes."""
-        return self.tile.rows * self.tile.CHUNKS * ptx.CHUNK
+        return self.tile.rows * self.tile.chunks * ptx.CHUNK
+
+    def wait(self, newest: int) -> None:
+        """This thread's copies but the `newest` have landed; a barrier makes them those of the block."""
+        ptx.copies_wait(newest)
+
+    def step(self, stage: Expr, copy: Callable[[], None]) -> None:
+        """Begins the next copies and adds the products of the stage at an address to the sums."""
+        copy()
+        self.multiply(stage)
+
+    def chunk_place(self, operand: Operand, line: Expr, chunk: Expr, per_line: int) -> Expr:
+        """Where a chunk of an operand lies behind its start, in bytes."""
+        return place(line, chunk, per_line)
 
     @abstractmethod
     def multiply(self, stage: Expr) -> None:

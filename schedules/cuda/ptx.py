@@ -41,6 +41,30 @@ def _ldmatrix_text(name: str, form: str) -> str:
     )
 
 
+def _sums(count: int) -> tuple[str, str]:
+    """Operands of `count` sums that an instruction reads and writes: in its text, and in its list."""
+    return ", ".join(f"%{i}" for i in range(count)), ", ".join(f'"+f"(sum[{i}])' for i in range(count))
+
+
+def _wgmma_text(name: str) -> str:
+    """The text of what `wgmma` calls: wgmma_<kind>_<columns>[_across]."""
+    _, word, columns, *across = name.split("_")
+    sums, operands = _sums(int(columns) // 2)
+    count = int(columns) // 2
+    return (
+        f"void {name}(float *sum, unsigned long long a, unsigned long long b) {{ "
+        f'asm volatile("wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{word}.{word} {{{sums}}}, %{count}, '
+        f'%{count + 1}, 1, 1, 1, 0, {len(across)};" : {operands} : "l"(a), "l"(b)); }}'
+    )
+
+
+def _holding_text(name: str) -> str:
+    """The text of `wgmma_begin` and `wgmma_wait`, which keep the compiler from moving what touches the sums."""
+    _, what, count = name.split("_")
+    instruction = {"begin": "wgmma.fence.sync.aligned;", "wait": "wgmma.wait_group.sync.aligned 0;"}[what]
+    return f'void {name}(float *sum) {{ asm volatile("{instruction}" : {_sums(int(count))[1]} : : "memory"); }}'
+
+
 def _pack_text(word: str) -> str:
     return (
         f"unsigned pack_{word}(float low, float high) {{ unsigned x; "
@@ -79,6 +103,8 @@ _TEXTS = {
     "move_16": "void move_16(void *to, const void *from) { *(uint4 *)to = *(const uint4 *)from; }",
     "move_4": "void move_4(void *to, const void *from) { *(unsigned *)to = *(const unsigned *)from; }",
     "move_8": "void move_8(void *to, const void *from) { *(uint2 *)to = *(const uint2 *)from; }",
+    "fence_async": 'void fence_async() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }',
+    "wgmma_end_group": 'void wgmma_end_group() { asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory"); }',
     "sync_warp": "void sync_warp() { __syncwarp(); }",
     "pack_f16": _pack_text("f16"),
     "pack_bf16": _pack_text("bf16"),
@@ -87,11 +113,14 @@ _TEXTS = {
 
 
 def _call(name: str, *arguments: Expr, returns: str = "void") -> Expr:
-    text = _TEXTS[name] if name in _TEXTS else _wait_text(name)
+    text = _TEXTS[name] if name in _TEXTS else _text(name)
     return cuda_func_call(name, *arguments, source_code=f"__forceinline__ __device__ {text}\n", return_type=returns)
 
 
-def _wait_text(name: str) -> str:
+def _text(name: str) -> str:
+    """Of a family that is made when it is needed."""
+    if name.startswith("wgmma_"):
+        return _wgmma_text(name) if name.split("_")[1] in ("f16", "bf16") else _holding_text(name)
     newest = name.removeprefix("copies_wait_")
     return f'void {name}() {{ asm volatile("cp.async.wait_group {newest};" : : : "memory"); }}'
 
@@ -133,6 +162,32 @@ def mma(kind: str, sums: Buffer, place: Expr, a: Buffer, a_place: Expr, b: Buffe
     T.evaluate(_call(f"mma_{word}", pointer(sums, place), pointer(a, a_place), pointer(b, b_place)))
 
 
+def fence_async() -> None:
+    """What this thread wrote to shared memory is seen by what reads it on its own: wgmma."""
+    T.evaluate(_call("fence_async"))
+
+
+def wgmma_begin(sums: Buffer, count: int) -> None:
+    """Before products of a warpgroup: its `count` sums are in their registers."""
+    T.evaluate(_call(f"wgmma_begin_{count}", pointer(sums, 0)))
+
+
+def wgmma(kind: str, sums: Buffer, columns: int, left: Expr, right: Expr, *, across: bool) -> None:
+    """Begins sums[64 x columns] += left[64 x 16] @ right[16 x columns] by a warpgroup, operands by descriptors."""
+    name = f"wgmma_{KINDS[kind][0]}_{columns}{'_across' if across else ''}"
+    T.evaluate(_call(name, pointer(sums, 0), left, right))
+
+
+def wgmma_end_group() -> None:
+    """What was begun since the last one is a group."""
+    T.evaluate(_call("wgmma_end_group"))
+
+
+def wgmma_wait(sums: Buffer, count: int) -> None:
+    """Waits for all groups."""
+    T.evaluate(_call(f"wgmma_wait_{count}", pointer(sums, 0)))
+
+
 def pack(kind: str, low: Expr, high: Expr) -> Expr:
     """Two float32 as half floats in a word, rounded to nearest."""
     return _call(f"pack_{KINDS[kind][0]}", low, high, returns="uint32")
@@ -161,6 +216,14 @@ def store_shared(address: Expr, value: Expr) -> None:
 def load_shared_chunk(to: Buffer, place: Expr, address: Expr) -> None:
     """Four float32 of shared memory at once."""
     T.evaluate(_call("load_shared_chunk", pointer(to, place), address))
+
+
+def aligned(address: Expr, alignment: int) -> Expr:
+    """An address of shared memory, or the next multiple of `alignment`, a power of two; 0 asks for none."""
+    if not alignment:
+        return address
+    mask = tirx.const((1 << 32) - alignment, "uint32")
+    return tirx.bitwise_and(address + tirx.const(alignment - 1, "uint32"), mask)
 
 
 def moved(address: Expr, offset: Expr) -> Expr:

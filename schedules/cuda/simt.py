@@ -32,10 +32,10 @@ class SimtBlock(Block):
         self.b = private(self.wide if product.right.across else 4)
 
     def multiply(self, stage: Expr) -> None:
-        with ptx.unrolled(self.tile.CHUNKS) as chunk:
+        with ptx.unrolled(self.tile.chunks) as chunk:
             with ptx.unrolled(self.high) as i:
                 row = self.own_row + self.down + i * 4
-                ptx.load_shared_chunk(self.a, i * 4, ptx.moved(stage, place(row, chunk, self.tile.CHUNKS)))
+                ptx.load_shared_chunk(self.a, i * 4, ptx.moved(stage, place(row, chunk, self.tile.chunks)))
             if self.product.right.across:
                 self._multiply_rows(stage, chunk)
             else:
@@ -44,7 +44,7 @@ class SimtBlock(Block):
     def _multiply_columns(self, stage: Expr, chunk: Expr) -> None:
         """Column by column, whose chunks lie along the summed dim."""
         with ptx.unrolled(self.wide) as j:
-            at = place(self.own_column + self._column(j), chunk, self.tile.CHUNKS)
+            at = place(self.own_column + self._column(j), chunk, self.tile.chunks)
             ptx.load_shared_chunk(self.b, 0, ptx.moved(stage, self.right_start + at))
             with ptx.unrolled(4) as k, ptx.unrolled(self.high) as i:
                 self._add(i * self.wide + j, self.a[i * 4 + k], self.b[k])

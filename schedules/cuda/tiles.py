@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..sizes import Extent, ceil_div, is_fixed
 from .ptx import CHUNK
@@ -14,7 +14,7 @@ PROCESSORS = 108
 
 @dataclass(frozen=True)
 class Tile:
-    """What a block computes, rows x columns, split over row_warps x column_warps warps; `stages` tiles of CHUNKS * 16
+    """What a block computes, rows x columns, split over row_warps x column_warps warps; `stages` tiles of `chunks` * 16
     bytes of the summed dim are in shared memory at a time, one is used while the others are on their way.
 
     `rate` is the share of the peak that the tile is expected to come to where the device is full of it: an estimate
@@ -27,8 +27,7 @@ class Tile:
     column_warps: int
     stages: int
     rate: float
-
-    CHUNKS = 4  # of a line: 64 bytes, 32 half floats
+    chunks: int = 4  # of a line: 64 bytes, 32 half floats
 
     @property
     def threads(self) -> int:
@@ -36,7 +35,7 @@ class Tile:
 
     @property
     def stage_bytes(self) -> int:
-        return (self.rows + self.columns) * self.CHUNKS * CHUNK
+        return (self.rows + self.columns) * self.chunks * CHUNK
 
 
 MMA = (
@@ -49,6 +48,15 @@ MMA = (
     Tile(32, 32, 2, 1, 5, 0.4),
     Tile(16, 64, 1, 2, 6, 0.35),
 )
+# Of warpgroups, which have 64 rows and all columns. Of an H200, wgmma comes to its peak, mma.sync to 0.6 of it.
+WGMMA = (
+    Tile(128, 256, 8, 1, 4, 1.0, 8),
+    Tile(128, 128, 8, 1, 4, 0.9, 8),
+    Tile(128, 64, 8, 1, 4, 0.65, 8),
+    Tile(64, 128, 4, 1, 4, 0.65, 8),
+    Tile(64, 64, 4, 1, 5, 0.5, 8),
+)
+MMA_ON_HOPPER = tuple(replace(tile, rate=tile.rate * 0.6) for tile in MMA)
 # Of multiply-adds: a warp's tile is 16 or 32 x 32 or 64.
 SIMT = (
     Tile(128, 128, 4, 2, 3, 1.0),

@@ -41,8 +41,17 @@ def translate(text: str) -> str:
 
 
 def _meaning(found: re.Match[str]) -> str:
-    waits = re.fullmatch(r"copies_wait_(\d+)", found[1])
-    return f"static void {found[1]}() {{ copies_wait<{waits[1]}>(); }}\n" if waits else ""
+    """What tensor_cores.h has as a template is named by its arguments."""
+    name = found[1]
+    if parts := re.fullmatch(r"copies_wait_(\d+)", name):
+        return f"static void {name}() {{ copies_wait<{parts[1]}>(); }}\n"
+    if parts := re.fullmatch(r"wgmma_(f16|bf16)_(\d+)(_across)?", name):
+        kind = f"{parts[1]}, {parts[2]}, {'true' if parts[3] else 'false'}"
+        head = f"static void {name}(float *sum, uint64_t a, uint64_t b)"
+        return f"{head} {{ wgmma<emulator::{kind}>(sum, a, b); }}\n"
+    if parts := re.fullmatch(r"wgmma_(begin|wait)_\d+", name):
+        return f"static void {name}(float *) {{ wgmma_{parts[1]}(); }}\n"
+    return ""
 
 
 def _launcher(name: str, parameters: str) -> str:

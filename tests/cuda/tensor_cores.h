@@ -11,6 +11,10 @@ static uint32_t shared_bytes;  // what the launch asked for
 // Copies land when they are waited for, not before. Both kinds of device are allowed.
 static bool late;
 
+// By chunk of shared memory: written by a thread (1 + its number) that has not fenced it yet, so that wgmma may not see it.
+static uint16_t unfenced[SHARED_BYTES / 16];
+static std::vector<std::vector<uint32_t>> written;  // the chunks, by thread
+
 struct Copy {
   uint32_t to;
   uchar data[16];
@@ -23,10 +27,27 @@ static void fail(const char *what) {
   for (;;) wait();
 }
 
+// ---- wgmma: products of a warpgroup of operands in shared memory, done when they are waited for, or (not `late`) at once.
+
+constexpr int GROUP = 128;
+struct Begun {
+  float *sums[GROUP];
+  uint64_t a, b;
+  void (*work)(const Begun &);
+};
+struct Warpgroup {
+  Meeting meeting;
+  std::vector<Begun> begun;
+};
+static std::vector<Warpgroup> groups;
+
 // What begins with every block.
 static void begin_shared(int threads) {
   std::memset(shared, 0xFF, shared_bytes);
   copies.assign(threads, {{}});
+  std::memset(unfenced, 0, sizeof unfenced);
+  written.assign(threads, {});
+  groups.assign((threads + GROUP - 1) / GROUP, {});
 }
 
 static uchar *at(uint32_t address, uint32_t size, uint32_t alignment) {
@@ -35,7 +56,11 @@ static uchar *at(uint32_t address, uint32_t size, uint32_t alignment) {
   return shared + address;
 }
 
-static void land(const Copy &copy) { std::memcpy(at(copy.to, 16, 16), copy.data, 16); }
+static void land(const Copy &copy) {
+  std::memcpy(at(copy.to, 16, 16), copy.data, 16);
+  unfenced[copy.to / 16] = uint16_t(running->number + 1);
+  written[running->number].push_back(copy.to / 16);
+}
 
 static void wait_copies(size_t newest) {
   auto &groups = copies[running->number];
@@ -107,7 +132,86 @@ static void multiply(Fragments **lanes) {
     }
 }
 
+struct f16 : Half {};
+struct bf16 : Brain {};
+
+// 16 bits at (line, element) behind a descriptor's start: lines of 128 bytes, permuted by the bits of the address.
+static float operand(uint64_t descriptor, int line, int element, bool across, float (*get)(uint32_t, int)) {
+  uint32_t start = uint32_t(descriptor & 0x3FFF) << 4, leading = uint32_t(descriptor >> 16 & 0x3FFF) << 4;
+  uint32_t stride = uint32_t(descriptor >> 32 & 0x3FFF) << 4;
+  if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) fail("a descriptor of a form that is not known");
+  // `across`: `line` is of the summed dim, elements lie in panels of 64.
+  uint32_t place = start + line / 8 * stride + line % 8 * 128;
+  place += across ? element / 64 * leading + element % 64 * 2 : element * 2;
+  place ^= (place >> 7 & 7) << 4;
+  if (unfenced[place / 16]) fail("wgmma reads what was not fenced");
+  uint16_t word;
+  std::memcpy(&word, at(place, 2, 2), 2);
+  return get(word, 0);
+}
+
+template <class Kind, int columns, bool across>
+static void multiply_group(const Begun &begun) {
+  static float a[64][16], b[16][columns];
+  for (int row = 0; row < 64; row++)
+    for (int k = 0; k < 16; k++) a[row][k] = operand(begun.a, row, k, false, Kind::get);
+  for (int k = 0; k < 16; k++)
+    for (int column = 0; column < columns; column++)
+      b[k][column] = across ? operand(begun.b, k, column, true, Kind::get) : operand(begun.b, column, k, false, Kind::get);
+  for (int thread = 0; thread < GROUP; thread++)
+    for (int i = 0; i < columns / 2; i++) {
+      int row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + thread % 4 * 2 + i % 2;
+      float &sum = begun.sums[thread][i];
+      for (int k = 0; k < 16; k++) sum += a[row][k] * b[k][column];
+    }
+}
+
+static void finish(std::vector<Begun> &begun) {
+  for (auto &item : begun) item.work(item);
+  begun.clear();
+}
+
+static void as_group(void *own, const std::function<void(void **)> &work) {
+  if (threads_of_block() % GROUP) fail("a block without whole warpgroups");
+  groups[running->number / GROUP].meeting.join(GROUP, running->number % GROUP, own, work);
+}
+
 }  // namespace emulator
+
+struct WgmmaLane {
+  float *sum;
+  uint64_t a, b;
+};
+
+template <class Kind, int columns, bool across>
+static void wgmma(float *sum, uint64_t a, uint64_t b) {
+  using namespace emulator;
+  WgmmaLane own{sum, a, b};
+  auto &group = groups[running->number / GROUP];
+  as_group(&own, [&](void **lanes) {
+    Begun begun{{}, a, b, multiply_group<Kind, columns, across>};
+    for (int i = 0; i < GROUP; i++) {
+      auto &lane = *static_cast<WgmmaLane *>(lanes[i]);
+      if (lane.a != a || lane.b != b) fail("wgmma with descriptors that differ within a warpgroup");
+      begun.sums[i] = lane.sum;
+    }
+    group.begun.push_back(begun);
+    if (!late) finish(group.begun);
+  });
+}
+static void wgmma_begin() {}
+static void wgmma_end_group() {}
+static void wgmma_wait() {
+  using namespace emulator;
+  auto &group = groups[running->number / GROUP];
+  as_group(nullptr, [&](void **) { finish(group.begun); });
+}
+static void fence_async() {
+  using namespace emulator;
+  for (uint32_t chunk : written[running->number])
+    if (unfenced[chunk] == running->number + 1) unfenced[chunk] = 0;
+  written[running->number].clear();
+}
 
 static unsigned shared_address(const void *p) { return unsigned((const uchar *)p - emulator::shared); }
 

@@ -22,6 +22,7 @@ FRAME_SIZE, REGISTERS, SIZED = 0x11, 0x2F, 4
 # publish them: these were found by compiling single instructions.
 INSTRUCTION = struct.Struct("<QQ")
 OPERATIONS = {
+    0x9F0: "HGMMA",  # wgmma
     0x23C: "HMMA",  # mma.sync of half floats and TF32
     0x83B: "LDSM",  # ldmatrix
     0xFAE: "LDGSTS",  # cp.async
