@@ -68,7 +68,7 @@ def test_output_folder_cannot_be_made(command: Command) -> None:
     ("options", "message"),
     [
         (["--target", "cudaa"], "Unknown target 'cudaa'; known: cpu, cuda, vulkan."),
-        (["--target", "cuda", "--arch", "sm_70"], "Unknown architecture 'sm_70'; known: sm_90a, sm_80."),
+        (["--target", "cuda", "--arch", "sm_70"], "Unknown architecture 'sm_70'; known: sm_80, sm_90a."),
         (
             ["--target", "cuda", "--triple", "aarch64-unknown-linux-gnu"],
             "Target 'cuda' has no instruction sets: --triple is for CPUs.\n"
