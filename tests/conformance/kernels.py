@@ -96,7 +96,7 @@ class KernelLibrary:
 def raise_status(status: int, kernel: str) -> None:
     """What a kernel reported, as the exception that a package raises."""
     if status:
-        kinds: dict[int, type[Exception]] = {1: IndexError, 2: RuntimeError, 3: ZeroDivisionError}
+        kinds: dict[int, type[Exception]] = {1: IndexError, 2: RuntimeError, 3: ZeroDivisionError, 4: RuntimeError}
         raise kinds[status](f"{kernel}: data that do not fit")
 
 

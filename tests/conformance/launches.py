@@ -50,7 +50,8 @@ class LaunchLibrary(ABC):
         written = [np.full(length, 0xFF, np.uint8) for length in lengths]
         workspace = evaluate(kernel.workspace, symbols)
         rest = [np.full(workspace, 0xFF, np.uint8)] if kernel.workspace != 0 else []
-        status = [np.zeros(4, np.uint8)] if kernel.checks_index else []
+        reports = kernel.checks_index or any(launch.counts for launch in self.launches[name])
+        status = [np.zeros(4, np.uint8)] if reports else []
         guard = np.full(GUARD, 0xA5, np.uint8)
         memory = [np.concatenate([part, guard]) for part in chain(read, written, rest, status)]
         for launch in self.launches[name]:
@@ -59,7 +60,7 @@ class LaunchLibrary(ABC):
             assert (array[-GUARD:] == 0xA5).all(), f"{name} wrote past the end of buffer {number}"
         for old, new in zip(read, memory, strict=False):
             assert np.array_equal(old, new[:-GUARD]), f"{name} wrote to an input"
-        if kernel.checks_index:
+        if reports:
             raise_status(int(memory[-1][:4].view(np.int32)[0]), name)
         results = memory[len(read) : len(read) + len(written)]
         return tuple(

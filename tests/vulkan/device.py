@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from transpiler.spirv.control import LIMITED
 from transpiler.spirv.kernel import Kernel, require_features
 from transpiler.spirv.memory import SPLIT
 
@@ -148,13 +149,15 @@ class Pipeline:
         self.module = vk.vkCreateShaderModule(
             device.device, vk.VkShaderModuleCreateInfo(codeSize=len(code), pCode=code), None
         )
-        data = vk.ffi.new("uint32_t[]", [1])
-        true = vk.VkSpecializationInfo(
-            pMapEntries=[vk.VkSpecializationMapEntry(constantID=SPLIT, offset=0, size=4)], dataSize=4, pData=data
-        )
+        data = vk.ffi.new("uint32_t[]", [split, "llvmpipe" in device.name])
+        entries = [
+            vk.VkSpecializationMapEntry(constantID=index, offset=4 * place, size=4)
+            for place, index in enumerate((SPLIT, LIMITED))
+        ]
+        constants = vk.VkSpecializationInfo(pMapEntries=entries, dataSize=8, pData=data)
         stage = vk.VkPipelineShaderStageCreateInfo(
             stage=vk.VK_SHADER_STAGE_COMPUTE_BIT, module=self.module, pName=entry,
-            pSpecializationInfo=true if split else None,
+            pSpecializationInfo=constants,
         )  # fmt: skip
         info = vk.VkComputePipelineCreateInfo(stage=stage, layout=self.layout)
         self.pipeline = vk.vkCreateComputePipelines(device.device, None, 1, info, None)[0]

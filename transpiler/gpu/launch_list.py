@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from transpiler.dims import Dim
@@ -17,11 +17,19 @@ STATUS_BYTES = 4
 
 def render_launches(plans: Sequence[KernelPlan], compiled: Compiled) -> bytes:
     """The calls of every function and the launches of every kernel; sizes are numbers, or texts over the symbols."""
+    reports = {
+        kernel.name
+        for kernel in plans[0].kernels
+        if kernel.checks_index or any(launch.counts for launch in compiled.launches[kernel.name])
+    }
     content = {
         "format": FORMAT,
         "symbols": sorted({name for plan in plans for name in plan.symbols}),
-        "kernels": {kernel.name: _kernel(kernel, compiled.launches[kernel.name]) for kernel in plans[0].kernels},
-        "functions": {plan.function: _function(plan) for plan in plans},
+        "kernels": {
+            kernel.name: _kernel(kernel, compiled.launches[kernel.name], kernel.name in reports)
+            for kernel in plans[0].kernels
+        },
+        "functions": {plan.function: _function(plan, reports) for plan in plans},
     }
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
 
@@ -30,10 +38,10 @@ def _size(size: Dim) -> int | str:
     return size if isinstance(size, int) else str(size)
 
 
-def _kernel(kernel: Kernel, launches: Sequence[Launch]) -> dict[str, Any]:
+def _kernel(kernel: Kernel, launches: Sequence[Launch], reports: bool) -> dict[str, Any]:
     sizes: list[Dim] = [type_.bytes for type_ in (*kernel.inputs, *kernel.outputs)]
     sizes += [kernel.workspace] if kernel.workspace != 0 else []
-    sizes += [STATUS_BYTES] if kernel.checks_index else []
+    sizes += [STATUS_BYTES] if reports else []
     return {"sizes": list(map(_size, sizes)), "launches": list(map(_launch, launches))}
 
 
@@ -67,7 +75,7 @@ def _launch(launch: Launch) -> dict[str, Any]:
     return content
 
 
-def _function(plan: KernelPlan) -> dict[str, Any]:
+def _function(plan: KernelPlan, reports: Collection[str]) -> dict[str, Any]:
     offsets = {slot.key: slot.offset for slot in plan.state}
     copies = []
     for index, value in enumerate(plan.outputs):
@@ -79,7 +87,7 @@ def _function(plan: KernelPlan) -> dict[str, Any]:
         "outputs": [_size(value.type.bytes) for value in plan.outputs],
         "arena": plan.arena_bytes,
         "blocks": [[_size(block.size), block.first, block.last] for block in plan.blocks],
-        "calls": [_call(plan, call) for call in plan.calls()],
+        "calls": [_call(plan, call, call.kernel in reports) for call in plan.calls()],
         "copies": copies,
         "updates": [
             [offsets[key], _place(storage_of(plan, value)), value.type.bytes] for key, value in plan.updates.items()
@@ -87,7 +95,7 @@ def _function(plan: KernelPlan) -> dict[str, Any]:
     }
 
 
-def _call(plan: KernelPlan, call: Call) -> Mapping[str, Any]:
+def _call(plan: KernelPlan, call: Call, reports: bool) -> Mapping[str, Any]:
     kernel = plan.kernel(call.kernel)
     places = [_place(storage_of(plan, value)) for value in (*call.inputs, *call.outputs)]
     if kernel.workspace != 0:
@@ -97,7 +105,7 @@ def _call(plan: KernelPlan, call: Call) -> Mapping[str, Any]:
         "places": places,
         "inputs": len(call.inputs),
         "outputs": len(call.outputs),
-        "checks": kernel.checks_index,
+        "checks": reports,
         "in_place": kernel.in_place,
         "source": source_line(call.covers[-1]) if call.covers else "no source line",
     }

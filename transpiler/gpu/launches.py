@@ -30,7 +30,8 @@ class Launch:
     besides what the code has. `features` are what the device must have; `fallback` is a file with the same
     function, and what that needs.
     `windows` are, for each of the buffers, in how many pieces of `window_bytes` it is bound at most, each at a binding
-    of its own, where the device cannot bind it at once; empty: none is.
+    of its own, where the device cannot bind it at once; empty: none is. One that `counts` the turns of its loops has
+    the status word as its last buffer.
     """
 
     file: str
@@ -47,6 +48,7 @@ class Launch:
     fallback: tuple[str, tuple[str, ...]] | None = None
     windows: tuple[int, ...] = ()
     window_bytes: int = 0
+    counts: bool = False
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,9 @@ def compile_kernel(
     found = read_launches(name, function)
     window = target.gpu.binding_bytes
     modules = build_kernels(device, _windows(item.kernel, found, window, ranges or {}), window)
-    launches = tuple(_launch(name, each, modules[each.function], window) for each in found)
+    plan = item.kernel
+    status = len(plan.inputs) + len(plan.outputs) + (plan.workspace != 0)
+    launches = tuple(_launch(name, each, modules[each.function], window, status) for each in found)
     files = {}
     for entry in sorted({launch.entry for launch in launches}):
         files[f"{entry}.spv"] = modules[entry].code
@@ -107,7 +109,9 @@ def _largest(size: Dim, ranges: Mapping[str, SymbolRange]) -> int:
     return evaluate(size, known) if len(known) == len(highest) else 0
 
 
-def _launch(name: str, found: HostLaunch, kernel: Kernel, window: int) -> Launch:
+def _launch(name: str, found: HostLaunch, kernel: Kernel, window: int, status_place: int) -> Launch:
+    """`status_place` is the position of the status word among the arguments."""
+
     def place(parameter: int) -> int:
         kind, value = found.arguments[parameter]
         assert kind == "buffer", f"{name}: parameter {parameter} is no buffer"
@@ -130,12 +134,13 @@ def _launch(name: str, found: HostLaunch, kernel: Kernel, window: int) -> Launch
             ]
         )
     grid = tuple(size if known is None else known for size, known in zip(found.grid, kernel.grid, strict=True))
-    windows = tuple(item.windows for item in kernel.buffers)
+    status = (status_place,) if kernel.counts else ()
+    windows = (*(item.windows for item in kernel.buffers), *(1 for _ in status))
     return Launch(
         file=f"{kernel.name}.spv",
         entry=kernel.name,
-        buffers=tuple(place(item.parameter) for item in kernel.buffers),
-        written=tuple(sorted({place(item.parameter) for item in kernel.buffers if item.written})),
+        buffers=(*(place(item.parameter) for item in kernel.buffers), *status),
+        written=tuple(sorted({*(place(item.parameter) for item in kernel.buffers if item.written), *status})),
         scalars=tuple(Scalar(scalar(item.parameter), item.dtype, item.offset, item.bits) for item in kernel.push),
         scalar_bytes=-(-kernel.push_bytes // 4) * 4,
         workgroup=kernel.workgroup,
@@ -146,6 +151,7 @@ def _launch(name: str, found: HostLaunch, kernel: Kernel, window: int) -> Launch
         fallback=None if kernel.packed is None else _fallback(kernel.packed),
         windows=windows if max(windows, default=1) > 1 else (),
         window_bytes=window if max(windows, default=1) > 1 else 0,
+        counts=kernel.counts,
     )
 
 

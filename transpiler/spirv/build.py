@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm
@@ -11,15 +11,21 @@ from tvm import tirx
 
 from transpiler.errors import Problem, TranspileError, TranspileErrors
 
-from .arithmetic import Arithmetic
-from .dtypes import FEATURES, Capability, DType, parse
+from .arithmetic import Arithmetic, Value
+from .control import choose, limited
+from .dtypes import FEATURES, UINT32, Capability, DType, parse
 from .kernel import Binding, Kernel
-from .memory import Memory
+from .memory import Memory, Storage
 from .module import Module, encode, text_words
 from .opcodes import GL_COMPUTE, ExecutionMode, Op
 from .statements import Statements
+from .turns import Turns
 
 BUILD_FUNCTION = "target.build.vulkan"
+# How often innermost loops are unrolled where a driver would stop them (see turns.py).
+UNROLL = (4, 16)
+# What a kernel that has stopped its loops writes into its status word.
+STATUS_TURNS = 4
 # The features that kernels can do without by taking small elements out of words.
 SMALL = {
     FEATURES[item] for item in (Capability.STORAGE_BUFFER_8BIT, Capability.STORAGE_BUFFER_16BIT, Capability.FLOAT16)
@@ -68,31 +74,54 @@ def build_kernel(name: str, function: Any, windows: Mapping[int, int] | None = N
     Raises:
         TranspileError: something in it has no SPIR-V.
     """
-    kernel = _build(name, function, windows or {}, window_bytes)
+    form = _chosen_form(name, function, _Form(windows or {}, window_bytes))
+    kernel = _build(name, function, form)
     if not SMALL & set(kernel.features):
         return kernel
     written = frozenset(number for number, item in enumerate(kernel.buffers) if item.written)
     try:
-        return replace(kernel, packed=_build(name, function, windows or {}, window_bytes, packed=True, written=written))
+        return replace(kernel, packed=_build(name, function, replace(form, packed=True, written=written)))
     except TranspileError:
         return kernel  # it needs arithmetic in 16 bits
 
 
-def _build(
-    name: str,
-    function: Any,
-    windows: Mapping[int, int],
-    window_bytes: int,
-    *,
-    packed: bool = False,
-    written: frozenset[int] = frozenset(),
-) -> Kernel:
-    module = Module(wide_halves=packed)
+@dataclass(frozen=True)
+class _Form:
+    """How a kernel is written: `windows` of `window_bytes` by parameter; for devices without small types (`packed`,
+    with the buffers that are `written`); its innermost loops unrolled; counting turns up to `limit` (0: not)."""
+
+    windows: Mapping[int, int]
+    window_bytes: int
+    packed: bool = False
+    written: frozenset[int] = frozenset()
+    unroll: int = 1
+    limit: int = 0
+
+
+def _chosen_form(name: str, function: Any, form: _Form) -> _Form:
+    """Loops are unrolled as far as their turns need it, and count them where that is not enough."""
+    turns = _write(name, function, form)[1]
+    for unroll in UNROLL:
+        if turns.fits:
+            return form
+        form = replace(form, unroll=unroll)
+        turns = _write(name, function, form)[1]
+        if turns.most is None:
+            break
+    return form if turns.fits else replace(form, limit=turns.allowed)
+
+
+def _build(name: str, function: Any, form: _Form) -> Kernel:
+    return _write(name, function, form)[0]
+
+
+def _write(name: str, function: Any, form: _Form) -> tuple[Kernel, Turns]:
+    module = Module(wide_halves=form.packed)
     s = Arithmetic(module)
-    memory = Memory(s, window_bytes=window_bytes, packed=packed, rewritten=written)
+    memory = Memory(s, window_bytes=form.window_bytes, packed=form.packed, rewritten=form.written)
     attributes = function.attrs
     tags = tuple(str(tag) for tag in attributes.get("tirx.kernel_launch_params", ()))
-    body = Statements(s, memory, tags)
+    body = Statements(s, memory, tags, form.unroll)
     restrict = bool(attributes.get("tirx.noalias", False))
     void = module.type(Op.TYPE_VOID)
     signature = module.type(Op.TYPE_FUNCTION, void)
@@ -104,13 +133,17 @@ def _build(
         if hasattr(parameter.ty, "element_type"):
             dtype, _ = parse(str(parameter.ty.element_type.dtype))
             buffers.append((position, parameter, dtype))
-            body.storages[parameter] = memory.buffer(parameter.name, dtype, windows=windows.get(position, 1))
+            body.storages[parameter] = memory.buffer(parameter.name, dtype, windows=form.windows.get(position, 1))
         else:
             scalars.append((position, parameter, _scalar_dtype(parameter)))
     push, values = memory.push_constants([(position, p.name, dtype) for position, p, dtype in scalars])
     for (_, parameter, _), value in zip(scalars, values, strict=True):
         body.variables[parameter] = (value,)
+    if form.limit:
+        report = _start_counting(s, memory, form.limit)
     body.statement(function.body)
+    if form.limit:
+        _report(s, memory, report)
     module.leave()
     for _, parameter, _ in buffers:
         memory.finish(body.storages[parameter], restrict=restrict)
@@ -118,11 +151,11 @@ def _build(
     launch = body.launch
     entry = encode(Op.ENTRY_POINT, GL_COMPUTE, main, *text_words(name), *module.interface)
     entry += encode(Op.EXECUTION_MODE, main, ExecutionMode.LOCAL_SIZE, *launch.workgroup)
-    return Kernel(
+    kernel = Kernel(
         name=name,
         code=module.assemble(entry, _function(module, void, main, signature)),
         buffers=tuple(
-            Binding(p.name, str(dtype), position, body.storages[p].written, windows.get(position, 1))
+            Binding(p.name, str(dtype), position, body.storages[p].written, form.windows.get(position, 1))
             for position, p, dtype in buffers
         ),
         push=tuple(push),
@@ -132,7 +165,33 @@ def _build(
         shared_bytes=memory.shared_bytes,
         features=tuple(FEATURES[item] for item in sorted(module.capabilities) if item in FEATURES),
         float_controls=controls,
+        counts=form.limit > 0,
     )
+    return kernel, module.turns
+
+
+def _start_counting(s: Arithmetic, memory: Memory, limit: int) -> Storage:
+    """The word that is reported to, at the last binding."""
+    turns = s.module.turns
+    counter = memory.array("turns", UINT32, 1, shared=False)
+    turns.limit = limit
+    memory.store(counter, s.const(0, UINT32), s.const(0, UINT32))
+    turns.counter = memory.address(counter, counter.variables[0], s.const(0, UINT32))
+    return memory.buffer("stopped", UINT32)
+
+
+def _report(s: Arithmetic, memory: Memory, report: Storage) -> None:
+    """STATUS_TURNS where the kernel has stopped its loops."""
+    turns = s.module.turns
+    assert turns.counter is not None
+    count = Value(s, s.module.result(Op.LOAD, s.module.scalar_type(UINT32), turns.counter), UINT32)
+    stopped = s.logical_and(limited(s), s.compare("ge", count, s.const(turns.limit, UINT32)))
+
+    def write() -> tuple[Value, ...]:
+        memory.store(report, s.const(0, UINT32), s.const(STATUS_TURNS, UINT32))
+        return ()
+
+    choose(s, stopped, write, tuple)
 
 
 def _scalar_dtype(parameter: Any) -> DType:

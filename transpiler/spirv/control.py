@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from .arithmetic import Arithmetic, Value
+from .dtypes import BOOL, UINT32
 from .opcodes import Op
 
 Lanes = Sequence[Value]
+
+# The specialization constant that is true where a driver leaves loops after MAX_TURNS of an invocation.
+LIMITED = 1
 
 
 def choose(
@@ -52,12 +56,17 @@ def loop(
     start: Value | None = None,
     stride: Value | None = None,
     entered: Callable[[Loop], None] = lambda _: None,
+    most: int | None = None,
+    uniform: bool = False,
 ) -> tuple[Value, ...]:
     """`state` after `for (i = start; i < stop; i += stride) state = step(i, state)`.
 
-    `entered` gets the loop before its body is written.
+    `entered` gets the loop before its body is written; `most` is a bound of its turns, found in literals by
+    default; `uniform`: all invocations have as many.
     """
     module = s.module
+    if most is None:
+        most = _literal_turns(start, stop, stride)
     start = start if start is not None else s.const(0, stop.dtype)
     stride = stride if stride is not None else s.const(1, stop.dtype)
     labels = Loop(s)
@@ -70,14 +79,15 @@ def loop(
     module.emit(Op.LOOP_MERGE, labels.merge, labels.next, 0)
     module.branch(labels.test)
     module.begin(labels.test)
-    with module.scope():
-        again = s.compare("lt", current[0], stop)
+    with module.scope(), module.turns.loop(most, uniform=uniform):
+        again = _allowed(s, s.compare("lt", current[0], stop))
         module.branch_if(again.id, labels.body, labels.merge)
         module.begin(labels.body)
         entered(labels)
         after = step(current[0], current[1:])
         module.branch(labels.next)
         module.begin(labels.next)
+        _count(s)
         type_ = module.scalar_type(start.dtype.register)
         module.emit(Op.I_ADD, type_, following[0], current[0].id, stride.id)
         for id_, value in zip(following[1:], after, strict=True):
@@ -96,11 +106,47 @@ def repeat_while(s: Arithmetic, condition: Callable[[], Value], body: Callable[[
     module.emit(Op.LOOP_MERGE, labels.merge, labels.next, 0)
     module.branch(labels.test)
     module.begin(labels.test)
-    with module.scope():
-        module.branch_if(condition().id, labels.body, labels.merge)
+    with module.scope(), module.turns.loop(None):
+        module.branch_if(_allowed(s, condition()).id, labels.body, labels.merge)
         module.begin(labels.body)
         body(labels)
         module.branch(labels.next)
         module.begin(labels.next)
+        _count(s)
         module.branch(labels.header)
     module.begin(labels.merge)
+
+
+def _literal_turns(start: Value | None, stop: Value, stride: Value | None) -> int | None:
+    first = 0 if start is None else start.literal
+    step = 1 if stride is None else stride.literal
+    if first is None or stop.literal is None or not step:
+        return None
+    return max(0, -(-int(stop.literal - first) // int(step)))
+
+
+# --- drivers that stop loops -----------------------------------------------------------------------------------------
+
+
+def _allowed(s: Arithmetic, again: Value) -> Value:
+    """Whether there is another turn: not where the driver would leave the loop in the middle."""
+    turns, module = s.module.turns, s.module
+    if turns.counter is None:
+        return again
+    count = Value(s, module.result(Op.LOAD, module.scalar_type(UINT32), turns.counter), UINT32)
+    stopped = s.logical_and(limited(s), s.compare("ge", count, s.const(turns.limit, UINT32)))
+    return s.logical_and(again, s.logical_not(stopped))
+
+
+def _count(s: Arithmetic) -> None:
+    """A turn, and the ends of the loops in it."""
+    turns, module = s.module.turns, s.module
+    if turns.counter is not None:
+        type_ = module.scalar_type(UINT32)
+        count = Value(s, module.result(Op.LOAD, type_, turns.counter), UINT32)
+        module.emit(Op.STORE, turns.counter, (count + s.const(1 + turns.inside, UINT32)).id)
+
+
+def limited(s: Arithmetic) -> Value:
+    """Whether the driver stops loops."""
+    return Value(s, s.module.flag(LIMITED, "loops_are_limited"), BOOL)

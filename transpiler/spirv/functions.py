@@ -174,7 +174,7 @@ def fmod(s: Arithmetic, x: Value, y: Value) -> Value:
     def reduced(value: Value) -> Value:
         return s.select(s.compare("ge", value, mb), value - mb, value)
 
-    (rest,) = loop(s, steps, [s.remainder(ma, mb)], lambda _, state: [reduced(s.shift_left(state[0], 1))])
+    (rest,) = loop(s, steps, [s.remainder(ma, mb)], lambda _, state: [reduced(s.shift_left(state[0], 1))], most=254)
     # rest * 2^(eb - 150), exactly: its bits moved up to the implied one.
     top = s.glsl(Glsl.FIND_U_MSB, UINT32, s.bitwise("or", rest, one_bit))
     room = s.const(23, UINT32) - top

@@ -40,7 +40,8 @@ class Kernel:
 
     `features` are members of VkPhysicalDeviceFeatures and of the feature structs of 8- and 16-bit storage and of
     float16; `float_controls` are members of VkPhysicalDeviceFloatControlsProperties. A device must have all of them.
-    `packed` is the same for devices without 8- and 16-bit storage, if it can be had.
+    `packed` is the same for devices without 8- and 16-bit storage, if it can be had. One that `counts` the turns of its
+    loops writes 4 to a word at the last binding where they are too many for the driver (see turns.py).
     """
 
     name: str
@@ -54,6 +55,7 @@ class Kernel:
     features: tuple[str, ...]
     float_controls: tuple[str, ...]
     packed: Kernel | None = None
+    counts: bool = False
 
     @property
     def push_bytes(self) -> int:

@@ -178,7 +178,7 @@ class Memory:
         type_, index = self.module.scalar_type(storage.dtype), self.s.cast(index, INT32)
         return Value(self.s, self.module.result(Op.FUNCTION_CALL, type_, helper, index.id, value.id), storage.dtype)
 
-    def _address(self, storage: Storage, variable: int, index: Value) -> int:
+    def address(self, storage: Storage, variable: int, index: Value) -> int:
         element = self.module.scalar_type(UINT32 if storage.packed else storage.element)
         path = [index.id]
         if storage.storage_class == StorageClass.STORAGE_BUFFER:
@@ -207,9 +207,9 @@ class Memory:
         element = storage.element
         if storage.packed:
             return read_part(
-                self.s, element, index, lambda word: self._address(storage, variable, word), shared=storage.written
+                self.s, element, index, lambda word: self.address(storage, variable, word), shared=storage.written
             )
-        id_ = self.module.result(Op.LOAD, self.module.scalar_type(element), self._address(storage, variable, index))
+        id_ = self.module.result(Op.LOAD, self.module.scalar_type(element), self.address(storage, variable, index))
         if element.register != element:
             op = Op.S_CONVERT if element.kind == "int" else Op.U_CONVERT
             id_ = self.module.pure(op, self.module.scalar_type(element.register), id_)
@@ -218,17 +218,17 @@ class Memory:
     def _write(self, storage: Storage, variable: int, index: Value, id_: int) -> None:
         element = storage.element
         if storage.packed:
-            write_part(self.s, element, index, id_, lambda word: self._address(storage, variable, word))
+            write_part(self.s, element, index, id_, lambda word: self.address(storage, variable, word))
             return
         if element.register != element:
             op = Op.S_CONVERT if element.kind == "int" else Op.U_CONVERT
             id_ = self.module.pure(op, self.module.scalar_type(element), id_)
-        self.module.emit(Op.STORE, self._address(storage, variable, index), id_)
+        self.module.emit(Op.STORE, self.address(storage, variable, index), id_)
 
     def _add(self, storage: Storage, variable: int, index: Value, value: Value) -> Value:
         shared = storage.storage_class == StorageClass.WORKGROUP
         scope = self.module.constant(WORKGROUP_SCOPE if shared else DEVICE_SCOPE, UINT32)
-        type_, pointer = self.module.scalar_type(storage.dtype), self._address(storage, variable, index)
+        type_, pointer = self.module.scalar_type(storage.dtype), self.address(storage, variable, index)
         relaxed = self.module.constant(0, UINT32)
         id_ = self.module.result(Op.ATOMIC_I_ADD, type_, pointer, scope, relaxed, value.id)
         return Value(self.s, id_, storage.dtype)

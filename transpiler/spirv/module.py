@@ -13,6 +13,7 @@ import numpy as np
 
 from .dtypes import BOOL, EXTENSIONS, FLOAT16, FLOAT32, Capability, DType
 from .opcodes import Decoration, Glsl, Op, StorageClass
+from .turns import Turns
 
 MAGIC, VERSION_1_3 = 0x07230203, 0x00010300
 
@@ -56,6 +57,7 @@ class Module:
         self.block = 0
         self.open = True  # whether the current block still lacks its terminator
         self.glsl = self.new_id()
+        self.turns = Turns()
 
     def new_id(self) -> int:
         self._last_id += 1

@@ -10,6 +10,7 @@ from tvm import ir, tirx
 from tvm.tirx.stmt import ForKind
 
 from .arithmetic import Arithmetic, Value
+from .bounds import Bounds, is_innermost
 from .control import Loop, choose, loop, repeat_while
 from .dtypes import INT32, UINT32, parse, unsupported
 from .expressions import Expressions, Lanes, dtype_of
@@ -40,11 +41,13 @@ class Launch:
 
 
 class Statements(Expressions):
-    """Writes a function's body; `tags` are the thread axes that the function launches."""
+    """Writes a function's body; `tags` are the thread axes that the function launches. Innermost loops are unrolled
+    `unroll` times."""
 
-    def __init__(self, s: Arithmetic, memory: Memory, tags: tuple[str, ...]) -> None:
+    def __init__(self, s: Arithmetic, memory: Memory, tags: tuple[str, ...], unroll: int = 1) -> None:
         super().__init__(s, memory)
-        self.tags = tags
+        self.tags, self.unroll = tags, unroll
+        self.bounds = Bounds()
         self.launch = Launch()
         self.loops: list[Loop] = []
 
@@ -84,6 +87,7 @@ class Statements(Expressions):
             bind = self._local_index if prefix == "threadIdx" else self._group_index
             self.launch.indices[tag] = bind(_AXES.index(letter), node.value)
         dtype, _ = dtype_of(variable)
+        self.bounds.thread(variable, node.value)
         self.variables[variable] = (self.s.cast(self.launch.indices[tag], dtype),)
 
     def _local_index(self, axis: int, extent: Any) -> Value:
@@ -180,15 +184,42 @@ class Statements(Expressions):
         start, extent = self.scalar(node.min), self.scalar(node.extent)
         stride = self.scalar(node.step) if getattr(node, "step", None) is not None else None
         stop = extent if start.literal == 0 else start + extent
+        most = self.bounds.most(node)
+        uniform = self.bounds.uniform(node)
+        if self.unroll > 1 and stride is None and is_innermost(node.body):
+            one, times = self.s.const(1, stop.dtype), self.s.const(self.unroll, stop.dtype)
+            whole = start + self.s.divide(extent, times) * times
+            turns = None if most is None else most // self.unroll
+            self._loop_over(node, start, whole, times, [one] * (self.unroll - 1), turns, uniform)
+            start, most = whole, self.unroll - 1
+        self._loop_over(node, start, stop, stride, [], most, uniform)
+
+    def _loop_over(
+        self,
+        node: Any,
+        start: Value,
+        stop: Value,
+        stride: Value | None,
+        steps: Sequence[Value],
+        most: int | None,
+        uniform: bool,
+    ) -> None:
+        """The body from `start` to `stop`, once more behind each of `steps`."""
 
         def body(index: Value, state: Sequence[Value]) -> Lanes:
-            self.variables[node.loop_var] = (index,)
             self.s.module.name(index.id, node.loop_var.name)
+            self.variables[node.loop_var] = (index,)
             self.statement(node.body)
+            for step in steps:
+                index = index + step
+                self.variables[node.loop_var] = (index,)
+                self.statement(node.body)
             self.loops.pop()
             return ()
 
-        loop(self.s, stop, (), body, start=start, stride=stride, entered=self.loops.append)
+        loop(
+            self.s, stop, (), body, start=start, stride=stride, entered=self.loops.append, most=most, uniform=uniform
+        )  # fmt: skip
 
     def _do_While(self, node: Any) -> None:
         def body(labels: Loop) -> None:

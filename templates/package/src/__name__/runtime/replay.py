@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy.typing as npt
 
 from .arguments import TensorSpec
+from .errors import PackageError
 from .kernels import Library, PlainCall
 from .launches import LaunchList, Program
 from .state import State
@@ -19,8 +20,8 @@ from .state import State
 Array = npt.NDArray[Any]
 # Recordings that wait for the next call: one for each of the sizes, and callers at once, that come often.
 IDLE = 8
-# What a kernel writes into its status word (the CPU's kernels do as well).
-STATUS_INDEX, STATUS_SINGULAR, STATUS_DIVISION = 1, 2, 3
+# What a kernel writes into its status word (the CPU's kernels do as well, but for the last).
+STATUS_INDEX, STATUS_SINGULAR, STATUS_DIVISION, STATUS_TURNS = 1, 2, 3, 4
 
 
 class Replay(Protocol):
@@ -184,12 +185,15 @@ class ReplaySession(ABC, Generic[R]):
         what = {
             STATUS_SINGULAR: "a matrix is singular, not positive definite or not finite",
             STATUS_DIVISION: "integer division by zero",
+            STATUS_TURNS: "loops of more turns than this driver allows a shader (65,535)",
         }.get(code, "index out of bounds")
         text = f"{what} {where}"
         if state is not None and self.list.writes_state(function):
             state.lose(text)
         if code == STATUS_DIVISION:
             raise ZeroDivisionError(text)
+        if code == STATUS_TURNS:
+            raise PackageError(text)
         raise RuntimeError(text) if code == STATUS_SINGULAR else IndexError(text)
 
 

@@ -167,6 +167,11 @@ class Device:
         )
         return int(maintenance.maxMemoryAllocationSize)
 
+    @property
+    def stops_loops(self) -> bool:
+        """Whether the driver leaves loops after 65535 turns, as Mesa's for processors does without a word."""
+        return "llvmpipe" in self.name
+
     @cached_property
     def binding_bytes(self) -> int:
         """The most of a buffer that a kernel sees through one binding."""

@@ -22,7 +22,6 @@ CACHE = "TRANSPILE_CACHE"
 # Of a file that holds a driver's cache: a mark, and the hash of what follows.
 MAGIC = b"TPVKPC01"
 HEADER_VERSION, HEADER_BYTES = 1, 32
-SPLIT = 0  # the specialization constant of kernels with windows
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Pipelines:
                     stage=vk.VK_SHADER_STAGE_COMPUTE_BIT,
                     module=module,
                     pName=function.entry,
-                    pSpecializationInfo=_specialization(vk) if split else None,
+                    pSpecializationInfo=_specialization(device, split),
                 )
                 info = vk.VkComputePipelineCreateInfo(stage=stage, layout=layout)
                 handle = vk.vkCreateComputePipelines(device.handle, self._cache, 1, [info], None)[0]
@@ -140,11 +139,12 @@ def _destroy(device: Device, handles: list[tuple[str, Any]]) -> None:
         getattr(device.vk, name)(device.handle, handle, None)
 
 
-def _specialization(vk: Any) -> Any:
-    """Constant 0 is true: buffers with windows are bound in pieces."""
-    entry = vk.VkSpecializationMapEntry(constantID=SPLIT, offset=0, size=4)
-    data = vk.ffi.new("uint32_t[]", [1])
-    return vk.VkSpecializationInfo(pMapEntries=[entry], dataSize=4, pData=data)
+def _specialization(device: Device, split: bool) -> Any:
+    """Constant 0: buffers with windows are bound in pieces; 1: loops must count their turns."""
+    vk = device.vk
+    entries = [vk.VkSpecializationMapEntry(constantID=index, offset=4 * index, size=4) for index in range(2)]
+    data = vk.ffi.new("uint32_t[]", [split, device.stops_loops])
+    return vk.VkSpecializationInfo(pMapEntries=entries, dataSize=8, pData=data)
 
 
 def code_of(device: Device, function: DeviceFunction) -> str:
