@@ -58,6 +58,31 @@ def test_transformers(name: str, tmp_path: Path) -> None:
     check((redraw(module, 1), args, kwargs), name, tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(hf.SLOW))
+def test_large_transformers(name: str, tmp_path: Path) -> None:
+    """Base sizes: 3 to 140 million weights, calls of seconds on a processor."""
+    module, args, kwargs = hf.SLOW[name]()
+    check((redraw(module, 1), args, kwargs), name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "mnist" else [pytest.mark.slow]) for name in FILES]
+)
+def test_file_through_staging_memory(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a graphics card whose memory the host does not see."""
+    monkeypatch.setenv("TRANSPILE_VULKAN_STAGING", "1")
+    built = load(name)
+    package = build(built, name, tmp_path)
+    report = package.test()
+    assert report.failed == 0, report.output
+    with package.load() as model:
+        assert_equal_to_pytorch(model, built, seed=3)
+        recordings = [item for waiting in model._running()._idle._waiting.values() for item in waiting]
+        assert recordings
+        assert all(recording._staging is not None for recording in recordings)
+
+
 class Odd(nn.Module):
     """Sizes that no workgroup divides, values that are read long after they were written, and a choice of rows."""
 

@@ -14,6 +14,7 @@ from ..errors import PackageError
 from .driver import FORKED, LOST, create_instance, explained, load_vulkan, no_driver
 
 VARIABLE = "VULKAN_DEVICE"
+STAGING = "TRANSPILE_VULKAN_STAGING"
 EXTENSIONS = ("VK_KHR_shader_float_controls", "VK_KHR_8bit_storage", "VK_KHR_shader_float16_int8")
 KINDS = ("other", "integrated", "discrete", "virtual", "cpu")  # by VkPhysicalDeviceType
 # A discrete device is preferred to an integrated one, a real one to a processor that plays one.
@@ -185,7 +186,10 @@ class Device:
 
     @cached_property
     def mapped(self) -> bool:
-        """Whether the device computes in memory that the host sees."""
+        """Whether the device computes in memory that the host sees. $TRANSPILE_VULKAN_STAGING says that none
+        does, which tests what is done for graphics cards."""
+        if os.environ.get(STAGING):
+            return False
         shares = self.found.kind in ("integrated", "cpu")
         return shares and self.memory_type(-1, local=True, visible=True) is not None
 
