@@ -276,8 +276,8 @@ class Recording:
             self._fail(code)
 
     def _finish(self, start: float) -> int:
-        """Waits until the device is done; the driver's result. A call that was brief the last time is asked for:
-        falling asleep and being woken costs more than a small kernel."""
+        """Waits until the device is done; the driver's result. A call that was brief the last time is asked
+        for: falling asleep and being woken costs more than a small kernel."""
         device, code = self.device, NOT_READY
         while self._is_brief and code == NOT_READY and perf_counter() - start < BRIEF:
             code = self._status_of(device.handle, self._fence)
