@@ -18,7 +18,7 @@ from transpiler.ops.dtypes import HALF, category, numpy_dtype
 from transpiler.ops.special_numpy import FUNCTIONS
 
 from . import vector_math
-from .sizes import GPU, extent, machine
+from .sizes import extent, machine
 from .tir import STATUS_DIVISION, STATUS_INDEX, Buffer, Expr, temporary
 
 # Functions of float32 that are polynomials in vector_math.
@@ -156,7 +156,7 @@ class Tir:
     def wrapping(self, function: Callable[..., Expr], *x: Expr) -> Expr:
         """`function` of int operands, made of + - * alone, with results that wrap around as PyTorch's do."""
         dtype = self.dtype(x[0])
-        wide = (UNSIGNED if machine() is GPU else WRAPPING).get(dtype)
+        wide = (UNSIGNED if machine().is_gpu else WRAPPING).get(dtype)
         if wide is None:
             return function(*x)
         return self._convert(function(*(self._convert(item, wide) for item in x)), dtype)

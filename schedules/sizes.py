@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -30,18 +30,21 @@ _variables: dict[str, Expr] = {}
 @dataclass(frozen=True)
 class Machine:
     """What the words of schedules mean: from which work on a loop is `parallel`, in which of TVM's scopes `local`
-    memory lies, and whether there are instructions that convert float16."""
+    memory lies, and whether there are instructions that convert float16; of a GPU, how many threads run as one and can
+    read each other's registers, 0 if that is not known."""
 
     parallel_threshold: int
     local_scope: str
     converts_float16: bool = True
+    is_gpu: bool = False
+    warp: int = 0
 
 
 CPU = Machine(PARALLEL_THRESHOLD, "global")
 # x86-64 without F16C: a conversion by the compiler would be a call per element.
 OLD_CPU = Machine(PARALLEL_THRESHOLD, "global", converts_float16=False)
 # Every loop that may be split over threads is: a GPU has too many of them to leave any idle.
-GPU = Machine(0, "local")
+GPU = Machine(0, "local", is_gpu=True)
 _machine = [CPU]
 
 
@@ -60,7 +63,8 @@ def kernel_symbols(names: Sequence[str], machine: Machine = CPU) -> Iterator[Non
 def machine_of(target: Target) -> Machine:
     """What kernels for a target are for."""
     if target.is_gpu:
-        return GPU
+        # Of Vulkan's devices none says how many it will be.
+        return replace(GPU, warp=target.gpu.subgroup) if target.kind == "cuda" else GPU
     return OLD_CPU if target.isa.machine == "x86_64" and "f16c" not in target.isa.features else CPU
 
 

@@ -20,7 +20,7 @@ from tvm.tirx.script.builder import ir as T
 from transpiler.dims import Dim
 from transpiler.ir import TensorType
 
-from .sizes import GPU, Extent, ceil_div, extent, extents, machine, symbol_parameters
+from .sizes import Extent, ceil_div, extent, extents, machine, symbol_parameters
 
 Expr = Any
 # What a kernel reports in its status word (see runtime.h).
@@ -190,7 +190,7 @@ def own_turns(count: Extent, *, parallel: bool = False) -> Iterator[tuple[Expr, 
     if not parallel:
         yield tirx.const(0, "int32"), count
         return
-    if machine() is GPU:  # there are as many threads as turns
+    if machine().is_gpu:  # there are as many threads as turns
         with T.parallel(0, count) as turn:
             yield turn, tirx.const(1, "int32")
         return

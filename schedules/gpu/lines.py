@@ -2,7 +2,8 @@
 
 One workgroup takes a row: each thread walks over every `threads`-th element, so that neighbours read neighbours, and
 the partial results meet in shared memory, in an order that depends on nothing but the number of threads. A
-row of one thread needs neither shared memory nor barriers.
+row of one thread needs neither shared memory nor barriers. Where threads can read each other's registers, a row that is
+not long has a warp to itself, whose threads need neither: several rows are a workgroup.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..sizes import Extent, is_fixed
-from ..tir import local
+from ..sizes import Extent, ceil_div, is_fixed, machine
+from ..tir import local, when
 from ..vectors import held
 from .threads import THREADS, each_thread
 from .workgroup import combined, workgroups
@@ -27,6 +29,9 @@ Combine = Callable[[Expr, Expr], Expr]
 LONG, SHORT = 1024, 64
 MANY_ROWS = 32
 ROW_THREADS = 64
+# Elements of a row up to which a warp has it to itself, rows of a workgroup then, and threads of a longer row.
+WARP_ROW, WARP_ROWS, LONG_ROW_THREADS = 2048, 4, 256
+FEW = 8  # elements that one thread reads as fast as a warp
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,13 @@ class Walk:
 
 
 @contextmanager
-def rows_of(rows: Extent, length: Extent) -> Iterator[tuple[Expr, Walk]]:
-    """A kernel that takes row after row; gives the row and how to walk over it."""
+def rows_of(rows: Extent, length: Extent, *, strided: bool = False) -> Iterator[tuple[Expr, Walk]]:
+    """A kernel that takes row after row; gives the row and how to walk over it. `strided`: neighbours in memory are of
+    neighbouring rows."""
+    if machine().warp:
+        with _rows_of_warps(machine().warp, rows, length, strided=strided) as (row, walk):
+            yield row, walk
+        return
     if _alone(rows, length):
         with each_thread(rows, min(THREADS, rows) if is_fixed(rows) else THREADS) as row:
             yield row, Walk(0, 1)
@@ -72,6 +82,22 @@ def rows_of(rows: Extent, length: Extent) -> Iterator[tuple[Expr, Walk]]:
     with ExitStack() as stack:
         row, thread = stack.enter_context(workgroups(rows, ROW_THREADS))
         yield row, Walk(thread, ROW_THREADS)
+
+
+@contextmanager
+def _rows_of_warps(warp: int, rows: Extent, length: Extent, *, strided: bool) -> Iterator[tuple[Expr, Walk]]:
+    few = is_fixed(length) and length <= FEW
+    with ExitStack() as stack:
+        if few or (strided and (not is_fixed(rows) or rows >= MANY_ROWS * warp)):
+            yield stack.enter_context(each_thread(rows)), Walk(0, 1)
+        elif is_fixed(length) and length > WARP_ROW:
+            row, thread = stack.enter_context(workgroups(rows, LONG_ROW_THREADS))
+            yield row, Walk(thread, LONG_ROW_THREADS)
+        else:
+            group, thread = stack.enter_context(workgroups(ceil_div(rows, WARP_ROWS), warp * WARP_ROWS))
+            row = held(group * WARP_ROWS + tirx.floordiv(thread, warp))
+            stack.enter_context(when(None if is_fixed(rows) and rows % WARP_ROWS == 0 else row < rows))
+            yield row, Walk(held(tirx.floormod(thread, warp)), warp)
 
 
 def _alone(rows: Extent, length: Extent) -> bool:

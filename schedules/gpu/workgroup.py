@@ -13,7 +13,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from ..sizes import Extent
+from ..sizes import Extent, machine
 from ..tir import Buffer, storage_dtype
 from ..vectors import held
 
@@ -44,11 +44,14 @@ def barrier() -> None:
 
 
 def combined(threads: int, thread: Expr, values: Sequence[Expr], dtypes: Sequence[str], combine: Join) -> list[Expr]:
-    """What the `values` of all threads combine to, in every thread. `threads` is a square number.
+    """What the `values` of all threads combine to, in every thread. `threads` is a square number, or of whole warps.
 
     Two steps, each over the root of the number of threads: a tree would take a barrier for every halving. The order is
-    fixed, whatever the device.
+    fixed, whatever the device. Where threads can read each other's registers, the first step is over a warp.
     """
+    warp = machine().warp
+    if warp and threads % warp == 0:
+        return _by_warps(warp, threads, thread, values, dtypes, combine)
     fan = math.isqrt(threads)
     assert fan * fan == threads
     every = [shared(threads, dtype) for dtype in dtypes]
@@ -61,6 +64,47 @@ def combined(threads: int, thread: Expr, values: Sequence[Expr], dtypes: Sequenc
             array.store(thread, value)
     barrier()
     return _folded(some, fan, lambda i: i, combine)
+
+
+def _by_warps(
+    warp: int, threads: int, thread: Expr, values: Sequence[Expr], dtypes: Sequence[str], combine: Join
+) -> list[Expr]:
+    own = _over_warp(warp, values, dtypes, combine)
+    if threads == warp:
+        return own
+    number = tirx.floordiv(thread, warp)
+    some = [shared(threads // warp, dtype) for dtype in dtypes]
+    with T.If(tirx.floormod(thread, warp) == 0), T.Then():
+        for array, value in zip(some, own, strict=True):
+            array.store(number, value)
+    barrier()
+    return _folded(some, threads // warp, lambda i: i, combine)
+
+
+def _over_warp(warp: int, values: Sequence[Expr], dtypes: Sequence[str], combine: Join) -> list[Expr]:
+    """What the `values` of a warp's threads combine to, in all of them: by halves, in registers."""
+    states = [private(1, dtype) for dtype in dtypes]
+    for state, value in zip(states, values, strict=True):
+        state.store(0, value)
+    distance = warp // 2
+    while distance:
+        others = [held(_exchanged(T.tvm_warp_shuffle_down, state, distance, warp)) for state in states]
+        results = [held(x) for x in combine([state[0] for state in states], others)]
+        for state, value in zip(states, results, strict=True):
+            state.store(0, value)
+        distance //= 2
+    # Only the first thread has met all others.
+    return [held(_exchanged(T.tvm_warp_shuffle, state, 0, warp)) for state in states]
+
+
+def _exchanged(shuffle: Callable[..., Expr], state: Buffer, lane: int, warp: int) -> Expr:
+    """Another thread's state. Types of fewer than 32 bits go as int32."""
+    stored = storage_dtype(state.dtype)
+    small = stored in ("int8", "uint8", "int16", "uint16")
+    value = state.handle[0]
+    value = shuffle(tirx.const(0xFFFFFFFF, "uint32"), T.Cast("int32", value) if small else value, lane, warp, warp)
+    value = T.Cast(stored, value) if small else value
+    return tirx.NE(value, tirx.const(0, "int8")) if state.dtype == "bool" else value
 
 
 def _folded(arrays: Sequence[Buffer], count: int, place: Callable[[Expr], Expr], combine: Join) -> list[Expr]:

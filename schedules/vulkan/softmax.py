@@ -15,7 +15,7 @@ from transpiler.target import Target
 
 from ..fuse import lowered
 from ..gpu.lines import rows_of
-from ..sizes import count, extent, is_empty
+from ..sizes import count, extent, is_empty, is_fixed
 from ..tir import unflatten
 from ..vectors import held
 from .rows import RowGroup
@@ -36,7 +36,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     log = isinstance(node.op, LogSoftmax)
     with rows.builder:
         if not is_empty(shape):
-            with rows_of(outer * inner, along) as (row, walk):
+            with rows_of(outer * inner, along, strided=not is_fixed(inner) or inner > 1) as (row, walk):
                 leading = [held(i) for i in unflatten(row, (*shape[:axis], *shape[axis + 1 :]))]
 
                 def x(position: Expr) -> Expr:

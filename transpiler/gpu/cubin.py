@@ -32,7 +32,8 @@ OPERATIONS = {
     0x984: "LDS",
     0x388: "STS",
     0xB1D: "BAR",
-    0xF89: "SHFL",
+    0xF89: "SHFL",  # by a constant
+    0x589: "SHFL",  # from the lane in a register
 }
 
 
