@@ -35,7 +35,11 @@ def package_view(
     example = results.recording(results.main).cases[0]
     sample = {f"input.{index}": array for index, array in enumerate(example.drawn.arrays)}
     if all(item.positions is None for item in example.outputs):
-        sample |= {f"output.{index}": item.torch.reshape(item.shape) for index, item in enumerate(example.outputs)}
+        sample |= {
+            f"output.{index}": item.torch.reshape(item.shape)
+            for index, item in enumerate(example.outputs)
+            if not item.excluded
+        }
     else:
         sample = {}
     verification = {

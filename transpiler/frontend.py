@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from transpiler.emit import SourceFacts
 from transpiler.errors import TranspileError, UsageError
 from transpiler.extension import load_installed
-from transpiler.ir import Array, Program
+from transpiler.ir import Array, Graph, Program
 from transpiler.local_modules import local_modules
 from transpiler.lower import with_taps
 from transpiler.passes.precision import rounded
-from transpiler.precision import is_half, rounded_names
+from transpiler.precision import decides, is_half, rounded_names
 from transpiler.provenance import file_hash, state_hash
 from transpiler.serialize import load_graph, to_json
 from transpiler.verify import Lower
@@ -25,6 +25,7 @@ from transpiler.weights import check_weights, expected_weights, given_arrays, lo
 
 if TYPE_CHECKING:
     from transpiler.capture import Captured
+    from transpiler.graph_reference import RandomNumbers
     from transpiler.importer import Imported
     from transpiler.request import Request
 
@@ -142,7 +143,7 @@ def _capture(request: Request) -> tuple[Captured, ...]:
 def _from_torch(request: Request, precision: str) -> Model:
     from transpiler.graph_reference import RandomNumbers
     from transpiler.importer import import_functions
-    from transpiler.reference import Rounding, example_arrays, run_eager, run_reference
+    from transpiler.reference import example_arrays, run_eager, run_reference
     from transpiler.weights import state_arrays
 
     captures = _capture(request)
@@ -157,14 +158,12 @@ def _from_torch(request: Request, precision: str) -> Model:
     for name, item, imported in zip(program.functions, captures, imports, strict=True):
         eager = _with_default(partial(run_eager, item), override)
         reference = _with_default(partial(run_reference, item), override)
-        names = rounded_names(program.functions[name])
-        nodes = frozenset(imported.fx_names[value] for value in names if value in imported.fx_names)
-        lower = _with_default(partial(run_reference, item, rounding=Rounding(precision, nodes)), override)
         own_numbers = None
+        rounded_run = partial(_rounded_run, item, program.functions[name], imported, precision, override)
         if imported.random:
             drawn = RandomNumbers(program, state, imported.random, name)
             own_numbers, eager, reference = eager, partial(drawn.outputs, reference), partial(drawn.run, reference)
-            lower = partial(drawn.run, lower)
+            rounded_run = partial(_drawn, drawn, rounded_run)
         functions[name] = Function(
             examples=tuple(example_arrays(item)),
             bounds=_bounds(request, imported),
@@ -172,7 +171,7 @@ def _from_torch(request: Request, precision: str) -> Model:
             eager=eager,
             reference=reference,
             random=own_numbers,
-            lower=Lower(precision, lower) if precision != "float32" else None,
+            lower=_lower(precision, rounded_run, program.functions[name]),
         )
     graph_json = _graph_json(program)
     for name, imported in zip(tuple(program.functions), imports, strict=True):
@@ -186,6 +185,32 @@ def _from_torch(request: Request, precision: str) -> Model:
         graph_json=graph_json,
         warnings=tuple(dict.fromkeys(text for imported in imports for text in imported.warnings)),
     )
+
+
+def _lower(precision: str, run: Callable[[int], Any], graph: Graph) -> Lower | None:
+    """PyTorch in the package's precision; `run(seed)` with noise, without for 0."""
+    if precision == "float32":
+        return None
+    return Lower(precision, run(0), run if decides(graph) else None)
+
+
+def _rounded_run(
+    captured: Captured,
+    graph: Graph,
+    imported: Imported,
+    precision: str,
+    weights: Mapping[str, Array] | None,
+    seed: int,
+) -> Callable[..., Any]:
+    from transpiler.reference import Rounding, run_reference
+
+    names = rounded_names(graph)
+    nodes = frozenset(imported.fx_names[value] for value in names if value in imported.fx_names)
+    return _with_default(partial(run_reference, captured, rounding=Rounding(precision, nodes, seed)), weights)
+
+
+def _drawn(drawn: RandomNumbers, run: Callable[[int], Any], seed: int) -> Callable[..., Any]:
+    return partial(drawn.run, run(seed))
 
 
 def _with_default(run: Callable[..., Any], default: Mapping[str, Array] | None) -> Callable[..., Any]:

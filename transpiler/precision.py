@@ -62,6 +62,10 @@ def computed_in(precision: str, tf32: bool) -> str:
     return "float32" if precision == "tf32" and not tf32 else precision
 
 
+# Floats that jump where their operand passes a whole number, or zero.
+STEPS = frozenset({"floor", "ceil", "round", "trunc", "sign", "div_round", "fmod", "remainder", "hardshrink"})
+
+
 def is_half(precision: str) -> bool:
     return precision in HALF
 
@@ -104,6 +108,17 @@ def _multiplies(reader: Node, value: Value, found: set[str]) -> bool:
     if reader.op.name == "reshape":
         return reader.output.name in found
     return reader.op.name in PRODUCTS and any(item.name == value.name for item in operands(reader))
+
+
+def decides(graph: Graph) -> bool:
+    """Whether the graph makes something discrete of floats that it computes: an index, a bool, a whole number."""
+    known = weight_values(graph) | {item.value.name for item in graph.inputs}
+    return any(
+        (node.op.name in STEPS or any(not value.type.is_float for value in node.outputs))
+        and node.op.name not in ("isnan", "isinf", "isfinite")
+        and any(value.type.is_float and value.name not in known for value in node.inputs)
+        for node in graph.nodes
+    )
 
 
 def rounded_names(graph: Graph) -> frozenset[str]:

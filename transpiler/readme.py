@@ -13,7 +13,10 @@ from transpiler.interface import Argument, literal
 from transpiler.ir import Input, TensorType
 from transpiler.naming import comment
 from transpiler.plan import KernelPlan, output_names
+from transpiler.precision import is_half
 from transpiler.structure import Leaf, Literal, Mapping_, Sequence_, Structure, leaves
+
+LOWER = ", y_torch its float32 with what {0} may round rounded to it, eps the spacing of {0} at 1"
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,14 @@ def readme_view(
     manifest: Mapping[str, Any],
 ) -> ReadmeView:
     factors = manifest["tolerance"]
-    half = any(value.dtype in ("float16", "bfloat16") for plan in plans for value in plan.outputs)
+    lower = is_half(manifest["precision"])
+    half = lower or any(is_half(value.dtype) for plan in plans for value in plan.outputs)
     roundings = factors.get("factor_eps_half", 4) if half else factors.get("factor_eps", 128)
     good = (
         "The package was verified against PyTorch when it was built: max|y - y64| <= "
         f"{factors.get('factor_torch', 4)} max|y_torch - y64| + "
-        f"{roundings} eps max|y64|, y64 being PyTorch in float64."
+        f"{roundings} eps max|y64|, y64 being PyTorch in float64"
+        f"{LOWER.format(manifest['precision']) if lower else ''}."
     )
     functions = tuple(_function(plan, arguments[plan.function], manifest, len(plans) > 1) for plan in plans)
     return ReadmeView(

@@ -15,6 +15,8 @@ from torch.utils import _pytree
 
 from transpiler.boundary import MUTATIONS, mutated_buffers
 from transpiler.capture import Captured, evaluating
+from transpiler.checks import EPS
+from transpiler.draw import seed_of
 from transpiler.ir import Array
 from transpiler.model_file import called_as
 from transpiler.weights import storage_aliases, to_numpy, to_torch
@@ -24,15 +26,23 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Rounding:
-    """What a precision may round: the values of these FX nodes, in the PyTorch that a package is compared with."""
+    """What a precision may round: the values of these FX nodes, in the PyTorch that a package is compared with.
+
+    `shake`, if not 0, is the seed of noise of up to a spacing of the type that is put upon them: what might come out if
+    they were rounded elsewhere.
+    """
 
     precision: str
     nodes: frozenset[str]
+    shake: int = 0
 
-    def of(self, value: Any) -> Any:
-        """A float32 tensor rounded, to nearest and ties to even; anything else as it is."""
+    def of(self, name: str, value: Any) -> Any:
+        """A float32 tensor of the node `name`, rounded to nearest, ties to even; anything else as it is."""
         if not isinstance(value, torch.Tensor) or value.dtype is not torch.float32:
             return value
+        if self.shake:
+            generator = torch.Generator().manual_seed(seed_of(f"{self.shake}/{name}"))
+            value = value * (1 + EPS[self.precision] * (2 * torch.rand(value.shape, generator=generator) - 1))
         if self.precision != "tf32":
             return value.to(getattr(torch, self.precision)).float()
         bits = value.contiguous().view(torch.int32)
@@ -284,7 +294,7 @@ class _Interpreter(torch.fx.Interpreter):
     def run_node(self, n: torch.fx.Node) -> Any:
         value = self.given[n.name] if n.name in self.given else super().run_node(n)
         if self.rounding is not None and n.name in self.rounding.nodes:
-            value = self.rounding.of(value)
+            value = self.rounding.of(n.name, value)
         if n.name in self.names and isinstance(value, torch.Tensor):
             self.captured[n.name] = np.array(to_numpy(value))
         return value

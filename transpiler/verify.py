@@ -29,6 +29,8 @@ WHOLE = 65536
 SAMPLE = 16384
 PARTS = 256
 TAP_SAMPLE = 64
+# Runs with noise that decide which positions of a discrete model's outputs are compared.
+SHAKES = 16
 
 
 class Eager(Protocol):
@@ -74,10 +76,15 @@ class Rounded(Protocol):
 
 @dataclass(frozen=True)
 class Lower:
-    """A lower precision than float32: its name, and PyTorch's results in it."""
+    """A lower precision than float32: its name, and PyTorch's results in it.
+
+    `shaken(seed)`, of a model that decides by values that may be rounded (an argmax, a comparison), runs it with noise
+    of the size of their roundings: where that changes a result, nothing can be said of it.
+    """
 
     precision: str
     run: Rounded
+    shaken: Callable[[int], Rounded] | None = None
 
 
 @dataclass(frozen=True)
@@ -294,8 +301,7 @@ class _Run:
         single, double = state or (None, None)
         torch = self.eager([array.copy() for array in inputs], weights=weights, state=single)
         if self.lower is not None:
-            copies = [array.copy() for array in inputs]
-            torch, _ = self.lower.run(copies, capture_values=(), weights=weights, state=single)
+            torch = self._rounded(self.lower.run, inputs, weights, single)
         copies = [array.copy() for array in inputs]
         exact, _ = self.reference(copies, double=True, capture_values=(), weights=weights, state=double)
         if single is not None:
@@ -305,7 +311,31 @@ class _Run:
                 dict(zip(keys, torch[at:], strict=True)), dict(zip(keys, exact[at:], strict=True)),
             )  # fmt: skip
         precision = self.lower.precision if self.lower is not None else ""
+        if self.lower is not None and self.lower.shaken is not None:
+            for seed in range(1, SHAKES + 1):
+                other = self._rounded(self.lower.shaken(seed), inputs, weights, single)
+                torch = [_undecided(*item, precision) for item in zip(self.specs, torch, exact, other, strict=True)]
         return tuple(_expect_output(*item, precision) for item in zip(self.specs, torch, exact, strict=True))
+
+    @staticmethod
+    def _rounded(
+        run: Rounded,
+        inputs: Sequence[Array],
+        weights: Mapping[str, Array] | None,
+        state: Mapping[str, Array] | None,
+    ) -> Sequence[Array]:
+        outputs, _ = run([array.copy() for array in inputs], capture_values=(), weights=weights, state=state)
+        return outputs
+
+
+def _undecided(spec: OutputSpec, torch: Array, float64: Array, other: Array, precision: str) -> Array:
+    """`torch`, but where `other` roundings give something else, what makes the position one that is not compared."""
+    if not is_float(spec.dtype):
+        return np.where(other != float64, other, torch)
+    with np.errstate(all="ignore"):
+        allowed = tolerance_of(torch, float64, spec.dtype, precision)
+        far = ~(np.abs(other.astype(np.float64) - float64) <= allowed) & np.isfinite(float64)
+    return np.where(far, torch.dtype.type(np.nan), torch)
 
 
 def record_sequence(

@@ -216,3 +216,29 @@ def test_a_length_that_varies(tmp_path: Path) -> None:
     )  # fmt: skip
     report = package.test()
     assert report.failed == 0, report.output
+
+
+class Decision(nn.Module):
+    """The largest of many logits, and what belongs to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits, self.rows = nn.Linear(32, 200), nn.Embedding(200, 16)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        choice = self.logits(x).argmax(-1)
+        return self.rows(choice), choice
+
+
+def test_positions_that_roundings_decide_are_left_out_and_counted(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    example = torch.randn(64, 32)
+    package = transpile(
+        Decision(), args=(example,), name="decision", out=tmp_path, isa="native", precision="bfloat16"
+    )  # fmt: skip
+    report = package.test()
+    assert report.failed == 0, report.output
+    cases = json.loads((package.path / "tests" / "data" / "cases.json").read_text())["cases"]
+    rows, choices = next(case["outputs"] for case in cases if case["name"] == "drawn_3")
+    assert 0 < choices["excluded"] < 16, "near ties are few"
+    assert 8 * choices["excluded"] < rows["excluded"] <= 16 * choices["excluded"]
