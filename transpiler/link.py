@@ -20,7 +20,7 @@ from transpiler.resources import tree
 from transpiler.target import load_target
 
 # The part of the runtime that is the same in every library, and the part that carries the package's name.
-SHARED_FILES = ("runtime.c", "pool.c")
+SHARED_FILES = ("runtime.c", "pool.c", "python.c")
 # What picks one of the libraries, with a file of its own.
 DISPATCHER_FILE = "dispatch.c"
 # Compiled for the instruction set of the kernels.
@@ -88,7 +88,7 @@ class Binaries:
 
 @cache
 def shared_objects(compiler: Compiler) -> tuple[bytes, ...]:
-    """runtime.c and pool.c, compiled once per process; a build can start it while the kernels are being made.
+    """SHARED_FILES, compiled once per process; a build can start it while the kernels are being made.
 
     Raises:
         TranspileError: "link-failed".

@@ -279,7 +279,7 @@ def test_the_c_text_compiles_without_warnings(tmp_path: Path) -> None:
     (tmp_path / "plan.c").write_text(render_plan([toy.plan()], "toy", "baseline"))
     warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-missing-field-initializers", "-Wstrict-prototypes"]
     defines = ["-DTRANSPILE_PREFIX=toy_", "-DTP_VECTOR_BYTES=16"]
-    for file in ("plan.c", "exports.c", "runtime.c", "pool.c", "rates.c", *SPECIAL_FILES):
+    for file in ("plan.c", "exports.c", "runtime.c", "pool.c", "python.c", "rates.c", *SPECIAL_FILES):
         command = [*c_compiler().command, "-std=c11", *warnings, *defines, "-fsyntax-only", file]
         subprocess.run(command, cwd=tmp_path, check=True)
 

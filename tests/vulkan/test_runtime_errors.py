@@ -336,7 +336,7 @@ def test_blocks_of_different_times_share_memory() -> None:
 def test_modules_of_other_targets_are_left_out(package: Package) -> None:
     names = {path.name for path in (package.path / "src" / "tiny").rglob("*.py")}
     assert {"launches.py", "recording.py"} <= names
-    assert not {"native.py", "isas.py"} & names
+    assert not {"native.py", "direct.py", "isas.py"} & names
     assert not list(package.path.rglob("*.so"))
     assert '"vulkan>=1.3,<2"' in (package.path / "pyproject.toml").read_text()
     assert importlib.util.find_spec("tiny") is None

@@ -65,6 +65,9 @@ int ABI(run)(tp_model *model, int32_t function, void *state, const void *const *
  * the value of every symbol, the address of every input, the address of every output. */
 int ABI(run_packed)(void *const *request) { return tp_model_run_packed(request); }
 
+/* For Python alone (python.c): a function of the interpreter's kind that runs a whole function on its arrays. */
+tp_python_method *ABI(python_call)(void *(*to_address)(void *number)) { return tp_python_call(to_address); }
+
 /* As run; call i lasts from seconds[2 * i] to seconds[2 * i + 1], counted from the first one's start. */
 int ABI(run_timed)(tp_model *model, int32_t function, void *state, const void *const *inputs, void *const *outputs,
                    const int64_t *symbols, double *seconds) {

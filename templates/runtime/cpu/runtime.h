@@ -164,6 +164,14 @@ void tp_unlock(void);
  * then what every level holds in bytes (0: any amount). */
 int tp_rates(int32_t threads, double *rates);
 
+/* --- python.c -------------------------------------------------------------------------------------------------- */
+
+/* A function of Python with METH_FASTCALL. */
+typedef void *tp_python_method(void *self, void *const *values, intptr_t count);
+
+/* What runs a function of a model on Python's arrays; `to_address` is PyLong_AsVoidPtr. */
+tp_python_method *tp_python_call(void *(*to_address)(void *number));
+
 /* --- runtime.c: the functions behind the C ABI, described in exports.c ------------------------------------------ */
 
 typedef struct tp_model tp_model;

@@ -17,6 +17,7 @@ from ..errors import PackageError
 from ..kernels import PlainCall
 from ..profile import Rates
 from ..state import HostMemory, State
+from .direct import direct_call
 
 Array = npt.NDArray[Any]
 
@@ -49,6 +50,7 @@ class Library:
             self.destroy = bind("destroy", None, pointer)
             self.set_threads = bind("set_threads", None, pointer, int32)
             self.run_packed = bind("run_packed", int32, pointer)
+            self.python_call = bind("python_call", pointer, pointer)
             self.run_traced = bind("run_traced", int32, pointer, int32, *(pointer,) * 6, int32)
             self.call = bind("call", int32, pointer, int32, int32, pointer, pointer)
             self.rates = bind("rates", int32, int32, pointer)
@@ -150,7 +152,7 @@ class Session:
         run, pack = self._run, struct.Struct(f"{3 + count + len(outputs)}P").pack
         address = self._address
 
-        def call(values: Sequence[Any]) -> tuple[Array, ...]:
+        def converted(values: Sequence[Any]) -> tuple[Array, ...]:
             if len(values) != count:
                 raise TypeError(f"{name}: expected {count} arrays, got {len(values)}")
             buffers = [*map(take, inputs, values)]
@@ -162,6 +164,20 @@ class Session:
                 request = pack(address, function, 0, *map(_address, buffers))
             code = run(request)
             if code:
+                self.library.raise_error(code)
+            return results
+
+        direct = direct_call(self.library.python_call, address, function, inputs, outputs)
+        if direct is None:
+            return converted
+        makers = [spec.maker() for spec in outputs]
+
+        def call(values: Sequence[Any]) -> tuple[Array, ...]:
+            results = (*[make() for make in makers],)
+            code = direct(*values, *results)
+            if code:
+                if code < 0:
+                    return converted(values)
                 self.library.raise_error(code)
             return results
 
