@@ -1,4 +1,4 @@
-"""A function of the library as one of the interpreter's own: without ctypes a call takes a third of the time.
+"""A function of the library as one of the interpreter's own: a call spends 2 µs less than through ctypes.
 
 `python.c` reads arrays through the buffer protocol. What it needs of Python's stable ABI is handed to it as
 addresses, so that the library needs no symbol of the interpreter and runs in every version of it.
@@ -46,8 +46,8 @@ def direct_call(
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
 ) -> Callable[..., int] | None:
-    """A function of the inputs and of arrays to fill: 0, -1 where an input needs to be converted or refused, or the
-    code of a failure. None for interpreters and types that it cannot be made for.
+    """A function of the inputs and of arrays to fill: 0, -1 where an input needs to be converted or refused,
+    or the code of a failure. None for interpreters and types that it cannot be made for.
     """
     if sys.implementation.name != "cpython" or any(spec.dtype == "bfloat16" for spec in inputs):
         return None
