@@ -58,7 +58,8 @@ class Entry:
 def storage_dtype(dtype: str) -> np.dtype[Any]:
     """The numpy dtype that holds the bytes of `dtype`: bfloat16 is held as uint16."""
     little = np.dtype("uint16" if dtype == "bfloat16" else dtype).newbyteorder("<")
-    return np.dtype(little.str)  # numpy's own object where that is the machine's order
+    own: np.dtype[Any] = np.dtype(little.str)  # numpy's own object where that is the machine's order
+    return own
 
 
 def bfloat16_array(bits: Array) -> Array:

@@ -56,7 +56,7 @@ def direct_call(
     words += [id(np.ndarray), model or 0, function, len(inputs), len(outputs)]
     kept: list[Any] = []
     for spec in inputs:
-        text = ctypes.create_string_buffer(memoryview(np.empty(0, spec.storage)).format.encode())
+        text = ctypes.create_string_buffer(np.empty(0, spec.storage).data.format.encode())
         shape = (ctypes.c_ssize_t * len(spec.shape))(*map(int, spec.shape))
         kept += [text, shape]
         words += [ctypes.addressof(text), len(spec.shape), ctypes.addressof(shape)]
