@@ -15,7 +15,7 @@ from tvm.tirx.script.builder import ir as T
 from ..gpu.workgroup import private, workgroups
 from ..scalar import Tir
 from ..sizes import ceil_div, is_fixed
-from ..tir import when
+from ..tir import Buffer, when
 from ..vectors import held
 from . import ptx
 from .epilogue import RunEpilogue
@@ -63,13 +63,23 @@ def _sums(product: Product, own: int, first: Expr, lane: Expr) -> Any:
         k = held((turn * 32 + lane) * chunk)
         with when(k < product.inner):
             for c, column in enumerate(columns):
-                ptx.move(weights, c * chunk, product.right.buffer, column(k)[0], ptx.CHUNK)
+                _load(weights, c * chunk, chunk, product.right.buffer, column(k))
             for row, line in enumerate(lines):
-                ptx.move(x, 0, product.left.buffer, line(k)[0], ptx.CHUNK)
+                _load(x, 0, chunk, product.left.buffer, line(k))
                 with ptx.unrolled(own) as c, ptx.unrolled(chunk) as e:
                     term = s.cast(x[e], "float32") * s.cast(weights[c * chunk + e], "float32")
                     sums.store(row * own + c, sums[row * own + c] + term)
     return sums
+
+
+def _load(target: Buffer, first: int, chunk: int, source: Buffer, place: tuple[Expr, Expr | None]) -> None:
+    """A chunk into registers; zeros where it does not exist, in the padding of a convolution."""
+    offset, exists = place
+    if exists is not None:
+        for element in range(chunk):
+            target.store(first + element, tirx.const(0, target.dtype))
+    with when(exists):
+        ptx.move(target, first, source, offset, ptx.CHUNK)
 
 
 def warp_sum(value: Expr) -> Expr:
