@@ -94,7 +94,7 @@ def transpile(
         functions: example inputs of several functions, by name, in place of args and kwargs: each a tuple of arguments
             or `(args, kwargs)`. A function is the module's method of that name, or `forward` with these inputs if
             it has none. They share weights and state: `{"prefill": (ids,), "decode": (token, position)}`.
-        target: "cpu".
+        target: "cpu" or "vulkan", or several: the package runs on the first unless it is asked for another.
         name: import name of the package; from the model by default.
         version: of the package, its wheel and its pkg-config file (PEP 440).
         out: the folder that gets the package's folder; `generated` by default.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from transpiler.artifacts import Artifacts
@@ -11,7 +10,9 @@ from transpiler.checks import FACTOR_EPS, FACTOR_EPS_HALF, FACTOR_TORCH
 from transpiler.emit import PackageView, emit_package, make_view, run_prepare, write_package
 from transpiler.frontend import Model
 from transpiler.ir import Program
+from transpiler.parts import Part
 from transpiler.plan import KernelPlan
+from transpiler.precision import is_half
 from transpiler.provenance import options_of, tool_versions
 from transpiler.recording import Results, magnitude
 from transpiler.request import Request
@@ -21,36 +22,23 @@ from transpiler.tuning import Tuner, record_text
 from transpiler.verify import CaseError
 
 
-def package_view(
-    name: str,
-    model: Model,
-    rewritten: Program,
+def make_part(
     plans: Sequence[KernelPlan],
-    binaries: Artifacts,
+    artifacts: Artifacts,
+    rewritten: Program,
+    model: Model,
     results: Results,
     errors: Mapping[str, CaseError] | None,
     request: Request,
-) -> PackageView:
-    """What the templates print; `errors` are None as long as nothing has been measured."""
-    example = results.recording(results.main).cases[0]
-    sample = {f"input.{index}": array for index, array in enumerate(example.drawn.arrays)}
-    if all(item.positions is None for item in example.outputs):
-        sample |= {
-            f"output.{index}": item.torch.reshape(item.shape)
-            for index, item in enumerate(example.outputs)
-            if not item.excluded
-        }
-    else:
-        sample = {}
-    verification = {
-        "verified": errors is not None and request.test,
-        "tolerance": {
-            "factor_torch": FACTOR_TORCH,
-            "factor_eps": FACTOR_EPS,
-            "factor_eps_half": FACTOR_EPS_HALF,
-        },
-        "sample_tolerance": {item.name: item.tolerance for item in example.outputs},
-        "error": [
+) -> Part:
+    """What a package has for one target; `errors` are None as long as nothing has been measured there."""
+    return Part(
+        plans,
+        artifacts,
+        run_prepare(plans[0], rewritten.constants, model.state),
+        rewritten.constants,
+        verified=errors is not None and request.test,
+        errors=[
             {
                 "function": item.function,
                 "output": item.output,
@@ -63,19 +51,46 @@ def package_view(
             }
             for item in (errors or {}).values()
         ],
+    )
+
+
+def package_view(
+    name: str,
+    model: Model,
+    parts: Sequence[Part],
+    results: Results,
+    request: Request,
+) -> PackageView:
+    """What the templates print."""
+    example = results.recording(results.main).cases[0]
+    sample = {f"input.{index}": array for index, array in enumerate(example.drawn.arrays)}
+    if all(item.positions is None for item in example.outputs):
+        sample |= {
+            f"output.{index}": item.torch.reshape(item.shape)
+            for index, item in enumerate(example.outputs)
+            if not item.excluded
+        }
+    else:
+        sample = {}
+    verification = {
+        "tolerance": {
+            "factor_torch": FACTOR_TORCH,
+            "factor_eps": FACTOR_EPS,
+            "factor_eps_half": FACTOR_EPS_HALF,
+        },
+        "sample_tolerance": {item.name: item.tolerance for item in example.outputs},
     }
-    program = replace(model.program, constants=rewritten.constants)
+    compilers = [part.artifacts.compiler for part in parts]
+    compiler = next((item for item in compilers if item != "none"), "none")
     return make_view(
         name=name,
-        program=program,
-        plans=plans,
-        binaries=binaries,
-        prepared=run_prepare(plans[0], program.constants, model.state),
+        program=model.program,
+        parts=parts,
         source=model.facts,
         verification=verification,
         sample=sample,
-        tool_versions=tool_versions(binaries.compiler),
-        options=options_of(request, binaries.variants),
+        tool_versions=tool_versions(compiler),
+        options=options_of(request, [variant for part in parts for variant in part.artifacts.variants]),
         weights_hash=model.weights_hash,
         graph_json=model.graph_json,
         bounds={name: function.bounds for name, function in model.functions.items()},
@@ -84,6 +99,20 @@ def package_view(
         precision=request.precision,
         version=request.version,
     )
+
+
+def all_taps(plans: Sequence[Sequence[KernelPlan]]) -> dict[str, dict[str, str]]:
+    """Function -> the module paths that have a value on some target, and its dtype: a half float if it is one on any.
+
+    `plans` are those of every target.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for plan in (plan for functions in plans for plan in functions):
+        dtypes = found.setdefault(plan.function, {})
+        for path, tap in plan.taps.items():
+            if path not in dtypes or is_half(tap.type.dtype):
+                dtypes[path] = tap.type.dtype
+    return found
 
 
 def tuning_file(tuners: Mapping[str, Tuner]) -> dict[str, bytes]:
@@ -96,11 +125,12 @@ def write_with_tests(
     view: PackageView,
     model: Model,
     results: Results,
-    plans: Sequence[KernelPlan],
+    parts: Sequence[Part],
     folder: Path,
     extra: Mapping[str, bytes],
 ) -> None:
     """Write the package with its generated tests, and the `extra` files, into `folder`."""
+    plans, taps = parts[0].plans, all_taps([part.plans for part in parts])
     functions = []
     for plan, recording in zip(plans, results.functions, strict=True):
         graph = model.program.functions[plan.function]
@@ -112,10 +142,18 @@ def write_with_tests(
                 recording,
                 in_structure=graph.in_structure or Sequence_("tuple", tuple(positional)),
                 out_structure=graph.out_structure or Sequence_("tuple", tuple(map(Leaf, range(len(plan.outputs))))),
-                taps=[path for path in plan.taps if recording.taps is not None and path in recording.taps.values],
+                taps=[
+                    path for path in taps[plan.function] if recording.taps is not None and path in recording.taps.values
+                ],
                 symbols=entry["symbols"],
             )
         )
     functions.sort(key=lambda item: item.recording.function != results.main)
-    tests = emit_tests(functions, package=view.name, aliases=model.program.aliases, sequence=results.sequence)
+    tests = emit_tests(
+        functions,
+        package=view.name,
+        aliases=model.program.aliases,
+        sequence=results.sequence,
+        targets=[part.target for part in parts],
+    )
     write_package(emit_package(view, {**tests, **extra}), folder)

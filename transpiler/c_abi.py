@@ -43,6 +43,7 @@ class CView:
     macro: str
     title: str
     version: str
+    weights: str
     beside: str
     abi_version: int
     isa_names: str
@@ -80,7 +81,8 @@ def _view(name: str, plans: Sequence[KernelPlan], isas: Sequence[Isa], version: 
         macro=macro,
         title=f"{name}, transpiled from PyTorch",
         version=version,
-        beside=f"{name.lower()}-{version}.weights.cpu.safetensors",
+        weights=plans[0].weights_file,
+        beside=f"{name.lower()}-{version}.{plans[0].weights_file}",
         abi_version=ABI_VERSION,
         isa_names=", ".join(isa.name for isa in isas),
         isas=tuple(IsaView(checked_symbol(isa.name), " ".join(isa.features)) for isa in isas),

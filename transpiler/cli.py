@@ -39,7 +39,13 @@ MAX_FAILURES = 20
     epilog="Exit codes: 0 done; 1 the model cannot be transpiled; 2 wrong usage; 3 the generated tests failed.",
 )
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--target", "targets", multiple=True, metavar="NAME", help="What to build for.  [default: cpu]")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    help="What to build for; several for one package, the first is its default.  [default: cpu]",
+)
 @click.option("--entry", metavar="NAME", help="Class or function of model.py that gives the model.")
 @click.option("--init", "inits", multiple=True, metavar="KEY=VALUE", help="Argument of the class or function.")
 @click.option(
@@ -338,15 +344,15 @@ def _show_failed_tests(error: TestsFailed, verbose: bool) -> None:
 def summary(report: Report, seconds: float, wheel: Wheel | None = None) -> list[str]:
     """What the user reads at the end: where, how good, how to use it."""
     manifest = json.loads((report.path / "src" / report.name / "manifest.json").read_text(encoding="utf-8"))
-    built_for = f"{', '.join(manifest['targets'])} ({', '.join(manifest['isas'])})"
-    kernels = "1 kernel" if report.kernels == 1 else f"{report.kernels} kernels"
-    lines = [f"{report.path}: {kernels} for {built_for}, made in {seconds:.1f} s"]
+    made = [_made(target, manifest["built"][target]) for target in manifest["targets"]]
+    lines = [f"{report.path}: {', '.join(made)}, made in {seconds:.1f} s"]
     if report.tests is None:
         why = "this machine cannot run it; take its tests to one that can" if report.foreign else "--no-test"
         lines.append(f"  tests  not run ({why}); the package says that it is not verified")
     else:
         skipped = f", {report.tests.skipped} skipped" if report.tests.skipped else ""
         lines.append(f"  tests  {report.tests.passed} passed{skipped}")
+        lines.extend(f"  tests  {target} not run: this machine has no device for it" for target in report.absent)
     for output, error in report.errors.items():
         measured = f"{error.max_abs_error:.2g} from PyTorch in float64, tolerance {error.tolerance:.2g}"
         lines.append(f"  error  {output}: {measured} (closest call: case {error.case})")
@@ -357,6 +363,11 @@ def summary(report: Report, seconds: float, wheel: Wheel | None = None) -> list[
     lines.append(f"  use    pip install {shlex.quote(_installable(installed))}")
     lines.append(f"         {example(manifest)}")
     return lines
+
+
+def _made(target: str, built: Mapping[str, Any]) -> str:
+    count = len(built["kernels"])
+    return f"{count} kernel{'s' * (count != 1)} for {target} ({', '.join(built['isas'])})"
 
 
 def _size(path: Path) -> str:

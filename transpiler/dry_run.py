@@ -6,10 +6,24 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from transpiler.frontend import Model
 from transpiler.ir import Role
 from transpiler.plan import KernelPlan, output_names
+
+if TYPE_CHECKING:
+    from transpiler.frontend import Model
+    from transpiler.lower import LoweredProgram
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a target would have: its variants, kernels, calls of them, and bytes of weights in its layout."""
+
+    variants: tuple[str, ...]
+    kernels: int
+    calls: int
+    weight_bytes: int
 
 
 @dataclass(frozen=True)
@@ -17,24 +31,22 @@ class Checked:
     """What a model that can be transpiled is made of.
 
     `inputs` and `outputs` are (name, type) in flat order, `operators` counts the imported graph's ops by name,
-    `parameters` and `buffers` count elements, `weight_bytes` is what they take in the package's layout.
+    `parameters` and `buffers` count elements.
     """
 
     name: str
-    target: str
-    isas: tuple[str, ...]
+    targets: Mapping[str, Built]
     inputs: tuple[tuple[str, str], ...]
     outputs: tuple[tuple[str, str], ...]
     operators: Mapping[str, int]
-    kernels: int
-    calls: int
     parameters: int
     buffers: int
-    weight_bytes: int
     dtypes: tuple[str, ...]
 
 
-def checked(name: str, model: Model, plans: Sequence[KernelPlan], target: str, isas: Sequence[str]) -> Checked:
+def checked(name: str, model: Model, lowered: Mapping[str, Mapping[str, LoweredProgram]]) -> Checked:
+    """`lowered` is the program for every target and each of its variants."""
+    plans = next(iter(next(iter(lowered.values())).values())).plans
     graphs = model.program.functions.values()
 
     def elements(*roles: Role) -> int:
@@ -46,8 +58,7 @@ def checked(name: str, model: Model, plans: Sequence[KernelPlan], target: str, i
 
     return Checked(
         name=name,
-        target=target,
-        isas=tuple(isas),
+        targets={target: _built(variants) for target, variants in lowered.items()},
         inputs=tuple((label(plan, item.key), str(item.value.type)) for plan in plans for item in plan.user_inputs),
         outputs=tuple(
             (label(plan, output), str(value.type))
@@ -55,13 +66,16 @@ def checked(name: str, model: Model, plans: Sequence[KernelPlan], target: str, i
             for output, value in zip(output_names(plan), plan.outputs, strict=True)
         ),
         operators=Counter(node.op.name for graph in graphs for node in graph.nodes),
-        kernels=len(plans[0].kernels),
-        calls=sum(len(plan.calls()) for plan in plans),
         parameters=elements(Role.PARAMETER),
         buffers=elements(Role.BUFFER, Role.STATE),
-        weight_bytes=plans[0].weight_bytes,
         dtypes=tuple(sorted({value.dtype for graph in graphs for value in graph.values()})),
     )
+
+
+def _built(variants: Mapping[str, LoweredProgram]) -> Built:
+    plans = next(iter(variants.values())).plans
+    calls = sum(len(plan.calls()) for plan in plans)
+    return Built(tuple(variants), len(plans[0].kernels), calls, plans[0].weight_bytes)
 
 
 def summary(result: Checked) -> list[str]:
@@ -71,13 +85,19 @@ def summary(result: Checked) -> list[str]:
     more = f" and {sum(count for _, count in counts[8:])} others" if len(counts) > 8 else ""
     buffers = f", {result.buffers:,} in buffers" if result.buffers else ""
     total = sum(result.operators.values())
+    several = len(result.targets) > 1
+    targets = ", ".join(f"{name} ({', '.join(built.variants)})" for name, built in result.targets.items())
+    kernels = [
+        f"{f'{name} ' * several}{built.kernels}, called {built.calls} times" for name, built in result.targets.items()
+    ]
+    packed = [f"{_size(built.weight_bytes)}{f' ({name})' * several}" for name, built in result.targets.items()]
     return [
-        f"{result.name} can be transpiled for {result.target} ({', '.join(result.isas)})",
+        f"{result.name} can be transpiled for {targets}",
         f"  inputs      {_types(result.inputs)}",
         f"  outputs     {_types(result.outputs)}",
         f"  operators   {total}: {shown}{more}" if total else "  operators   none",
-        f"  kernels     {result.kernels}, called {result.calls} times",
-        f"  parameters  {result.parameters:,}{buffers}; {_size(result.weight_bytes)} when packed",
+        f"  kernels     {'; '.join(kernels)}",
+        f"  parameters  {result.parameters:,}{buffers}; {' and '.join(packed)} when packed",
         f"  dtypes      {', '.join(result.dtypes)}",
     ]
 

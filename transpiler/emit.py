@@ -8,21 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transpiler.artifacts import Artifacts
 from transpiler.backends import backend
 from transpiler.formatting import format_python
 from transpiler.forward import ForwardView, KernelMethodView, forward_view, kernel_methods, kernel_views
 from transpiler.interface import Argument, CallView, Records, RecordView, call_arguments, interface
 from transpiler.ir import Array, Program, Role
-from transpiler.manifest import build_manifest, manifest_hash
+from transpiler.manifest import build_manifest, constants_file, manifest_hash
 from transpiler.naming import DEFAULT_VERSION, comment, docstring, package_name, package_version
 from transpiler.output import write_package
+from transpiler.parts import Part
 from transpiler.plan import KernelPlan, output_names
-from transpiler.prepared import PrepareView, prepare_view, run_prepare, runtime_module, weights_key
+from transpiler.prepared import PrepareView, prepare_view, run_prepare, runtime_module, weights_key, weights_mark
 from transpiler.readme import ReadmeView, readme_view
 from transpiler.sbom import FILE as BILL_OF_MATERIALS
 from transpiler.sbom import NOTICES, bill_of_materials, notices
-from transpiler.templates import PLACEHOLDER, TARGET, package_tree, render
+from transpiler.templates import emitted_paths, package_tree, render
 
 __all__ = ["PackageView", "SourceFacts", "emit_package", "make_view", "run_prepare", "write_package"]
 
@@ -53,6 +53,7 @@ class TomlView:
     description: str
     package: str
     requires: str
+    extras: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -64,20 +65,43 @@ class KernelPlanView:
 
 
 @dataclass(frozen=True)
+class PlanView:
+    """The method that runs a function kernel by kernel."""
+
+    name: str
+    doc: str
+    forward: ForwardView
+
+
+@dataclass(frozen=True)
+class TargetView:
+    """What is a target's own: `plans` are a method per function, in their order."""
+
+    name: str
+    title: str
+    doc: str
+    kernel_plans: tuple[KernelPlanView, ...]
+    kernels: tuple[KernelMethodView, ...]
+    plans: tuple[PlanView, ...]
+    prepare: PrepareView
+
+
+@dataclass(frozen=True)
 class FunctionView:
-    """The methods of one function: the typed call, the plan kernel by kernel, the binding of arguments."""
+    """The methods of one function: the typed call, the binding of arguments, and its plan if there is one target."""
 
     call_name: str
     call: CallView
-    plan_name: str
-    plan_doc: str
-    forward: ForwardView
     bind_name: str
+    plan: PlanView | None
 
 
 @dataclass(frozen=True)
 class PackageView:
-    """Everything the templates print. `manifest` lacks only "files"; `binaries` are files as they are."""
+    """Everything the templates print. `manifest` lacks only "files"; `binaries` are files as they are.
+
+    `alone` is the only target, if there is one: its plan stands in model.py.
+    """
 
     name: str
     version: str
@@ -87,27 +111,22 @@ class PackageView:
     exports: tuple[str, ...]
     all_names: tuple[str, ...]
     std_imports: tuple[str, ...]
-    kernel_plans: tuple[KernelPlanView, ...]
-    kernels: tuple[KernelMethodView, ...]
     records: tuple[RecordView, ...]
     functions: tuple[FunctionView, ...]
     keeps_state: bool
-    prepare: PrepareView
     toml: TomlView
     readme: ReadmeView
     manifest: Mapping[str, Any]
     binaries: Mapping[str, bytes]
-    target: str
-    target_title: str
+    targets: tuple[TargetView, ...]
+    alone: TargetView | None
 
 
 def make_view(
     *,
     name: str,
     program: Program,
-    plans: Sequence[KernelPlan],
-    binaries: Artifacts,
-    prepared: Mapping[str, Array],
+    parts: Sequence[Part],
     source: SourceFacts | None = None,
     verification: Mapping[str, Any] | None = None,
     sample: Mapping[str, Array] | None = None,
@@ -121,14 +140,13 @@ def make_view(
     weights_hash: str = "",
     version: str = DEFAULT_VERSION,
 ) -> PackageView:
-    """The package of a program's plans, one per function in its order.
+    """The package of a program that was compiled for one target or several.
 
     Args:
         name: import name.
-        program: for constants, aliases, state_dict keys and how arguments and results nest.
-        binaries: the compiled files.
-        prepared: what `run_prepare` returned.
-        verification: "verified" (bool), "error" (a record per output), "tolerance"; None for unverified.
+        program: for aliases, state_dict keys and how arguments and results nest.
+        parts: what there is for each target, the default one first.
+        verification: "tolerance" and "sample_tolerance", if they are known.
         sample: "input.<i>" and "output.<i>" of the main function by flat position; left out beyond 64 KB.
         graph_json: the imported program (`transpiler.serialize`).
         bounds: inclusive bounds of integer inputs, by function and flat name.
@@ -144,6 +162,7 @@ def make_view(
     """
     name, version = package_name(name), package_version(version)
     source = source or SourceFacts()
+    plans, several = parts[0].plans, len(parts) > 1
     plan = next(plan for plan in plans if plan.function == program.main.name)
     arguments = {
         item.function: call_arguments(
@@ -157,30 +176,26 @@ def make_view(
         item.function: interface(
             arguments[item.function], item.user_inputs, item.outputs, output_names(item),
             program.functions[item.function].out_structure, found, item.function, note,
-            streams=backend(plan.target).streams,
+            streams=any(backend(part.target).streams for part in parts),
         )
         for item in plans
     }  # fmt: skip
     records = tuple(found.views)
     what = f"{source.model_class or name}, transpiled from PyTorch"
-    methods = kernel_methods(plan)
+    targets = tuple(_target_view(part, what, source, [record.name for record in records]) for part in parts)
     manifest = build_manifest(
         name=name,
         version=version,
         program=program,
-        plans=plans,
-        isas=binaries.variants,
-        requires=binaries.requires,
+        parts=parts,
         arguments=arguments,
         verification=verification or {},
         tools=tool_versions or {},
         source={"file": source.file, "class": source.model_class, **source.facts},
         bounds=bounds or {},
-        platform=binaries.platform(),
         summary=comment(what),
         options=options,
         weights_hash=weights_hash,
-        third_party=binaries.third_party,
         examples=examples or {},
         exact=exact,
         precision=precision,
@@ -200,43 +215,62 @@ def make_view(
             + ["from pathlib import Path"]
             + ["from typing import Any" + ", NamedTuple" * any(record.named_tuple for record in records)]
         ),
-        kernel_plans=tuple(
-            KernelPlanView(repr(item.function), tuple(repr(call.kernel) for call in item.calls())) for item in plans
-        ),
-        kernels=kernel_views(plans, methods),
         records=records,
         functions=tuple(
-            _function_view(item, calls[item.function], methods, [record.name for record in records]) for item in plans
+            FunctionView(
+                "__call__" if item.function == "forward" else item.function,
+                calls[item.function],
+                "_bind" if item.function == "forward" else f"_bind_{item.function}",
+                None if several else targets[0].plans[index],
+            )
+            for index, item in enumerate(plans)
         ),
         keeps_state=bool(plan.state),
-        prepare=prepare_view(plan),
         toml=TomlView(
             _toml(name.replace("_", "-")),
             _toml(version),
             _toml(comment(what)),
             _toml(name),
-            ", ".join(map(_toml, binaries.requires)),
+            ", ".join(map(_toml, manifest["requires"])),
+            tuple(
+                f"{extra} = [{', '.join(map(_toml, needed))}]" for extra, needed in sorted(manifest["extras"].items())
+            ),
         ),
         readme=readme_view(name, source.docstring or what, arguments, plans, manifest),
         manifest=manifest,
-        binaries=_binaries(name, program, plan, binaries, prepared, sample, graph_json),
-        target=plan.target,
-        target_title=backend(plan.target).title,
+        binaries=_binaries(name, parts, plan, sample, graph_json),
+        targets=targets,
+        alone=None if several else targets[0],
     )
 
 
-def _function_view(
-    plan: KernelPlan, call: CallView, methods: Mapping[str, str], reserved: Sequence[str]
-) -> FunctionView:
+def _target_view(part: Part, what: str, source: SourceFacts, reserved: Sequence[str]) -> TargetView:
+    methods = kernel_methods(part.plans[0])
+    title = backend(part.target).title
+    lines = [f"{what}: its plan for the target {title}."]
+    if source.file:
+        lines.append(f"Generated from {source.file}. Comments show the lines that the kernels below them compute.")
+    return TargetView(
+        name=part.target,
+        title=title,
+        doc="\n\n".join(map(docstring, lines)) + ("\n" if len(lines) > 1 else ""),
+        kernel_plans=tuple(
+            KernelPlanView(repr(item.function), tuple(repr(call.kernel) for call in item.calls()))
+            for item in part.plans
+        ),
+        kernels=kernel_views(part.plans, methods),
+        plans=tuple(_plan_view(item, methods, reserved) for item in part.plans),
+        prepare=prepare_view(part.plans[0]),
+    )
+
+
+def _plan_view(plan: KernelPlan, methods: Mapping[str, str], reserved: Sequence[str]) -> PlanView:
     name, is_forward = plan.function, plan.function == "forward"
     doc = "The plan, kernel by kernel: flat inputs to flat outputs."
-    return FunctionView(
-        call_name="__call__" if is_forward else name,
-        call=call,
-        plan_name="forward" if is_forward else f"plan_{name}",
-        plan_doc=doc if is_forward else f"The plan of `{name}`, kernel by kernel: flat inputs to flat outputs.",
-        forward=forward_view(plan, methods, reserved),
-        bind_name="_bind" if is_forward else f"_bind_{name}",
+    return PlanView(
+        "forward" if is_forward else f"plan_{name}",
+        doc if is_forward else f"The plan of `{name}`, kernel by kernel: flat inputs to flat outputs.",
+        forward_view(plan, methods, reserved),
     )
 
 
@@ -247,10 +281,11 @@ def emit_package(view: PackageView, extra: Mapping[str, bytes] | None = None) ->
     own folder, relative to it; "project_files" the rest; "sha256" its own.
     """
     files: dict[str, bytes] = {**view.binaries, **(extra or {})}
-    for path, content in package_tree((view.target,)):
-        target = path.removesuffix(".jinja").replace(f"/{PLACEHOLDER}/", f"/{view.name}/")
-        target = target.replace(f"/{TARGET}/", f"/{view.target}/")
-        files[target] = render(path, view).encode("utf-8") if content is None else content
+    targets = {target.name: target for target in view.targets}
+    for template, content in package_tree(tuple(targets)):
+        for path, owner in emitted_paths(template, view.name, tuple(targets)).items():
+            own = None if owner is None else targets[owner]
+            files[path] = render(template, view, own).encode("utf-8") if content is None else content
     files = format_python(files)
     inside = f"src/{view.name}/"
     if view.manifest["third_party"]:
@@ -271,29 +306,23 @@ def emit_package(view: PackageView, extra: Mapping[str, bytes] | None = None) ->
 
 def _binaries(
     name: str,
-    program: Program,
+    parts: Sequence[Part],
     plan: KernelPlan,
-    compiled: Artifacts,
-    prepared: Mapping[str, Array],
     sample: Mapping[str, Array] | None,
     graph_json: str,
 ) -> dict[str, bytes]:
     encode = runtime_module("safetensors").encode
     folder = f"src/{name}"
-    files = {f"{folder}/{path}": content for path, content in compiled.files(name).items()}
+    files = {f"{folder}/{path}": content for part in parts for path, content in part.artifacts.files(name).items()}
     files[f"{folder}/graph.json"] = graph_json.encode("utf-8")
-    files[f"{folder}/weights.{plan.target}.safetensors"] = encode(
-        {value.name: prepared[value.name] for value in plan.weights},
-        dtypes={value.name: value.dtype for value in plan.weights},
-        offsets={value.name: _offset(plan, value.name) for value in plan.weights},
-        total=plan.weight_bytes,
-        metadata={"transpile.prepared": weights_key(name, plan)},
-    )
-    needed = [item for item in plan.prepare.inputs if item.role is Role.CONSTANT]
-    if needed:
-        constants = {item.key: program.constants[item.key] for item in needed}
-        dtypes = {item.key: item.value.dtype for item in needed}
-        files[f"{folder}/constants.safetensors"] = encode(constants, dtypes=dtypes)
+    files[f"{folder}/{plan.weights_file}"] = _weights(name, parts)
+    for part in parts:
+        needed = [item for item in part.plans[0].prepare.inputs if item.role is Role.CONSTANT]
+        if needed:
+            constants = {item.key: part.constants[item.key] for item in needed}
+            dtypes = {item.key: item.value.dtype for item in needed}
+            path = constants_file(part.target, several=len(parts) > 1)
+            files[f"{folder}/{path}"] = encode(constants, dtypes=dtypes)
     if sample and sum(array.nbytes for array in sample.values()) <= MAX_SAMPLE_BYTES - 4096:
         types = {f"input.{i}": item.value.type for i, item in enumerate(plan.inputs)}
         types |= {f"output.{i}": value.type for i, value in enumerate(plan.outputs)}
@@ -302,8 +331,30 @@ def _binaries(
     return files
 
 
-def _offset(plan: KernelPlan, name: str) -> int:
-    return plan.storage[name].offset
+def _weights(name: str, parts: Sequence[Part]) -> bytes:
+    """The file of the weights in the layouts of all targets; what several read is in it once."""
+    tensors: dict[str, Array] = {}
+    dtypes: dict[str, str] = {}
+    offsets: dict[str, int] = {}
+    for part in parts:
+        plan = part.plans[0]
+        for value in plan.weights:
+            stored = plan.stored.get(value.name, value.name)
+            array = part.prepared[value.name]
+            if stored in tensors and (
+                offsets[stored] != plan.storage[value.name].offset or tensors[stored].tobytes() != array.tobytes()
+            ):
+                raise AssertionError(f"the weights {value.name} for {part.target} are not those of another target")
+            tensors[stored], dtypes[stored] = array, value.dtype
+            offsets[stored] = plan.storage[value.name].offset
+    encoded: bytes = runtime_module("safetensors").encode(
+        tensors,
+        dtypes=dtypes,
+        offsets=offsets,
+        total=max(part.plans[0].weight_bytes for part in parts),
+        metadata={weights_mark(part.target): weights_key(name, part.plans[0]) for part in parts},
+    )
+    return encoded
 
 
 def _module_doc(

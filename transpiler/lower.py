@@ -93,6 +93,7 @@ def lower(
                 state_bytes=state_bytes,
                 updates=item.updates,
                 target=target.name,
+                weights_file=f"weights.{target.name}.safetensors",
             )
         )
     return LoweredProgram(tuple(plans), tuple(kernels))

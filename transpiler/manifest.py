@@ -12,11 +12,12 @@ from transpiler.c_plan import symbol_views
 from transpiler.dims import Dim, symbol_places
 from transpiler.interface import Argument
 from transpiler.ir import Program, Role, TensorType
+from transpiler.parts import Part
 from transpiler.plan import Call, KernelPlan, Tap, View, output_names, storage_of
-from transpiler.prepared import prepared_keys, weights_key
+from transpiler.prepared import prepared_keys, weights_key, weights_mark
 from transpiler.structure import to_json
 
-FORMAT = 4
+FORMAT = 5
 RANDOM = {
     "generator": "philox4x32-10",
     "compared": "values: PyTorch on these random numbers; distribution: moments of PyTorch's own",
@@ -29,33 +30,32 @@ def build_manifest(
     name: str,
     version: str,
     program: Program,
-    plans: Sequence[KernelPlan],
-    isas: Sequence[str],
+    parts: Sequence[Part],
     arguments: Mapping[str, Sequence[Argument]],
     verification: Mapping[str, Any],
     tools: Mapping[str, str],
     source: Mapping[str, Any],
     bounds: Mapping[str, Mapping[str, tuple[int, int]]],
-    platform: Mapping[str, Any],
     summary: str = "",
     options: Mapping[str, Any] | None = None,
     weights_hash: str = "",
-    third_party: Sequence[str] = (),
-    requires: Sequence[str] = (),
     examples: Mapping[str, Sequence[tuple[int, ...]]] | None = None,
     exact: bool = False,
     precision: str = "float32",
 ) -> dict[str, Any]:
     """The manifest without its hashes.
 
-    The main function's signature stands at the top, those of others under "functions". Sizes that vary are texts over
-    the names in "symbols", which says where each is read off: dimension `dim` of input `input` is
-    `scale * value + offset`; `index` is its number in the native library. `examples` are the shapes of each function's
-    example inputs. `exact` says that convolutions and products are direct sums, none by Winograd's or Strassen's
-    algorithm; `precision` what weights and operands of products may be rounded to. `platform` says what the libraries
-    need (`transpiler.elf`); "bundle" of the weights says where a wheel has them, "sha256" which state_dict they were
-    made from (`transpiler.provenance.state_hash`).
+    What is the same for all targets stands at the top, the rest under "built", by target; the first of "targets" is the
+    one that a model runs on by default. The main function's signature stands at the top, those of others under
+    "functions". Sizes that vary are texts over the names in "symbols", which says where each is read off: dimension
+    `dim` of input `input` is `scale * value + offset`; `index` is its number in the native library. `examples` are the
+    shapes of each function's example inputs. `exact` says that convolutions and products are direct sums, none by
+    Winograd's or Strassen's algorithm; `precision` what weights and operands of products may be rounded to. "platform"
+    says what the libraries need (`transpiler.elf`), "extras" what some targets need from PyPI and others do not;
+    "bundle" of the weights says where a wheel has them, "sha256" which state_dict they were made from
+    (`transpiler.provenance.state_hash`).
     """
+    plans = parts[0].plans
     main = program.main.name
     numbers = {symbol: view.index for symbol, view in symbol_views(plans).items()}
     functions = {
@@ -69,33 +69,80 @@ def build_manifest(
         )
         for plan in plans
     }
+    platforms = [part.artifacts.platform() for part in parts]
+    platform = next((item for item in platforms if item["tag"] != "any"), platforms[0])
+    common = [item for item in parts[0].artifacts.requires if all(item in part.artifacts.requires for part in parts)]
+    own = {part.target: [item for item in part.artifacts.requires if item not in common] for part in parts}
+    weights = _weights(program, plans[0])
     return {
         "format": FORMAT,
         "name": name,
         "version": version,
-        "targets": [plans[0].target],
-        "isas": list(isas),
+        "targets": [part.target for part in parts],
+        "built": {part.target: _built(name, program, part, weights, several=len(parts) > 1) for part in parts},
         "machine": platform["machine"],
         "platform": dict(platform),
-        "requires": list(requires),
-        "third_party": list(third_party),
+        "requires": common,
+        "extras": {target: needed for target, needed in own.items() if needed},
+        "third_party": sorted({item for part in parts for item in part.artifacts.third_party}),
         "summary": summary,
         "options": dict(options or {}),
         "function": main,
         **functions.pop(main),
         "functions": functions,
-        "state": _state(plans[0]),
         "exact": exact,
         "precision": precision,
         "rng": RANDOM if any(_draws(plan) for plan in plans) else None,
-        "weights": {**_weights(name, program, plans[0]), "sha256": weights_hash},
-        "kernels": _kernels(plans),
-        "verified": bool(verification.get("verified", False)),
+        "weights": {
+            **weights,
+            "file": plans[0].weights_file,
+            "bundle": "embed",
+            "beside": {},
+            "sha256": weights_hash,
+        },
         "tolerance": dict(verification.get("tolerance", TOLERANCE)),
         "sample_tolerance": dict(verification.get("sample_tolerance", {})),
-        "error": [{"function": main, **entry} for entry in verification.get("error", ())],
         "tools": dict(tools),
         "source": dict(source),
+    }
+
+
+def constants_file(target: str, *, several: bool) -> str:
+    """The file of what `prepare` for a target reads besides the state_dict."""
+    return f"constants.{target}.safetensors" if several else "constants.safetensors"
+
+
+def _built(name: str, program: Program, part: Part, weights: Mapping[str, Any], *, several: bool) -> dict[str, Any]:
+    """What is true for one target: `runtime/manifest.py` of packages puts it over the rest. `weights` is the rest's."""
+    plans, main = part.plans, program.main.name
+    plan = plans[0]
+    keys = prepared_keys(plan)
+    constant = any(item.role is Role.CONSTANT for item in plan.prepare.inputs)
+    return {
+        "isas": list(part.artifacts.variants),
+        "requires": list(part.artifacts.requires),
+        "state": _state(plan),
+        "weights": {
+            **{key: value for key, value in _weights(program, plan).items() if value != weights[key]},
+            "prepared": {
+                value.name: {
+                    **_type(value.type),
+                    "offset": plan.storage[value.name].offset,
+                    "keys": keys[value.name],
+                    **({"stored": plan.stored[value.name]} if value.name in plan.stored else {}),
+                }
+                for value in plan.weights
+            },
+            "bytes": plan.weight_bytes,
+            "key": weights_key(name, plan),
+            "mark": weights_mark(part.target),
+            "constants": constants_file(part.target, several=several) if constant else None,
+        },
+        "kernels": _kernels(plans),
+        "taps": {plan.function: _taps(plan) for plan in plans},
+        "fused": {plan.function: dict(plan.fused) for plan in plans},
+        "verified": part.verified,
+        "error": [{"function": main, **entry} for entry in part.errors],
     }
 
 
@@ -134,8 +181,6 @@ def _function(
         "in_structure": to_json(graph.in_structure) if graph.in_structure else None,
         "out_structure": to_json(graph.out_structure) if graph.out_structure else None,
         "random": _draws(plan),
-        "taps": _taps(plan),
-        "fused": dict(plan.fused),
     }
 
 
@@ -180,7 +225,8 @@ def _symbols(plan: KernelPlan, examples: Sequence[tuple[int, ...]], numbers: Map
     return entries
 
 
-def _weights(name: str, program: Program, plan: KernelPlan) -> dict[str, Any]:
+def _weights(program: Program, plan: KernelPlan) -> dict[str, Any]:
+    """Which tensors of a state_dict are needed."""
     needed = {
         item.key: _type(item.value.type) for item in plan.prepare.inputs if item.role in (Role.PARAMETER, Role.BUFFER)
     }
@@ -190,24 +236,7 @@ def _weights(name: str, program: Program, plan: KernelPlan) -> dict[str, Any]:
         for item in graph.inputs
         if item.role in (Role.PARAMETER, Role.BUFFER)
     }
-    keys = prepared_keys(plan)
-    return {
-        "keys": needed,
-        "unused": sorted(known - set(needed)),
-        "aliases": dict(program.aliases),
-        "prepared": {
-            value.name: {
-                **_type(value.type),
-                "offset": plan.storage[value.name].offset,
-                "keys": keys[value.name],
-            }
-            for value in plan.weights
-        },
-        "bytes": plan.weight_bytes,
-        "key": weights_key(name, plan),
-        "bundle": "embed",
-        "beside": {},
-    }
+    return {"keys": needed, "unused": sorted(known - set(needed)), "aliases": dict(program.aliases)}
 
 
 def _kernels(plans: Sequence[KernelPlan]) -> dict[str, Any]:

@@ -13,29 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from transpiler.backends import Job, backend
-from transpiler.errors import TranspileErrors, UsageError
+from transpiler.errors import TranspileErrors
 from transpiler.naming import package_version
-from transpiler.problems import NotImported
+from transpiler.problems import NotImported, Refusals
 from transpiler.progress import Progress, Silent
 from transpiler.request import Report, Request, TestsFailed
-from transpiler.target import (
-    Target,
-    default_isas,
-    has_isas,
-    host_triple,
-    known_targets,
-    load_targets,
-    refuse_elsewhere,
-)
+from transpiler.target import Target, load_groups, refuse_elsewhere
 
 if TYPE_CHECKING:
+    from transpiler.artifacts import Artifacts
     from transpiler.c_compiler import Compiler
     from transpiler.dry_run import Checked
     from transpiler.frontend import Model
     from transpiler.ir import Program
     from transpiler.lower import LoweredProgram
+    from transpiler.parts import Part
     from transpiler.testing import TestReport
     from transpiler.tuning import Tuner
+    from transpiler.verify import CaseError
 
 
 def build(request: Request, progress: Progress | None = None) -> Report:
@@ -46,46 +41,49 @@ def build(request: Request, progress: Progress | None = None) -> Report:
         TranspileErrors: the model, its weights or the output folder cannot be used; every reason is listed.
         TestsFailed: the package was built and its tests do not pass.
     """
-    from transpiler.assembly import package_view, tuning_file, write_with_tests
+    from transpiler.assembly import all_taps, make_part, package_view, tuning_file, write_with_tests
     from transpiler.output import check_output, publish
     from transpiler.recording import measure_errors, record_results
 
     progress = progress or Silent()
     package_version(request.version)
-    targets = _targets(request)
-    run_here = [target for target in targets if backend(target.name).runs_here(target)]
-    # What is fast on this machine says little about machines that lack its best instructions.
-    tuned = [] if targets[0].is_gpu else run_here if request.tune == "full" else run_here[:1]
+    groups = _targets(request)
+    run_here = {name: [item for item in group if backend(name).runs_here(item)] for name, group in groups.items()}
     with tempfile.TemporaryDirectory(prefix="transpile-") as scratch, ThreadPoolExecutor(2) as background:
-        compiler = _start_compiler(targets[0], request, background)
+        compiler = _start_compiler(groups, request, background)
         progress.stage("tracing the model")
-        model = _front_end(request, targets)
+        model = _front_end(request, groups)
         name = _package_name(request, model)
         folder = Path(request.out) / name
         check_output(folder)
         for warning in model.warnings:
             progress.warn(warning)
-        lowered: dict[str, LoweredProgram] = {}
-        tuners: dict[str, Tuner] = {}
-        rewritten = _rewrite(model.program, request, targets[0])
-        for target in targets:
-            variant = target.variant.name
-            tuners[variant] = _tuner(target, request, request.tune if target in tuned else "none")
-            lowered[variant] = _lower(rewritten, tuners[variant], request, progress)
-        _check_alike(name, lowered)
-        artifacts = backend(targets[0].name).compile(Job(lowered, targets, name, request.version, compiler, progress))
-        plans = lowered[targets[0].variant.name].plans
+        tuners = _tuners(groups, run_here, request)
+        rewritten, lowered = _lower_all(model.program, groups, tuners, request, progress)
+        for variants in lowered.values():
+            _check_alike(name, variants)
+        artifacts = _compile(lowered, groups, name, request.version, compiler, progress)
+        plans = {target: next(iter(variants.values())).plans for target, variants in lowered.items()}
         progress.stage("recording PyTorch's results")
-        results = record_results(model, plans)
-        view = package_view(name, model, rewritten, plans, artifacts, results, None, request)
-        errors = None
-        if run_here:
+        results = record_results(model, plans[next(iter(groups))], all_taps(list(plans.values())))
+
+        def parts(errors: Mapping[str, Mapping[str, CaseError]]) -> list[Part]:
+            return [
+                make_part(plans[item], artifacts[item], rewritten[item], model, results, errors.get(item), request)
+                for item in groups
+            ]
+
+        errors: Mapping[str, Mapping[str, CaseError]] = {}
+        present = [target for target, variants in run_here.items() if variants]
+        if present:
             progress.stage("measuring the error")
-            errors = measure_errors(view, results, Path(scratch) / "measured")
+            view = package_view(name, model, parts({}), results, request)
+            errors = measure_errors(view, results, Path(scratch) / "measured", present)
         staged = Path(scratch) / "package" / name
-        view = package_view(name, model, rewritten, plans, artifacts, results, errors, request)
-        write_with_tests(view, model, results, plans, staged, tuning_file(tuners))
-        tests = _run_tests(staged, progress) if request.test and run_here else None
+        done = parts(errors)
+        view = package_view(name, model, done, results, request)
+        write_with_tests(view, model, results, done, staged, tuning_file(tuners))
+        tests = _run_tests(staged, progress) if request.test and present else None
         wrong = tests is not None and not tests.ok
         if wrong:
             folder = folder.with_name(f"{name}.failed")
@@ -94,7 +92,9 @@ def build(request: Request, progress: Progress | None = None) -> Report:
         if wrong:
             assert tests is not None
             raise TestsFailed(folder, tests)
-    return Report(folder, name, errors or {}, tests, len(plans[0].kernels), model.warnings, not run_here)
+    absent = tuple(target for target in groups if target not in present)
+    kernels = len(plans[next(iter(groups))][0].kernels)
+    return Report(folder, name, _worst(errors), tests, kernels, model.warnings, not present, errors, absent)
 
 
 def check(request: Request, progress: Progress | None = None) -> Checked:
@@ -109,63 +109,65 @@ def check(request: Request, progress: Progress | None = None) -> Checked:
     from transpiler.dry_run import checked
 
     progress = progress or Silent()
-    targets = _targets(request)
+    groups = _targets(request)
+    tuners = _tuners(groups, {}, request)
     progress.stage("tracing the model")
+    refusals = Refusals(len(groups) > 1)
     try:
-        model = _front_end(request, targets)
+        model = _front_end(request, groups)
     except NotImported as error:
-        problems = list(error.problems)
-        rewritten = _rewrite(error.understood, request, targets[0])
-        for target in targets:
-            try:
-                backend(target.name).check(
-                    _lower(rewritten, _tuner(target, request, "none"), request, progress), target
-                )
-            except TranspileErrors as further:
-                problems.extend(item for item in further.problems if item not in problems)
-        raise TranspileErrors(problems) from None
+        for name, group in groups.items():
+            with refusals.of(name):
+                rewritten = _rewrite(error.understood, request, group[0])
+                for target in group:
+                    with refusals.of(name):
+                        backend(name).check(_lower(rewritten, tuners[target.variant.name], request, progress), target)
+        raise TranspileErrors([*error.problems, *refusals.problems(error.problems)]) from None
     name = _package_name(request, model)
     for warning in model.warnings:
         progress.warn(warning)
-    rewritten = _rewrite(model.program, request, targets[0])
-    lowered = [_lower(rewritten, _tuner(target, request, "none"), request, progress) for target in targets]
-    for target, item in zip(targets, lowered, strict=True):
-        backend(target.name).check(item, target)
-    return checked(name, model, lowered[0].plans, targets[0].name, [target.variant.name for target in targets])
+    _, lowered = _lower_all(model.program, groups, tuners, request, progress)
+    for chosen, variants in lowered.items():
+        _check_kernels(variants, groups[chosen], refusals)
+    refusals.raise_all()
+    return checked(name, model, lowered)
 
 
-def _targets(request: Request) -> list[Target]:
-    """One entry per ISA of the (one) target, best first."""
-    from transpiler.errors import unknown
-
+def _targets(request: Request) -> dict[str, list[Target]]:
+    """The variants of every target, best first."""
     refuse_elsewhere()
-    for name in request.targets:
-        if name not in known_targets():
-            raise unknown("target", name, known_targets(), code="unknown-target")
-    (name, *more) = dict.fromkeys(request.targets)
-    if more:
-        raise UsageError("several-targets", "Several targets in one package are not supported; name one --target.")
-    isas = request.isas or (default_isas() if has_isas(name) and request.triple in (None, host_triple()) else ())
-    return load_targets(name, (*isas, *request.archs), request.triple)
+    return load_groups(request.targets, request.isas, request.archs, request.triple)
 
 
-def _start_compiler(target: Target, request: Request, background: Executor) -> Compiler | None:
+def _worst(errors: Mapping[str, Mapping[str, CaseError]]) -> dict[str, CaseError]:
+    """Per output the worst of all targets."""
+    from transpiler.verify import worst_errors
+
+    found: dict[str, list[CaseError]] = {}
+    for by_output in errors.values():
+        for output, error in by_output.items():
+            found.setdefault(output, []).append(error)
+    return {output: next(iter(worst_errors(items).values())) for output, items in found.items()}
+
+
+def _start_compiler(groups: Mapping[str, Sequence[Target]], request: Request, background: Executor) -> Compiler | None:
     """The C compiler, which makes the fixed part of a library in the background; GPUs need none."""
-    if target.is_gpu:
+    if "cpu" not in groups:
         return None
     from transpiler.c_compiler import c_compiler
     from transpiler.link import shared_objects
 
-    compiler = c_compiler(target.isa.triple, request.glibc)
+    compiler = c_compiler(groups["cpu"][0].isa.triple, request.glibc)
     background.submit(shared_objects, compiler)
     return compiler
 
 
-def _front_end(request: Request, targets: Sequence[Target]) -> Model:
+def _front_end(request: Request, groups: Mapping[str, Sequence[Target]]) -> Model:
     from transpiler.frontend import read_model
     from transpiler.precision import computed_in
 
-    return read_model(request, computed_in(request.precision, any(target.tf32 for target in targets)))
+    tf32 = any(target.tf32 for group in groups.values() for target in group)
+    return read_model(request, computed_in(request.precision, tf32))
 
 
 def _package_name(request: Request, model: Model) -> str:
@@ -192,6 +194,89 @@ def _rewrite(program: Program, request: Request, target: Target) -> Program:
     exact = request.exact or is_half(request.precision)
     rewritten = run_passes(program, passes.exact if exact else passes.usual)
     return lower_precision(rewritten, target, request.precision)
+
+
+def _tuners(
+    groups: Mapping[str, Sequence[Target]], run_here: Mapping[str, Sequence[Target]], request: Request
+) -> dict[str, Tuner]:
+    """By variant. Raises UsageError for a tuning record that cannot be used."""
+    tuners: dict[str, Tuner] = {}
+    for name, group in groups.items():
+        # What is fast on this machine says little about machines that lack its best instructions.
+        here = [target for target in run_here.get(name, ()) if not target.is_gpu]
+        tuned = here if request.tune == "full" else here[:1]
+        for target in group:
+            tuners[target.variant.name] = _tuner(target, request, request.tune if target in tuned else "none")
+    return tuners
+
+
+Lowered = dict[str, dict[str, "LoweredProgram"]]
+
+
+def _lower_all(
+    program: Program,
+    groups: Mapping[str, Sequence[Target]],
+    tuners: Mapping[str, Tuner],
+    request: Request,
+    progress: Progress,
+) -> tuple[dict[str, Program], Lowered]:
+    """The rewritten program of every target, and what it is lowered to for each variant.
+
+    Raises:
+        TranspileErrors: what the targets refuse, all of it.
+    """
+    rewritten: dict[str, Program] = {}
+    lowered: Lowered = {}
+    refusals = Refusals(len(groups) > 1)
+    for name, group in groups.items():
+        with refusals.of(name):
+            rewritten[name] = _rewrite(program, request, group[0])
+            variants = [target.variant.name for target in group]
+            lowered[name] = {item: _lower(rewritten[name], tuners[item], request, progress) for item in variants}
+    if refusals.found:  # a target that is fine so far may refuse kernels
+        for name, variants_of in lowered.items():
+            _check_kernels(variants_of, groups[name], refusals)
+    refusals.raise_all()
+    if len(groups) > 1:
+        from transpiler.parts import share_weights
+
+        shared = share_weights(
+            {name: [item.plans for item in variants.values()] for name, variants in lowered.items()},
+            {name: rewritten[name].constants for name in groups},
+            max(group[0].alignment for group in groups.values()),
+        )
+        lowered = {
+            name: {
+                variant: replace(item, plans=plans)
+                for (variant, item), plans in zip(variants.items(), shared[name], strict=True)
+            }
+            for name, variants in lowered.items()
+        }
+    return rewritten, lowered
+
+
+def _check_kernels(lowered: Mapping[str, LoweredProgram], group: Sequence[Target], refusals: Refusals) -> None:
+    for target in group:
+        with refusals.of(target.name):
+            backend(target.name).check(lowered[target.variant.name], target)
+
+
+def _compile(
+    lowered: Lowered,
+    groups: Mapping[str, Sequence[Target]],
+    name: str,
+    version: str,
+    compiler: Compiler | None,
+    progress: Progress,
+) -> dict[str, Artifacts]:
+    """By target. Raises TranspileErrors: the kernels that have no form on a target, of all targets."""
+    artifacts: dict[str, Artifacts] = {}
+    refusals = Refusals(len(groups) > 1)
+    for target, group in groups.items():
+        with refusals.of(target):
+            artifacts[target] = backend(target).compile(Job(lowered[target], group, name, version, compiler, progress))
+    refusals.raise_all()
+    return artifacts
 
 
 def _lower(program: Program, tuner: Tuner, request: Request, progress: Progress) -> LoweredProgram:

@@ -114,7 +114,8 @@ class KernelPlan:
     their bounds by name and `blocks` is the arena, which has no offsets yet. `updates` are the states whose new content
     is copied into them when all calls are done; others are written in place.
 
-    `target` is what it was made for: weights in its layout lie in a file of that name.
+    `target` is what it was made for. `weights_file` is the file that has the weights in its layout, under the names of
+    `stored` where those are others: targets of one package share a file (`transpiler.parts`).
     The functions of a program have `kernels`, `weights`, `prepare` and `state` in common: each plan holds all of them.
     """
 
@@ -136,6 +137,8 @@ class KernelPlan:
     state_bytes: int = 0
     updates: Mapping[str, Value] = field(default_factory=dict)
     target: str = "cpu"
+    weights_file: str = "weights.cpu.safetensors"
+    stored: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def user_inputs(self) -> tuple[Input, ...]:

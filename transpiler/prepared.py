@@ -160,6 +160,11 @@ class _Statements:
                 self.lines.append(f"del {self.local[value.name]}")
 
 
+def weights_mark(target: str) -> str:
+    """The entry of a weights file's metadata that tells the `weights_key` of a target. C programs read the CPU's."""
+    return "transpile.prepared" if target == "cpu" else f"transpile.prepared.{target}"
+
+
 def weights_key(name: str, plan: KernelPlan) -> str:
     """What a weights file in the layout of this plan calls itself: other layouts, and other ways to get there, have
     other keys."""
@@ -201,7 +206,7 @@ def run_prepare(plan: KernelPlan, constants: Mapping[str, Array], state: Mapping
     class View:
         prepare = prepare_view(plan)
 
-    text = render("src/__name__/prepare.py.jinja", View())
+    text = render("src/__name__/prepare.py.jinja", None, View())
 
     def relative_import(
         name: str, globals: Any = None, locals: Any = None, fromlist: Sequence[str] = (), level: int = 0

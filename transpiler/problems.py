@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
-from transpiler.errors import Location, Problem, TranspileErrors
+from transpiler.errors import Location, Problem, TranspileErrors, UsageError
 from transpiler.ir import Program
 
 # What to do about operators that are often asked for; the longest matching prefix counts.
@@ -31,6 +33,39 @@ class NotImported(TranspileErrors):
     def __init__(self, problems: Sequence[Problem], understood: Program) -> None:
         super().__init__(problems)
         self.understood = understood
+
+
+class Refusals:
+    """What targets refuse, collected so that all of it is told. If there are `several`, messages name the targets."""
+
+    def __init__(self, several: bool) -> None:
+        self._several = several
+        self.found: dict[Problem, list[str]] = {}
+
+    @contextmanager
+    def of(self, target: str) -> Iterator[None]:
+        """Collects what is raised, but for wrong usage."""
+        try:
+            yield
+        except UsageError:
+            raise
+        except TranspileErrors as error:
+            for problem in error.problems:
+                targets = self.found.setdefault(problem, [])
+                targets += [target] if target not in targets else []
+
+    def problems(self, known: Sequence[Problem] = ()) -> list[Problem]:
+        """In the order they were found, without those that are `known`."""
+        return [
+            replace(problem, message=f"{', '.join(targets)}: {problem.message}") if self._several else problem
+            for problem, targets in self.found.items()
+            if problem not in known
+        ]
+
+    def raise_all(self) -> None:
+        """Raises TranspileErrors if there is anything."""
+        if self.found:
+            raise TranspileErrors(self.problems())
 
 
 class ProblemList:

@@ -24,7 +24,7 @@ from transpiler.errors import Problem, TranspileErrors, UsageError, render
 from transpiler.naming import DEFAULT_VERSION, package_name, package_version
 from transpiler.request import PRECISIONS, Precision
 from transpiler.specs import parse_dynamic, parse_init, parse_input
-from transpiler.target import host_triple, known_targets, load_targets
+from transpiler.target import host_triple, known_targets, load_groups
 from transpiler.wheels import BundleWeights
 
 FILE = "pyproject.toml"
@@ -178,9 +178,9 @@ class _Reader:
         """Keys that say together what the kernels are built for."""
         key = "triple"
         try:
-            load_targets(model.targets[0], (), model.triple)
+            load_groups(model.targets, (), (), model.triple)
             key = "isa"
-            load_targets(model.targets[0], model.isa, model.triple)
+            load_groups(model.targets, model.isa, (), model.triple)
             key = "glibc"
             if model.glibc is not None:
                 check_glibc(model.triple or host_triple(), model.glibc)

@@ -179,10 +179,10 @@ def _declared(project: Project, model: ModelSpec) -> dict[str, Any]:
 
 def _instruction_sets(model: ModelSpec) -> list[str]:
     """Those that come out: where none or "native" is named, it depends on the environment or the machine."""
-    from transpiler.target import default_isas, load_targets
+    from transpiler.target import load_groups
 
-    isas = model.isa or default_isas()
-    return [item.variant.name for target in model.targets for item in load_targets(target, isas, model.triple)]
+    groups = load_groups(model.targets, model.isa, (), model.triple)
+    return [target.variant.name for group in groups.values() for target in group]
 
 
 def _hashes(root: Path, paths: Sequence[str] | Mapping[str, Any]) -> dict[str, str | None]:

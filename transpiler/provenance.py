@@ -25,10 +25,10 @@ def options_of(request: Request, isas: Sequence[str]) -> dict[str, Any]:
 
     Args:
         request: what was asked for.
-        isas: the instruction sets that were built.
+        isas: the instruction sets, or variants, that were built for its targets.
     """
     options = {
-        "target": list(request.targets),
+        "target": list(dict.fromkeys(request.targets)),
         "isa": list(isas),
         "triple": request.triple,
         "glibc": request.glibc,

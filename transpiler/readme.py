@@ -22,7 +22,9 @@ LOWER = ", y_torch its float32 with what {0} may round rounded to it, eps the sp
 @dataclass(frozen=True)
 class ReadmeView:
     summary: str
-    isas: str
+    targets: str
+    devices: tuple[tuple[str, ...], ...]
+    order: str
     functions: tuple[FunctionReadme, ...]
     state: tuple[tuple[str, ...], ...]
     verified: str
@@ -61,19 +63,35 @@ def readme_view(
         f"{roundings} eps max|y64|, y64 being PyTorch in float64"
         f"{LOWER.format(manifest['precision']) if lower else ''}."
     )
+    sections = [(target, manifest["built"][target]) for target in manifest["targets"]]
     functions = tuple(_function(plan, arguments[plan.function], manifest, len(plans) > 1) for plan in plans)
     return ReadmeView(
         summary=_cell(summary.strip().split("\n\n")[0]),
-        isas=", ".join(manifest["isas"]),
+        targets=" and ".join(
+            f"{backend(target).title} kernels ({', '.join(built['isas'])})" for target, built in sections
+        ),
+        devices=tuple(
+            (f"`{target}`", backend(target).title, ", ".join(built["isas"]), _cell(backend(target).needs))
+            for target, built in sections
+        ),
         functions=functions,
         state=tuple((f"`{_cell(slot.key)}`", str(slot.value.type)) for slot in plans[0].state),
-        verified=good if manifest["verified"] else "The package was not verified against PyTorch when it was built.",
+        # What every machine has comes last: behind it nothing is ever tried.
+        order=", ".join(f'"{target}"' for target in sorted(manifest["targets"], key=lambda target: target == "cpu")),
+        verified=_verified(good, {target: built["verified"] for target, built in sections}),
         keys=len(manifest["weights"]["keys"]),
         taps=sum(len(plan.taps) for plan in plans),
         random=manifest["rng"] is not None,
-        needs=backend(plans[0].target).needs,
-        environment=backend(plans[0].target).environment,
+        needs=backend(plans[0].target).needs if len(sections) == 1 else "numpy",
+        environment=" ".join(backend(target).environment for target, _ in sections),
     )
+
+
+def _verified(good: str, verified: Mapping[str, bool]) -> str:
+    bad = [target for target, is_verified in verified.items() if not is_verified]
+    if len(bad) == len(verified):
+        return "The package was not verified against PyTorch when it was built."
+    return f"{good} Not verified: {', '.join(bad)}." if bad else good
 
 
 def _function(
@@ -87,10 +105,9 @@ def _function(
             item = plan.inputs[leaf]
             limits = " in {}..{}".format(*bounds[item.key]) if item.key in bounds else ""
             rows.append((f"`{argument.name}`", f"`{_cell(item.key)}`", f"{item.value.type}{limits}"))
-    errors = {item["output"]: item for item in manifest["error"] if item["function"] == plan.function}
     outputs = []
     for output, value in zip(output_names(plan), plan.outputs, strict=True):
-        error = errors.get(output, {})
+        error = _worst(manifest, plan.function, output)
         measured = tuple(_number(error.get(key)) for key in ("max_abs_error", "tolerance", "max_abs_reference"))
         outputs.append((f"`{output}`", str(value.type), *measured))
     called = "model" if plan.function == "forward" else f"model.{plan.function}"
@@ -101,6 +118,17 @@ def _function(
         inputs=tuple(rows),
         outputs=tuple(outputs),
     )
+
+
+def _worst(manifest: Mapping[str, Any], function: str, output: str) -> Mapping[str, Any]:
+    """What was measured of an output on the target that is closest to its tolerance."""
+    found = [
+        item
+        for built in manifest["built"].values()
+        for item in built["error"]
+        if (item["function"], item["output"]) == (function, output)
+    ]
+    return max(found, key=lambda item: item["max_abs_error"] / (item["tolerance"] or 1), default={})
 
 
 def _size_row(item: Mapping[str, Any], plan: KernelPlan) -> tuple[str, ...]:

@@ -45,8 +45,11 @@ class Results:
         return next(item for item in self.functions if item.function == function)
 
 
-def record_results(model: Model, plans: Sequence[KernelPlan]) -> Results:
-    """Run PyTorch on the cases of every function, and on a sequence of calls if there is state."""
+def record_results(model: Model, plans: Sequence[KernelPlan], taps: Mapping[str, Mapping[str, str]]) -> Results:
+    """Run PyTorch on the cases of every function, and on a sequence of calls if there is state.
+
+    `plans` are those of any target; `taps` are the module paths to record, by function, and the values' dtypes.
+    """
     recordings = []
     outputs = {}
     for plan in plans:
@@ -66,11 +69,11 @@ def record_results(model: Model, plans: Sequence[KernelPlan]) -> Results:
             reference=function.reference,
             state=model.state,
             aliases=model.program.aliases,
-            taps={path: function.taps[path] for path in plan.taps if path in function.taps},
+            taps={path: function.taps[path] for path in taps[plan.function] if path in function.taps},
             function=plan.function,
             initial=partial(initial_state, model.program),
             lower=function.lower,
-            tap_dtypes={path: tap.type.dtype for path, tap in plan.taps.items() if is_half(tap.type.dtype)},
+            tap_dtypes={path: dtype for path, dtype in taps[plan.function].items() if is_half(dtype)},
             sizes=size_cases(
                 plan.symbols,
                 bind_symbols([item.value for item in plan.user_inputs], function.examples),
@@ -99,20 +102,26 @@ def magnitude(results: Results, error: CaseError) -> float:
     return float(finite.max(initial=0.0))
 
 
-def measure_errors(view: PackageView, results: Results, folder: Path) -> Mapping[str, CaseError]:
-    """Run the package, as it will be shipped, on every case; each starts from the initial state.
+def measure_errors(
+    view: PackageView, results: Results, folder: Path, targets: Sequence[str]
+) -> dict[str, Mapping[str, CaseError]]:
+    """Run the package, as it will be shipped, on every case and each of `targets`; each starts from the initial state.
 
-    Per output the worst of all instruction sets that the package has and this machine runs.
+    Per target and output the worst of all instruction sets that the package has and this machine runs.
 
     Raises:
-        TranspileError: "cannot-run-here": the device of this machine lacks something that the package needs.
+        TranspileError: "cannot-run-here": a device of this machine lacks something that the package needs.
     """
     write_package(emit_package(view), folder)
     package = load_package(folder, view.name)
+    return {target: _measure_on(target, package, results) for target in targets}
+
+
+def _measure_on(target: str, package: Any, results: Results) -> Mapping[str, CaseError]:
     errors: dict[str, list[CaseError]] = {recording.function: [] for recording in results.functions}
     try:
-        for isa in package.Model.runnable_isas():
-            with forced_isa(isa), package.Model() as model:
+        for isa in package.Model.runnable_isas(target):
+            with forced_isa(isa), package.Model(device=target) as model:
                 for recording in results.functions:
                     errors[recording.function] += measure(recording, partial(_run_case, model, recording.function))
     except package.PackageError as error:

@@ -53,9 +53,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Report:
-    """The package's folder, the measured error per output, and the generated tests' result.
+    """The package's folder, the measured error per output (of the target that is closest to its tolerance, and by
+    target in `by_target`), and the generated tests' result.
 
-    `tests` is None if they were not run, because nobody wanted them or, if `foreign`, this machine could not.
+    `tests` is None if they were not run, because nobody wanted them or, if `foreign`, this machine could not. `absent`
+    are the targets that this machine has no device for. `kernels` are those of the first target.
     """
 
     path: Path
@@ -65,6 +67,8 @@ class Report:
     kernels: int
     warnings: tuple[str, ...]
     foreign: bool = False
+    by_target: Mapping[str, Mapping[str, CaseError]] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
 
 class TestsFailed(TranspileErrors):

@@ -8,6 +8,7 @@ The same package has the same document: no date, and a serial number that is der
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,8 @@ SPEC = "1.6"
 NOTICES = "THIRD_PARTY.txt"
 # Code of others that a library may contain: name -> (what it is, its license by SPDX).
 THIRD_PARTY = {"cephes": ("Rational approximations from the Cephes Mathematical Library", "BSD-3-Clause")}
+# What targets need from PyPI.
+LICENSES = {"vulkan": "Apache-2.0", "cuda-bindings": "LicenseRef-NVIDIA-SOFTWARE-LICENSE"}
 SOURCES = {"cephes": "special_cephes.h"}
 PYPI = frozenset({"torch", "apache-tvm", "apache-tvm-ffi", "numpy", "torch-transpiler"})
 
@@ -37,9 +40,8 @@ def bill_of_materials(manifest: Mapping[str, Any], files: Mapping[str, str]) -> 
     components = [
         _library("numpy", "numpy >= 1.26", "Apache-2.0 AND BSD-3-Clause", purl="pkg:pypi/numpy"),
         *(
-            _library("vulkan", item, "Apache-2.0", purl="pkg:pypi/vulkan")
-            for item in manifest["requires"]
-            if item != NUMPY
+            _library(name, item, LICENSES.get(name, "NOASSERTION"), purl=f"pkg:pypi/{name}")
+            for name, item in _requirements(manifest).items()
         ),
         _pypi("library", "torch-transpiler", manifest["tools"].get("torch-transpiler", "unknown"))
         | {"description": "The package's runtime, in Python and C", "licenses": [{"license": {"id": "Apache-2.0"}}]},
@@ -73,6 +75,12 @@ def bill_of_materials(manifest: Mapping[str, Any], files: Mapping[str, str]) -> 
     serial = uuid.uuid5(uuid.NAMESPACE_URL, content)
     text = json.dumps({**document, "serialNumber": f"urn:uuid:{serial}"}, indent=1, sort_keys=True)
     return f"{text}\n".encode()
+
+
+def _requirements(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Name on PyPI -> requirement, of what some target needs besides numpy."""
+    items = {item for built in manifest["built"].values() for item in built["requires"]} - {NUMPY}
+    return {re.split(r"[<>=!~\[ ;]", item)[0]: item for item in sorted(items)}
 
 
 def notices(parts: Sequence[str]) -> bytes:

@@ -184,6 +184,38 @@ def load_targets(name: str, isas: Sequence[str] = (), triple: str | None = None)
     return [_target(name, item) for item in fitting if not wanted or item.name in wanted]
 
 
+def load_groups(
+    names: Sequence[str], isas: Sequence[str] = (), archs: Sequence[str] = (), triple: str | None = None
+) -> dict[str, list[Target]]:
+    """The variants of each of the targets `names`, best first.
+
+    Instruction sets and the triple are for targets that have some (where none is named, `default_isas`), `archs` for
+    GPUs whose code is made by architecture.
+
+    Raises:
+        UsageError: as `load_targets`; also for one of them without a target that it is for.
+        TranspileError: as `load_targets`.
+    """
+    names = tuple(dict.fromkeys(names))
+    for name in names:
+        if name not in known_targets():
+            raise unknown("target", name, known_targets(), code="unknown-target")
+    wanted = {name: archs if has_archs(name) else () for name in names}
+    if any(map(has_isas, names)):
+        default = default_isas() if triple in (None, host_triple()) else ()
+        wanted |= {name: isas or default for name in names if has_isas(name)}
+    elif isas or triple:
+        raise _no_isas(names[0], "--isa" if isas else "--triple")
+    if archs and not any(map(has_archs, names)):
+        raise UsageError("no-archs", f"--arch is for GPUs of NVIDIA, not for target {names[0]!r}.")
+    return {name: load_targets(name, wanted[name], triple if has_isas(name) else None) for name in names}
+
+
+def has_archs(name: str) -> bool:
+    """Whether code for a target is made by architectures of its GPUs."""
+    return any(item.arch for item in _gpus(name))
+
+
 def has_isas(name: str) -> bool:
     """Whether a target has instruction sets to choose from."""
     return bool(_isas(name))
@@ -224,14 +256,18 @@ def _architectures(name: str, gpus: Sequence[Gpu], wanted: Sequence[str], triple
     """The variants of a GPU target, those of `wanted` if it names any."""
     known = [item.name for item in gpus if item.arch]
     if triple or (wanted and not known):
-        raise UsageError(
-            "no-isas",
-            f"Target {name!r} has no instruction sets: {'--triple' if triple else '--isa'} is for CPUs.",
-            hints=["its kernels run on every device that has the features they need"],
-        )
+        raise _no_isas(name, "--triple" if triple else "--isa")
     if bad := [item for item in wanted if item not in known]:
         raise unknown("architecture", bad[0], known, code="unknown-isa")
     return [item for item in gpus if not wanted or item.name in wanted]
+
+
+def _no_isas(name: str, option: str) -> UsageError:
+    return UsageError(
+        "no-isas",
+        f"Target {name!r} has no instruction sets: {option} is for CPUs.",
+        hints=["its kernels run on every device that has the features they need"],
+    )
 
 
 def _gpus(name: str) -> list[Gpu]:

@@ -13,6 +13,8 @@ from transpiler.target import known_targets
 
 PLACEHOLDER = "__name__"
 TARGET = "__target__"
+# A file per target where there are several, else one without a target's name; a file that only several have.
+PER_TARGET, ONLY_SEVERAL = f"src/{PLACEHOLDER}/prepare.py.jinja", f"src/{PLACEHOLDER}/model_{TARGET}.py.jinja"
 RUNTIME = "runtime/"
 # Files of the runtime that several targets need: those that do not have a folder of their own there.
 FOR_SEVERAL = {f"{RUNTIME}{file}": frozenset({"vulkan", "cuda"}) for file in ("launches.py", "replay.py")}
@@ -30,9 +32,13 @@ def _environment(folder: str) -> Environment:
     )
 
 
-def render(template: str, view: object) -> str:
-    """One template of the package as text. Raises jinja2.UndefinedError where it asks for what the view has not."""
-    return _environment("package").get_template(template).render(view=view)
+def render(template: str, view: object, target: object = None) -> str:
+    """One template of the package as text; one of a target's own reads `target` too.
+
+    Raises:
+        jinja2.UndefinedError: it asks for what the view has not.
+    """
+    return _environment("package").get_template(template).render(view=view, target=target)
 
 
 def render_c(template: str, view: object) -> str:
@@ -64,3 +70,17 @@ def _needed(path: str, targets: tuple[str, ...]) -> bool:
     if owner in known_targets():
         return owner in targets
     return path not in FOR_SEVERAL or not FOR_SEVERAL[path].isdisjoint(targets)
+
+
+def emitted_paths(template: str, name: str, targets: tuple[str, ...]) -> dict[str, str | None]:
+    """Path in the package `name` -> the target that it is rendered for; None for a file that is for all."""
+    path = template.removesuffix(".jinja").replace(f"/{PLACEHOLDER}/", f"/{name}/")
+    several = len(targets) > 1
+    if template == ONLY_SEVERAL and not several:
+        return {}
+    if template == PER_TARGET:
+        path = path.replace(".py", f"_{TARGET}.py") if several else path
+        return {path.replace(TARGET, target): target for target in targets}
+    if TARGET in path:
+        return {path.replace(TARGET, target): target for target in targets}
+    return {path: None}

@@ -53,6 +53,7 @@ def emit_tests(
     package: str,
     aliases: Mapping[str, str] | None = None,
     sequence: Sequence[Step] = (),
+    targets: Sequence[str] = ("cpu",),
 ) -> dict[str, bytes]:
     """The folder `tests/` of a package: relative path -> content.
 
@@ -62,6 +63,7 @@ def emit_tests(
         package: import name of the package.
         aliases: tied state_dict keys -> the key that stores the tensor.
         sequence: calls that carry state from one to the next.
+        targets: of the package, each of which is tested.
 
     Raises:
         ValueError: `package` is no identifier, or a tap was not recorded.
@@ -73,7 +75,7 @@ def emit_tests(
     unused |= set() if any(item.symbols for item in functions) else {"test_sizes.py"}
     random = any(item.recording.random for item in functions)
     unused |= set() if functions[0].recording.random else {"test_random.py"}
-    suite = _suite(functions)
+    suite = _suite(functions, targets)
     unused |= (set() if suite.weights else {"test_weights.py"}) | (set() if suite.arguments else {"test_arguments.py"})
     files = {f"tests/{name}": text.encode() for name, text in _render(package, suite).items() if name not in unused}
     # The generator and the comparison are the very code that recorded the data, so that they cannot disagree.
@@ -98,8 +100,8 @@ class Suite:
     """Which tests apply: those that do not are not emitted. Facts about the first function, but for `arguments` and
     `fixed_sizes`, which any function may have.
 
-    `bounded` are the symbols with an upper bound that a test can afford to exceed; `shared_sizes`: a size is that of
-    another dimension.
+    `targets` are the package's. `bounded` are the symbols with an upper bound that a test can afford to exceed;
+    `shared_sizes`: a size is that of another dimension.
     """
 
     arguments: bool
@@ -109,9 +111,10 @@ class Suite:
     taps: bool
     bounded: tuple[str, ...]
     shared_sizes: bool
+    targets: tuple[str, ...]
 
 
-def _suite(functions: Sequence[FunctionTests]) -> Suite:
+def _suite(functions: Sequence[FunctionTests], targets: Sequence[str]) -> Suite:
     first = functions[0]
     arguments = [argument for item in functions for argument in item.recording.arguments]
     own = first.recording.arguments
@@ -124,6 +127,7 @@ def _suite(functions: Sequence[FunctionTests]) -> Suite:
         taps=any(item.recording.taps is not None and (item.taps is None or item.taps) for item in functions),
         bounded=tuple(symbol["name"] for symbol in first.symbols if _can_exceed(symbol, first.recording)),
         shared_sizes=len(varying) > len(first.symbols),
+        targets=tuple(targets),
     )
 
 

@@ -27,6 +27,9 @@ STEM = f"{PROJECT}-{MANIFEST['version']}"
 INFO = f"{STEM}.dist-info"
 TAG = f"py3-none-{MANIFEST['platform']['tag']}"
 REQUIRES = "".join(f"Requires-Dist: {item}\n" for item in MANIFEST["requires"])
+for extra, needed in sorted(MANIFEST["extras"].items()):
+    REQUIRES += f"Provides-Extra: {extra}\n"
+    REQUIRES += "".join(f"Requires-Dist: {item}; extra == '{extra}'\n" for item in needed)
 METADATA = f"""\
 Metadata-Version: 2.1
 Name: {MANIFEST["name"].replace("_", "-")}
@@ -109,7 +112,7 @@ def build_sdist(sdist_directory: str, config_settings: dict[str, Any] | None = N
 
 def weights_files() -> list[str]:
     """The files of weights in the layout of the kernels, relative to the package."""
-    return [name for name in MANIFEST["files"] if re.fullmatch(r"weights\.\w+\.safetensors", name)]
+    return [MANIFEST["weights"]["file"]]
 
 
 def separate_name(weights: str) -> str:

@@ -75,7 +75,7 @@ def test_on_a_cpu(tmp_path: Path) -> None:
     manifest = json.loads((package.path / "src" / package.name / "manifest.json").read_text())
     assert manifest["precision"] == precision
     eps = float(torch.finfo(DTYPES[precision]).eps)
-    for entry in manifest["error"]:
+    for entry in manifest["built"]["cpu"]["error"]:
         assert 0 < entry["rms_relative_error"] < 4 * eps
         assert 0 < entry["max_relative_error"] < 8 * eps
         assert entry["tolerance"] < 100 * eps * entry["max_abs_reference"]
@@ -173,7 +173,7 @@ def test_weights_take_half_the_room(perceptron: Package, tmp_path: Path) -> None
         Perceptron(), args=(torch.zeros(1, 100),), name="plain", out=tmp_path, isa="native"
     )  # fmt: skip
     sizes = [
-        json.loads((item.path / "src" / item.name / "manifest.json").read_text())["weights"]["bytes"]
+        json.loads((item.path / "src" / item.name / "manifest.json").read_text())["built"]["cpu"]["weights"]["bytes"]
         for item in (perceptron, plain)
     ]
     assert sizes[0] < 0.53 * sizes[1]

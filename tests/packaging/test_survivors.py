@@ -21,7 +21,7 @@ WHEELS = sorted(FOLDER.glob("format_*.whl"))
 def test_today_s_format_has_a_survivor() -> None:
     """A new format: `python -m tests.packaging.make_survivor`, and check the file in."""
     assert FOLDER / f"format_{FORMAT}.whl" in WHEELS
-    assert all(wheel.stat().st_size < 100_000 for wheel in WHEELS)
+    assert all(wheel.stat().st_size < 120_000 for wheel in WHEELS)
 
 
 @pytest.fixture(scope="module", params=WHEELS, ids=lambda wheel: wheel.stem)

@@ -22,6 +22,7 @@ from transpiler.importer import import_program
 from transpiler.link import Binaries, link_library
 from transpiler.loading import load_package
 from transpiler.lower import lower, with_taps
+from transpiler.parts import Part
 from transpiler.passes import PIPELINE, UNFOLDED_PIPELINE, run_passes
 from transpiler.target import load_target
 from transpiler.verify import expect
@@ -54,9 +55,14 @@ def built(module: nn.Module, inputs: Tensors, *, fold: bool = True, dynamic_shap
     view = make_view(
         name="drawn",
         program=rewritten,
-        plans=lowered.plans,
-        binaries=Binaries({target.isa.name: linked}, files),
-        prepared=run_prepare(lowered.plan, rewritten.constants, state),
+        parts=[
+            Part(
+                lowered.plans,
+                Binaries({target.isa.name: linked}, files),
+                run_prepare(lowered.plan, rewritten.constants, state),
+                rewritten.constants,
+            )
+        ],
     )
     with tempfile.TemporaryDirectory(prefix="transpile-") as folder:
         write_package(emit_package(view), Path(folder))

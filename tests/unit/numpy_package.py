@@ -49,10 +49,12 @@ class Model:
     taps = ("fc",)
 
     @classmethod
-    def runnable_isas(cls) -> list[str]:
+    def runnable_isas(cls, device: str) -> list[str]:
         return ["numpy"]
 
-    def __init__(self, weights: Any = None, threads: int | None = None, native: bool = True) -> None:
+    def __init__(
+        self, weights: Any = None, threads: int | None = None, native: bool = True, device: str = "cpu"
+    ) -> None:
         self.manifest: dict[str, Any] = json.loads((HERE / "manifest.json").read_text())
         self._state = _read(HERE / "weights.cpu.safetensors")
         if weights is not None:
@@ -161,7 +163,9 @@ def write_package(folder: Path, *, scale: str = "x", axis: int = 1, state: dict[
     (root / "weights.cpu.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + body)
     files = {item.name: hashlib.sha256(item.read_bytes()).hexdigest() for item in sorted(root.iterdir())}
     (root / "manifest.json").write_text(
-        json.dumps({"files": files, "kernels": {}, "weights": {"keys": {key: {} for key in weights()}}})
+        json.dumps(
+            {"targets": ["cpu"], "files": files, "kernels": {}, "weights": {"keys": {key: {} for key in weights()}}}
+        )
     )
     tests = emit_tests(
         [

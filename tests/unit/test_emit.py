@@ -361,15 +361,13 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
         toy.SourceFacts(), file=evil, model_class=evil, docstring=evil, arguments={"forward": (evil, "input")}
     )
     view = make_view(
-        name="toy", program=toy.program(), plans=[toy.plan()], binaries=toy.binaries(),
-        prepared=toy.run_prepare(toy.plan(), toy.program().constants, toy.state()), source=source,
-        tool_versions={evil: evil},
+        name="toy", program=toy.program(), parts=[toy.part()], source=source, tool_versions={evil: evil},
     )  # fmt: skip
     package = write_package(emit_package(view), tmp_path / "toy")
     runs(package, "Model()([x], ids=ids)")
     manifest = json.loads((package / "src/toy/manifest.json").read_text())
     assert manifest["tools"] == {evil: evil}
-    assert manifest["verified"] is False
+    assert manifest["built"]["cpu"]["verified"] is False
 
 
 @pytest.mark.parametrize("name", ["", "class", "a-b", "1a", "ä", "a b", "../a", "__init__", "print", "net_", "class_"])

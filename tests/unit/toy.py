@@ -8,9 +8,11 @@ return Result(hidden=h, parts=(rows, x)), the second being an input that is pass
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from transpiler.errors import Location
 from transpiler.ir import Graph, Input, Node, Output, Program, Role, TensorType, Value
 from transpiler.link import Binaries, Linked, link_library
 from transpiler.ops.base import Op
+from transpiler.parts import Part
 from transpiler.plan import Call, Kernel, KernelPlan, Layout, Storage, Tap, View
 from transpiler.prepared import run_prepare
 from transpiler.structure import Leaf, Literal, Mapping_, Sequence_
@@ -228,6 +231,19 @@ def inputs(seed: int = 1) -> tuple[Array, Array]:
     return rng.standard_normal((2, 3, 3)).astype(np.float32), np.array([4, 1], np.int64)
 
 
+ERRORS = [
+    {"output": "h", "max_abs_error": 1e-7, "tolerance": 1e-5, "max_abs_reference": 2.0},
+    {"output": "rows", "max_abs_error": 0.0, "tolerance": 0.0, "max_abs_reference": 2.0},
+]
+
+
+def part(*, verified: bool = False, errors: Sequence[Mapping[str, Any]] = ()) -> Part:
+    """The toy for processors."""
+    constants = program().constants
+    prepared = run_prepare(plan(), constants, state())
+    return Part([plan()], binaries(), prepared, constants, verified=verified, errors=errors)
+
+
 @cache
 def view() -> PackageView:
     x, ids = inputs()
@@ -235,28 +251,9 @@ def view() -> PackageView:
     return make_view(
         name="toy",
         program=program(),
-        plans=[plan()],
-        binaries=binaries(),
-        prepared=run_prepare(plan(), program().constants, state()),
+        parts=[part(verified=True, errors=ERRORS)],
         source=SourceFacts("toy.py", "Toy", 'A toy.\n\nWith """quotes""" and a \\ in it."', {"forward": ("states",)}),
-        verification={
-            "verified": True,
-            "sample_tolerance": {"h": 1e-5, "rows": 0.0},
-            "error": [
-                {
-                    "output": "h",
-                    "max_abs_error": 1e-7,
-                    "tolerance": 1e-5,
-                    "max_abs_reference": 2.0,
-                },
-                {
-                    "output": "rows",
-                    "max_abs_error": 0.0,
-                    "tolerance": 0.0,
-                    "max_abs_reference": 2.0,
-                },
-            ],
-        },
+        verification={"sample_tolerance": {"h": 1e-5, "rows": 0.0}},
         sample={"input.0": x, "input.1": ids, "output.0": hidden, "output.1": rows, "output.2": x},
         tool_versions={"transpiler": "0.1.0"},
         bounds={"forward": {"ids": (0, 4)}},

@@ -37,11 +37,33 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name == "test_live_torch.py" and not config.getoption("--live") else None
 
 
-def _isas() -> list[str]:
+# What the package is built for; tests run on each.
+TARGETS = ["cpu"]
+MISSING: dict[str, str] = {}
+
+
+def _isas() -> list[tuple[str, str]]:
+    """(target, instruction set) of all that run here."""
     from example import Model
 
     forced = os.environ.get("TRANSPILE_ISA")
-    return [forced] if forced else Model.runnable_isas()
+    pairs = []
+    for target in TARGETS:
+        own = (
+            []
+            if target in MISSING
+            else [forced]
+            if forced and target == "cpu"
+            else Model.runnable_isas(target)
+        )
+        pairs += [(target, isa) for isa in own or ["none"]]
+    return pairs
+
+
+def _only(target: str) -> str:
+    if target in MISSING:
+        pytest.skip(f"missing hardware: {MISSING[target]}")
+    return target
 
 
 @pytest.fixture(scope="session")
@@ -50,27 +72,36 @@ def weights(request: pytest.FixtureRequest) -> str | None:
     return None if value is None else str(value)
 
 
+@pytest.fixture(scope="session", params=TARGETS if len(TARGETS) > 1 else None)
+def device(request: pytest.FixtureRequest) -> str:
+    """Every target of the package, one after the other; one that this machine lacks is skipped."""
+    return _only(getattr(request, "param", TARGETS[0]))
+
+
 @pytest.fixture(scope="session")
-def model(weights: str | None) -> Model:
+def model(weights: str | None, device: str) -> Model:
     """The model as its users call it."""
     from example import Model
 
-    return Model(weights=weights)
+    return Model(weights=weights, device=device)
 
 
-@pytest.fixture(scope="session", params=_isas())
+@pytest.fixture(
+    scope="session", params=_isas(), ids=lambda pair: pair[1] if len(TARGETS) == 1 else "-".join(pair)
+)
 def each_isa(request: pytest.FixtureRequest, weights: str | None) -> Model:
-    """The model on every instruction set that the package carries and this machine runs."""
+    """The model on every instruction set, or variant, that the package carries and this machine runs."""
     from example import Model
 
+    target, isa = request.param
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRANSPILE_ISA", request.param)
-        return Model(weights=weights)
+        patch.setenv("TRANSPILE_ISA", isa)
+        return Model(weights=weights, device=_only(target))
 
 
 @pytest.fixture(scope="session")
-def kernel_by_kernel(weights: str | None) -> Model:
+def kernel_by_kernel(weights: str | None, device: str) -> Model:
     """The same model run by model.py, one kernel call after the other."""
     from example import Model
 
-    return Model(weights=weights, native=False)
+    return Model(weights=weights, device=device, native=False)

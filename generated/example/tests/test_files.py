@@ -33,8 +33,8 @@ def test_every_file_has_its_hash() -> None:
         assert hashlib.sha256(path.read_bytes()).hexdigest() == digest, f"{name} was changed"
 
 
-def test_nothing_but_numpy_is_imported() -> None:
-    code = f"import sys, example; example.Model(); print(sorted({set(BLOCKED)!r} & set(sys.modules)))"
+def test_nothing_but_numpy_is_imported(device: str) -> None:
+    code = f"import sys, example; example.Model(device={device!r}); print(sorted({set(BLOCKED)!r} & set(sys.modules)))"
     done = _python("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
@@ -47,18 +47,22 @@ def test_command_line(command: str) -> None:
     assert done.stdout.strip()
 
 
+# What a model on a target reads: code (but Python, which is checked before), the library for C programs, weights.
 PATTERNS = [
-    pattern for pattern in ("kernels/**/*.so", "lib/*.so", "weights.*.safetensors") if any(ROOT.glob(pattern))
+    (target, pattern)
+    for target in MANIFEST["targets"]
+    for pattern in (f"kernels/{target}/**/*.[!p]*", "lib/*.so", "weights*.safetensors")
+    if any(ROOT.glob(pattern)) and (target == "cpu" or not pattern.startswith("lib"))
 ]
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_a_damaged_file_is_noticed(tmp_path: Path, pattern: str) -> None:
+@pytest.mark.parametrize(("device", "pattern"), PATTERNS, indirect=["device"])
+def test_a_damaged_file_is_noticed(tmp_path: Path, device: str, pattern: str) -> None:
     copy = tmp_path / ROOT.name
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns("__pycache__"))
     files = sorted(copy.glob(pattern))
     for path in files:
         path.write_bytes(path.read_bytes()[:-1])
-    done = _python("-c", "import example; example.Model()", root=copy)
+    done = _python("-c", f"import example; example.Model(device={device!r})", root=copy)
     assert done.returncode == 1, "a truncated file must raise, not load or crash"
     assert any(path.name in done.stderr for path in files), done.stderr

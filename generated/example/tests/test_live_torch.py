@@ -105,13 +105,13 @@ def _flatten(structure: Any, value: Any) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def loaded(live: Any) -> Model:
+def loaded(live: Any, device: str) -> Model:
     """The package with the live model's weights."""
     from example import Model
 
     state = {key: _array(sys.modules["torch"], value) for key, value in live.state_dict().items()}
     known = CASES.index["reload"]["weights"] if CASES.index["reload"] else {}
-    return Model(weights={key: value for key, value in state.items() if key in known} or None)
+    return Model(weights={key: value for key, value in state.items() if key in known} or None, device=device)
 
 
 @pytest.mark.parametrize("case", DRAWN, ids=str)

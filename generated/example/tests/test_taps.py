@@ -24,7 +24,8 @@ LABELS = [path if function is CASES else f"{function}-{path}" for function, path
 
 @pytest.mark.parametrize(("function", "path"), TAPS, ids=LABELS)
 def test_tap_equals_pytorch(model: Model, function: Function, path: str) -> None:
-    got = function.tap(model, path, function.case(function.index["taps"]["case"]).inputs())
+    inputs = function.case(function.index["taps"]["case"]).inputs()
+    got = function.tap(model, path, inputs)
     check(expected(function.taps[path], function.tap_arrays), got, f"tap {path!r}")
 
 

@@ -17,11 +17,11 @@ RELOAD = CASES.index["reload"]
 
 
 @pytest.fixture
-def fresh() -> Model:
+def fresh(device: str) -> Model:
     """A model of its own for every test, since loading changes it."""
     from example import Model
 
-    return Model()
+    return Model(device=device)
 
 
 def _check_outputs(model: Model) -> None:
@@ -43,11 +43,11 @@ def test_new_weights_from_a_file(fresh: Model, tmp_path: Path) -> None:
     _check_outputs(fresh)
 
 
-def test_weights_given_to_the_constructor() -> None:
+def test_weights_given_to_the_constructor(device: str) -> None:
     from example import Model
 
-    _check_outputs(Model(weights=CASES.new_state()))
-    _check_outputs(Model(weights=CASES.new_state(), native=False))
+    _check_outputs(Model(weights=CASES.new_state(), device=device))
+    _check_outputs(Model(weights=CASES.new_state(), device=device, native=False))
 
 
 def test_tied_weights_may_be_given_once(fresh: Model) -> None:

@@ -25,7 +25,6 @@
 
 #define TP_PATH_BYTES 4096
 #define TP_ERROR_BYTES 1024
-#define TP_OWN_WEIGHTS "weights.cpu.safetensors"
 #define TP_PLACE "TRANSPILE_WEIGHTS"
 #define TP_MAX_HEADER 100000000 /* of a safetensors file, as in Python */
 

@@ -1,15 +1,19 @@
-"""The targets that a package has kernels for, and which of them a model runs on."""
+"""The targets that a package has kernels for, the devices of this machine for them, and which to open."""
 
 from __future__ import annotations
 
 import importlib
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from .errors import PackageError
+from .errors import DamagedError, PackageError
 from .kernels import OpenedDevice
+from .manifest import for_target, read_manifest
+
+# A device cannot be used: it is not there, lacks something, has too little memory, or its driver failed.
+DEVICE_FAULTS = (RuntimeError, MemoryError)
 
 
 class Opener(Protocol):
@@ -21,39 +25,92 @@ class Opener(Protocol):
     def runnable(self, folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         """The instruction sets (or variants) that this machine runs, best first. Raises PackageError."""
 
+    def devices(self, folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+        """Those of this machine that `open_device` may be asked for, in words. Raises PackageError: none."""
+
+
+@dataclass(frozen=True)
+class TargetDevices:
+    """A target of a package on this machine: its devices in words, or why there are none."""
+
+    target: str
+    devices: tuple[str, ...]
+    missing: str
+
+    def __str__(self) -> str:
+        return ", ".join(self.devices) or f"none: {self.missing}"
+
 
 def opener(target: str) -> Opener:
     """The module for a target of the package, which has those of its own targets only."""
     return cast(Opener, importlib.import_module(f".{target}.library", __package__))
 
 
-def open_device(
-    folder: Path, manifest: Mapping[str, Any], wanted: str | None, fallback: bool
-) -> OpenedDevice:
-    """The device `wanted` ("cpu", "vulkan:1"), by default the best of the package's first target.
+def target_of(device: str) -> str:
+    """ "vulkan" for "vulkan:1"."""
+    return device.partition(":")[0]
 
-    With `fallback`, one that cannot run here is replaced by the next of the package's targets, with a
-    RuntimeWarning.
+
+def open_device(folder: Path, manifest: Mapping[str, Any], device: str) -> OpenedDevice:
+    """A device of the package; `manifest` is that of its target. Raises PackageError."""
+    target = target_of(device)
+    return opener(target).open_device(folder, manifest, None if device == target else device)
+
+
+def runnable(folder: Path, manifest: Mapping[str, Any], device: str) -> list[str]:
+    """The instruction sets, or variants, of a target that this machine runs, best first.
+
+    Raises PackageError.
+    """
+    target = target_of(device)
+    return opener(target).runnable(folder, for_target(manifest, target))
+
+
+def machine_devices(folder: Path) -> list[TargetDevices]:
+    """What this machine has for each target of the package. Raises DamagedError."""
+    manifest = read_manifest(folder)
+    found = []
+    for target in manifest["targets"]:
+        devices: list[str] = []
+        missing = ""
+        try:
+            devices = opener(target).devices(folder, for_target(manifest, target))
+        except DamagedError:
+            raise
+        except DEVICE_FAULTS as error:
+            missing = str(error)
+        found.append(TargetDevices(target, tuple(devices), missing))
+    return found
+
+
+def wanted_devices(
+    folder: Path, manifest: Mapping[str, Any], wanted: str | Sequence[str] | None
+) -> list[str]:
+    """The devices to try, in order: by default the best of the package's first target.
 
     Raises:
-        ValueError: the package has no kernels for `wanted`.
-        PackageError: none of the devices in question can run here.
+        TypeError: `wanted` is neither a text nor a sequence of them.
+        ValueError: a device that the package has no kernels for, or no device at all; the text lists what the
+            package holds and what this machine has.
     """
     targets: list[str] = manifest["targets"]
-    chosen = None if wanted is None else wanted.partition(":")[0]
-    if chosen is not None and chosen not in targets:
-        raise ValueError(f"device: this package has kernels for {', '.join(targets)} only, got {wanted!r}")
-    first = targets[0] if chosen is None else chosen
-    reasons = []
-    for name in [first, *(target for target in targets if target != first)] if fallback else [first]:
-        try:
-            device = opener(name).open_device(folder, manifest, wanted if name == chosen else None)
-        except PackageError as error:
-            if not fallback:
-                raise
-            reasons.append(f"{name}: {error}")
-            continue
-        if reasons:
-            warnings.warn(f"running on {name}; {'; '.join(reasons)}", RuntimeWarning, stacklevel=4)
-        return device
-    raise PackageError("; ".join(reasons))
+    if wanted is None:
+        return targets[:1]
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"device: expected a name such as {targets[0]!r}, or several in order, got {wanted!r}"
+        )
+    if not names or any(target_of(name) not in targets for name in names):
+        held = ", ".join(f"{target} ({', '.join(manifest['built'][target]['isas'])})" for target in targets)
+        here = "; ".join(f"{item.target}: {item}" for item in machine_devices(folder))
+        raise ValueError(
+            f"device: this package has kernels for {held} only, got {wanted!r}; on this machine: {here}"
+        )
+    return list(dict.fromkeys(names))
+
+
+def none_opened(passed_over: Mapping[str, str]) -> PackageError:
+    """None of the devices that were asked for could be opened."""
+    reasons = "; ".join(f"{device}: {why}" for device, why in passed_over.items())
+    return PackageError(f"none of the devices that were asked for can run this package: {reasons}")

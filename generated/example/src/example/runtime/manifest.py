@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import PackageError
+from .errors import DamagedError, PackageError
 
-FORMAT = 4
+FORMAT = 5
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The package's manifest. Raises PackageError if it is missing, damaged or of a newer format."""
+    """The package's manifest. Raises PackageError if it is missing, damaged or of another format."""
     path = folder / "manifest.json"
     if not folder.is_dir():
         raise PackageError(
@@ -24,13 +24,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise PackageError(f"{path} is missing or damaged: {error}") from error
+        raise DamagedError(f"{path} is missing or damaged: {error}") from error
     if type(version) is not int or version != FORMAT:
         newer = type(version) is int and version > FORMAT
         what = "was made by a newer version of transpile" if newer else "is not of this package"
-        raise PackageError(f"{path} {what}: it has format {version}, this runtime reads format {FORMAT}")
+        raise DamagedError(f"{path} {what}: it has format {version}, this runtime reads format {FORMAT}")
     if manifest.get("sha256") != manifest_hash(manifest):
-        raise PackageError(f"{path} was changed: it has not the hash that it says")
+        raise DamagedError(f"{path} was changed: it has not the hash that it says")
     return manifest
 
 
@@ -40,9 +40,22 @@ def manifest_hash(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def weights_file(manifest: Mapping[str, Any]) -> str:
-    """The weights in the layout of the kernels: in the package's folder, unless its wheel left them out."""
-    return f"weights.{manifest['targets'][0]}.safetensors"
+def for_target(manifest: Mapping[str, Any], target: str) -> dict[str, Any]:
+    """What the manifest says of the package on one of its targets, as if it had no other."""
+    built = manifest["built"][target]
+    taps, fused = built["taps"], built["fused"]
+    described = {
+        **manifest,
+        **built,
+        "weights": {**manifest["weights"], **built["weights"]},
+        "target": target,
+    }
+    functions = {
+        name: {**entry, "taps": taps[name], "fused": fused[name]}
+        for name, entry in manifest["functions"].items()
+    }
+    main = manifest["function"]
+    return {**described, "functions": functions, "taps": taps[main], "fused": fused[main]}
 
 
 def functions_of(manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -56,10 +69,10 @@ def check_files(folder: Path, manifest: Mapping[str, Any], wanted: Callable[[Pat
     Weights that the wheel left out may be missing.
 
     Raises:
-        PackageError: names every file that is missing or was changed.
+        DamagedError: names every file that is missing or was changed.
     """
     faults, count = [], 0
-    elsewhere = [] if manifest["weights"]["bundle"] == "embed" else [weights_file(manifest)]
+    elsewhere = [] if manifest["weights"]["bundle"] == "embed" else [manifest["weights"]["file"]]
     for name, expected in manifest["files"].items():
         file = folder / name
         if not wanted(file) or (name in elsewhere and not file.exists()):
@@ -73,14 +86,14 @@ def check_files(folder: Path, manifest: Mapping[str, Any], wanted: Callable[[Pat
         if actual != expected:
             faults.append(f"{file} was changed")
     if faults:
-        raise PackageError("the package is damaged (its hashes are in manifest.json): " + "; ".join(faults))
+        raise DamagedError("the package is damaged (its hashes are in manifest.json): " + "; ".join(faults))
     return count
 
 
 def check_own_weights(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Whether a file of weights is the one that the package was built with. Raises PackageError."""
-    if _sha256(path) != manifest["files"][weights_file(manifest)]:
-        raise PackageError(f"{path} does not hold the weights that this package was built with")
+    """Whether a file of weights is the one that the package was built with. Raises DamagedError."""
+    if _sha256(path) != manifest["files"][manifest["weights"]["file"]]:
+        raise DamagedError(f"{path} does not hold the weights that this package was built with")
 
 
 def _sha256(path: Path) -> str:

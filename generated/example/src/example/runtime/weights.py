@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ import numpy.typing as npt
 from .arguments import as_array
 from .errors import WeightsError
 from .host import cast, overflows
-from .manifest import weights_file
+from .manifest import check_files, for_target
 from .safetensors import ALIGNMENT, File, FormatError, encode, storage_dtype
 
 Array = npt.NDArray[Any]
 Prepare = Callable[[Mapping[str, Array], Mapping[str, Array], Mapping[str, Array]], None]
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-# Written into the metadata of the file that holds weights in their final layout.
+# How the metadata of a file begins that holds weights in their final layout; the rest is a target's.
 PREPARED = "transpile.prepared"
 PLACE = "TRANSPILE_WEIGHTS"
 
@@ -52,7 +52,8 @@ class Weights(Mapping[str, Array]):
         return len(self._tensors)
 
 
-def _views(data: Array, layout: Mapping[str, Any]) -> Weights:
+def views(data: Array, layout: Mapping[str, Any]) -> Weights:
+    """The prepared tensors in the memory or the file that holds them."""
     tensors = {}
     for name, item in layout["prepared"].items():
         dtype, start = storage_dtype(item["dtype"]), item["offset"]
@@ -67,7 +68,8 @@ def own_weights(folder: Path, manifest: Mapping[str, Any]) -> Path:
     Raises:
         WeightsError: the wheel was made without weights, and the folder $TRANSPILE_WEIGHTS has none either.
     """
-    path, weights = folder / weights_file(manifest), manifest["weights"]
+    weights = manifest["weights"]
+    path = folder / str(weights["file"])
     if path.is_file() or weights["bundle"] == "embed":
         return path
     how = "Model(weights='model.safetensors') takes a state_dict with PyTorch's names, as a file or a mapping"
@@ -98,35 +100,45 @@ def map_prepared(path: Path, layout: Mapping[str, Any]) -> tuple[Array, Weights]
         file = File(path)
     except (FormatError, OSError) as error:
         raise WeightsError(str(error)) from error
-    expected = {
-        name: (item["dtype"], tuple(item["shape"]), item["offset"])
-        for name, item in layout["prepared"].items()
-    }
-    found = {name: (entry.dtype, entry.shape, entry.start) for name, entry in file.entries.items()}
-    if found != expected or file.data.nbytes != layout["bytes"] or file.data.ctypes.data % ALIGNMENT:
+    for name, item in layout["prepared"].items():
+        entry = file.entries.get(stored_name(name, item))  # a file may have more, for other targets
+        expected = (item["dtype"], tuple(item["shape"]), item["offset"])
+        if entry is None or (entry.dtype, entry.shape, entry.start) != expected:
+            raise WeightsError(f"{path} does not hold the tensors that this model's kernels read")
+    if file.data.nbytes < layout["bytes"] or file.data.ctypes.data % ALIGNMENT:
         raise WeightsError(f"{path} does not hold the tensors that this model's kernels read")
     # Tensors of the same shapes may have been made in another way, such as with another epsilon.
-    if file.metadata.get(PREPARED) != layout["key"]:
-        raise WeightsError(
-            f"{path} was prepared for {file.metadata.get(PREPARED, 'nothing')}, not for {layout['key']}"
-        )
-    weights = _views(file.data, layout)
+    if file.metadata.get(layout["mark"]) != layout["key"]:
+        made = sorted(value for mark, value in file.metadata.items() if mark.startswith(PREPARED))
+        raise WeightsError(f"{path} was prepared for {', '.join(made) or 'nothing'}, not for {layout['key']}")
+    weights = views(file.data, layout)
     weights.file_key = file.key
     return file.data, weights
 
 
+def stored_name(name: str, item: Mapping[str, Any]) -> str:
+    """What a prepared tensor is called in a file, which other targets may share."""
+    return str(item.get("stored", name))
+
+
 def write_prepared(
-    path: str | os.PathLike[str], weights: Mapping[str, Array], layout: Mapping[str, Any]
+    path: str | os.PathLike[str], parts: Iterable[tuple[Mapping[str, Any], Mapping[str, Array]]]
 ) -> None:
-    """A file that `map_prepared` takes; it gets its name when it is whole. Raises OSError."""
-    prepared: Mapping[str, Any] = layout["prepared"]
-    content = encode(
-        {name: weights[name] for name in prepared},
-        dtypes={name: item["dtype"] for name, item in prepared.items()},
-        offsets={name: item["offset"] for name, item in prepared.items()},
-        total=layout["bytes"],
-        metadata={PREPARED: layout["key"]},
-    )
+    """A file that `map_prepared` takes, of (layout, weights) for one target or several.
+
+    It gets its name when it is whole. Raises OSError.
+    """
+    tensors: dict[str, Array] = {}
+    dtypes, offsets, metadata = {}, {}, {}
+    total = 0
+    for layout, weights in parts:
+        for name, item in layout["prepared"].items():
+            stored = stored_name(name, item)
+            tensors[stored] = weights[name]
+            dtypes[stored], offsets[stored] = item["dtype"], item["offset"]
+        metadata[layout["mark"]] = layout["key"]
+        total = max(total, layout["bytes"])
+    content = encode(tensors, dtypes=dtypes, offsets=offsets, total=total, metadata=metadata)
     target = Path(path)
     part = target.with_name(f".{target.name}.part")
     try:
@@ -163,6 +175,16 @@ def read_state(source: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[st
         raise WeightsError(str(error)) from error
 
 
+def read_constants(folder: Path, manifest: Mapping[str, Any]) -> Mapping[str, Array]:
+    """What `prepare` reads besides the state_dict. Raises PackageError: the file is damaged."""
+    name = manifest["weights"]["constants"]
+    if name is None:
+        return {}
+    path = folder / name
+    check_files(folder, manifest, lambda file: file == path)
+    return File(path)
+
+
 def prepare_state(
     state: Mapping[str, Any],
     layout: Mapping[str, Any],
@@ -182,7 +204,7 @@ def prepare_state(
     memory = np.zeros(layout["bytes"] + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     data = memory[start : start + layout["bytes"]]
-    weights = _views(data, layout)
+    weights = views(data, layout)
     prepare(given, constants, weights)
     _check_range(given, weights, layout)
     if current is not None:
@@ -201,6 +223,35 @@ def _check_range(given: _Given, weights: Weights, layout: Mapping[str, Any]) -> 
         if overflows(weights[name], item["dtype"]) and all(given.is_finite(key) for key in item["keys"]):
             keys = ", ".join(item["keys"])
             raise WeightsError(f"{keys}: out of the range of {item['dtype']}, which the package keeps it in")
+
+
+def prepare_file(
+    folder: Path,
+    package: Mapping[str, Any],
+    plans: Mapping[str, Prepare],
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    path: str | os.PathLike[str],
+) -> None:
+    """As `write_prepared`, from what `read_state` takes or from such a file.
+
+    `plans` are targets of the package and how they `prepare`.
+
+    Raises:
+        WeightsError: as `prepare_state`.
+        OSError: the file cannot be written.
+    """
+    prepared = None if isinstance(source, Mapping) or not is_prepared(Path(source)) else Path(source)
+    state = {} if prepared is not None else read_state(source)
+    parts = []
+    for target, prepare in plans.items():
+        manifest = for_target(package, target)
+        layout = manifest["weights"]
+        if prepared is not None:
+            _, weights = map_prepared(prepared, layout)
+        else:
+            _, weights = prepare_state(state, layout, prepare, read_constants(folder, manifest), None)
+        parts.append((layout, weights))
+    write_prepared(path, parts)
 
 
 class _Tensor:
@@ -327,6 +378,6 @@ def _type(item: Mapping[str, Any]) -> str:
 def is_prepared(path: Path) -> bool:
     """Whether the file has weights in the layout of the kernels."""
     try:
-        return PREPARED in File(path).metadata
+        return any(mark.startswith(PREPARED) for mark in File(path).metadata)
     except (FormatError, OSError):
         return False

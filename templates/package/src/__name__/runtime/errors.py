@@ -7,6 +7,10 @@ class PackageError(RuntimeError):
     """The package cannot run here: another platform or processor, or files that are damaged or missing."""
 
 
+class DamagedError(PackageError):
+    """Files of the package are missing or are not those that were built: no other device would help."""
+
+
 class WeightsError(ValueError):
     """Weights that do not fit the model; the text lists every key at fault."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +13,24 @@ from typing import Any, ClassVar, NoReturn, SupportsIndex, cast
 import numpy.typing as npt
 
 from .arguments import check_names, flatten
-from .devices import open_device, opener
+from .devices import (
+    DEVICE_FAULTS,
+    TargetDevices,
+    machine_devices,
+    none_opened,
+    open_device,
+    runnable,
+    target_of,
+    wanted_devices,
+)
+from .errors import DamagedError, WeightsError
 from .function import Arguments, Function
-from .kernels import KernelLibrary, PlainCall, Session, StreamSession
-from .manifest import check_files, check_own_weights, functions_of, read_manifest
+from .kernels import PlainCall, Session, StreamSession
+from .manifest import check_files, check_own_weights, for_target, functions_of, read_manifest
+from .plans import TargetPlan
 from .processors import checked_threads
 from .profile import Event, Rates
 from .random import Random
-from .safetensors import File
 from .state import State
 from .taps import Taken, check_path
 from .weights import (
@@ -27,7 +38,9 @@ from .weights import (
     is_prepared,
     map_prepared,
     own_weights,
+    prepare_file,
     prepare_state,
+    read_constants,
     read_state,
     write_prepared,
 )
@@ -35,7 +48,7 @@ from .weights import (
 Array = npt.NDArray[Any]
 
 
-class Package:
+class Package(TargetPlan):
     """A model: call it with arrays, get arrays.
 
     A model that keeps state (`model.state`) runs one call at a time; `model.session()` gives another owner of
@@ -45,60 +58,82 @@ class Package:
         weights: None for the package's own; a safetensors file or a mapping with PyTorch's state_dict names.
         threads: how many threads a call may use; by default all processors that this process may use.
         device: one of the package's targets, such as "cpu", or a device of it, such as "vulkan:1"; by default
-            the best of the first target.
-        fallback: if that device cannot run on this machine, take the next target, and warn.
+            the best of the first target. Of a list, the first that can run the model is taken, with a warning
+            if that is not the first of all.
         seed: of the random numbers, for a model that draws some; 0 by default.
         native: False runs `forward` kernel by kernel instead of the native plan; the bits are the same.
         verify: also hash the weights, which reads the whole file.
 
     Raises:
-        PackageError: the package is damaged or cannot run on this machine.
+        ValueError: the package has no kernels for a device; the text lists what it and this machine have.
+        PackageError: the package is damaged or cannot run on this machine, or on that device.
         WeightsError: the weights do not fit.
     """
 
     folder: ClassVar[Path]
-    kernels: ClassVar[type[KernelLibrary]]
-
-    @staticmethod
-    def prepare(state: Mapping[str, Array], constants: Mapping[str, Array], out: Mapping[str, Array]) -> None:
-        """Fill `out`, the tensors that the kernels read.
-
-        The generated model sets it to its own `prepare.prepare`.
-        """
-        raise NotImplementedError
+    # What is different from target to target, if there are several; else the model has it itself.
+    plans: ClassVar[Mapping[str, type[TargetPlan]]] = {}
 
     def __init__(
         self,
         weights: str | os.PathLike[str] | Mapping[str, Any] | None = None,
         *,
         threads: int | None = None,
-        device: str | None = None,
-        fallback: bool = False,
+        device: str | Sequence[str] | None = None,
         seed: int | None = None,
         native: bool = True,
         verify: bool = False,
     ) -> None:
-        self.manifest = read_manifest(self.folder)
-        check_files(self.folder, self.manifest, lambda file: file.suffix == ".py")
-        opened = open_device(self.folder, self.manifest, device, fallback)
-        self.device, self.isa, self._library = opened.name, opened.isa, opened.library
-        self._hardware = opened.hardware
+        package = read_manifest(self.folder)
+        check_files(self.folder, package, lambda file: file.suffix == ".py")
         self._threads = checked_threads(threads)
         self.native = native
+        self._random = Random() if package["rng"] else None
+        if seed is not None:
+            self.seed(seed)
+        self._loading = threading.Lock()
+        if verify:
+            check_files(self.folder, package, lambda file: True)
+        self.passed_over: dict[str, str] = {}
+        devices = wanted_devices(self.folder, package, device)
+        for name in devices:
+            try:
+                self._start(package, name, weights, verify)
+                break
+            except (DamagedError, WeightsError):
+                raise
+            except DEVICE_FAULTS as error:
+                if len(devices) == 1:
+                    raise
+                self.passed_over[name] = str(error)
+        else:
+            raise none_opened(self.passed_over)
+        if self.passed_over:
+            why = "; ".join(f"{name}: {reason}" for name, reason in self.passed_over.items())
+            warnings.warn(f"running on {self.device}; {why}", RuntimeWarning, stacklevel=2)
+
+    def _start(
+        self,
+        package: Mapping[str, Any],
+        device: str,
+        weights: str | os.PathLike[str] | Mapping[str, Any] | None,
+        verify: bool,
+    ) -> None:
+        """Open a device, and bring the weights there."""
+        target = target_of(device)
+        self.manifest = for_target(package, target)
+        self._target_plan = self.plans[target]() if self.plans else None
+        opened = open_device(self.folder, self.manifest, device)
+        self.device, self.isa, self._library = opened.name, opened.isa, opened.library
+        self._hardware = opened.hardware
         entries = functions_of(self.manifest)
         self._functions = {
             name: Function(name, index, entries[name]) for index, name in enumerate(self._library.functions)
         }
         self._main = self._functions[self.manifest["function"]]
-        self._random = Random() if self.manifest["rng"] else None
-        if seed is not None:
-            self.seed(seed)
         self._session: Session | None = None
         self._plain: Mapping[str | None, PlainCall] = {}
         self._state: State | None = None
-        self._loading = threading.Lock()
-        if verify:
-            check_files(self.folder, self.manifest, lambda file: True)
         if weights is not None:
             self._load(weights, None)
             return
@@ -107,15 +142,37 @@ class Package:
             check_own_weights(path, self.manifest)
         self._open(*map_prepared(path, self.manifest["weights"]))
 
+    def __repr__(self) -> str:
+        passed = "".join(f"; not on {name}: {why}" for name, why in self.passed_over.items())
+        return (
+            f"<{type(self).__name__} of {self.manifest['name']} on {self.device} ({self.hardware}){passed}>"
+        )
+
     @classmethod
-    def runnable_isas(cls) -> list[str]:
-        """The instruction sets, or variants, of the package that this machine runs, best first.
+    def runnable_isas(cls, device: str | None = None) -> list[str]:
+        """The instruction sets, or variants, of a target that this machine runs, best first.
+
+        Args:
+            device: by default the first target of the package.
 
         Raises:
+            ValueError: the package has no kernels for the device.
             PackageError: the package is for other machines, or damaged.
         """
         manifest = read_manifest(cls.folder)
-        return opener(manifest["targets"][0]).runnable(cls.folder, manifest)
+        (name,) = wanted_devices(cls.folder, manifest, device)
+        return runnable(cls.folder, manifest, name)
+
+    @classmethod
+    def devices(cls) -> list[TargetDevices]:
+        """Every target of the package, the default one first, with the devices that this machine has for it.
+
+        Whether one has all that the kernels need is known when it is opened.
+
+        Raises:
+            PackageError: the package is damaged.
+        """
+        return machine_devices(cls.folder)
 
     # --- running ------------------------------------------------------------------------------------------
     # The generated model adds, per function, the typed call, its plan kernel by kernel, and `_bind` for taps.
@@ -195,9 +252,9 @@ class Package:
         call: Arguments,
         tape: list[tuple[Array, ...]] | None = None,
     ) -> tuple[Array, ...]:
-        kernels = self.kernels(session, tape, call.sizes, call.symbols, function=callee.name)
+        kernels = self._plan.kernels(session, tape, call.sizes, call.symbols, function=callee.name)
         cells = [state.cells] if self._keeps_state else []
-        run: Callable[..., tuple[Array, ...]] = getattr(self, callee.plan)
+        run: Callable[..., tuple[Array, ...]] = getattr(self._plan, callee.plan)
         state.memory.fetch()
         try:
             return run(kernels, Weights(session.weights), *cells, *call.arrays)
@@ -207,6 +264,10 @@ class Package:
             raise
         finally:
             state.memory.store()
+
+    @property
+    def _plan(self) -> TargetPlan:
+        return self._target_plan or self
 
     @cached_property
     def _keeps_state(self) -> bool:
@@ -340,7 +401,11 @@ class Package:
             self._open(*map_prepared(Path(weights), layout))
         else:
             state = read_state(weights)
-            self._open(*prepare_state(state, layout, self.prepare, self._constants, current))
+            self._open(
+                *prepare_state(
+                    state, layout, self._plan.prepare, read_constants(self.folder, self.manifest), current
+                )
+            )
 
     def _open(self, data: Array, weights: Weights) -> None:
         # One assignment swaps them: a running call holds the session that it started with.
@@ -356,12 +421,28 @@ class Package:
         session.set_threads(self._threads)  # which may have been set while this one was made
 
     def save_prepared(self, path: str | os.PathLike[str]) -> None:
-        """Write the weights in the layout of the kernels: a file that C programs open, and `Model(weights=)`.
+        """Write the weights in the layout of the kernels: a file that `Model(weights=)` maps on this device.
 
         Raises:
             OSError: the file cannot be written.
         """
-        write_prepared(path, self._running().weights, self.manifest["weights"])
+        write_prepared(path, [(self.manifest["weights"], self._running().weights)])
+
+    @classmethod
+    def prepare_file(
+        cls, weights: str | os.PathLike[str] | Mapping[str, Any], path: str | os.PathLike[str]
+    ) -> None:
+        """Write PyTorch's weights in the layouts of all targets: a file that C programs open, and that
+        `Model(weights=)` maps on every device. No device is needed to make it.
+
+        Raises:
+            WeightsError: lists every missing, unexpected and mismatched key.
+            OSError: the file cannot be written.
+        """
+        package = read_manifest(cls.folder)
+        check_files(cls.folder, package, lambda file: file.suffix == ".py")
+        plans = {target: cls.plans.get(target, cls).prepare for target in package["targets"]}
+        prepare_file(cls.folder, package, plans, weights, path)
 
     def _plain_calls(self, session: Session) -> Mapping[str | None, PlainCall]:
         """Calls of the functions that need nothing but their inputs checked; None stands for the main one."""
@@ -370,12 +451,6 @@ class Package:
             callee.name: session.plain_call(callee.index, callee.inputs, callee.outputs) for callee in plain
         }
         return {**calls, None: calls[self._main.name]} if self._main.is_plain else calls
-
-    @cached_property
-    def _constants(self) -> Mapping[str, Array]:
-        path = self.folder / "constants.safetensors"
-        check_files(self.folder, self.manifest, lambda file: file == path)
-        return File(path) if path.is_file() else {}
 
     # --- intermediate values ------------------------------------------------------------------------------
 

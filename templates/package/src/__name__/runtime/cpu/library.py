@@ -26,3 +26,8 @@ def open_device(folder: Path, manifest: Mapping[str, Any], wanted: str | None) -
 def runnable(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """The instruction sets of the package that this machine runs, best first. Raises PackageError."""
     return runnable_isas(folder, manifest)
+
+
+def devices(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """The processor, if it can run one of the instruction sets. Raises PackageError: it cannot."""
+    return [f"cpu ({choose_isa(folder, manifest)})"]

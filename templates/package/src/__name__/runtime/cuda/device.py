@@ -29,9 +29,7 @@ def open_device(wanted: str | None) -> Device:
         PackageError: there is no driver or no such device; the text lists those there are.
     """
     driver = load_driver()
-    count = checked(driver, driver.cuDeviceGetCount(), "counting devices")
-    if not count:
-        raise no_device()
+    count = _count(driver)
     number = 0
     if wanted is not None and wanted != "cuda":
         text = wanted.removeprefix("cuda:")
@@ -45,6 +43,19 @@ def open_device(wanted: str | None) -> Device:
         if device is None:
             device = _open[key] = Device(driver, number)
         return device
+
+
+def list_devices() -> list[str]:
+    """All devices, as `open_device` takes them and by name. Raises PackageError: there are none."""
+    driver = load_driver()
+    return [f"cuda:{number} ({_name(driver, number)})" for number in range(_count(driver))]
+
+
+def _count(driver: Any) -> int:
+    count = int(checked(driver, driver.cuDeviceGetCount(), "counting devices"))
+    if not count:
+        raise no_device()
+    return count
 
 
 def _name(driver: Any, number: int) -> str:

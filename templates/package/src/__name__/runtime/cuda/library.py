@@ -20,7 +20,7 @@ from ..profile import Rates
 from ..replay import Idle, ReplaySession, memory_of
 from ..state import HostMemory, Memory, State
 from .arrays import DeviceArray, allocate, handle_of, on_device, take
-from .device import choose_variant, load_code
+from .device import choose_variant, list_devices, load_code
 from .device import open_device as open_cuda
 from .memory import DeviceState, DeviceWeights, shared_weights
 from .recording import Recording
@@ -35,6 +35,11 @@ def open_device(folder: Path, manifest: Mapping[str, Any], wanted: str | None) -
     check_files(folder, manifest, lambda file: file.parent == kernels)
     library = CudaLibrary(kernels, manifest["isas"], wanted)
     return OpenedDevice(NAME, library.variant, library, library.device.name)
+
+
+def devices(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """The devices that the driver knows, in words. Raises PackageError: there are none."""
+    return list_devices()
 
 
 def runnable(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
@@ -81,7 +86,7 @@ class CudaSession(ReplaySession[Recording]):
         super().__init__(library, weights)
         self._library, self.device = library, library.device
         self._on_device: DeviceWeights = shared_weights(
-            library.device, data, getattr(weights, "file_key", None)
+            library.device, data, weights, getattr(weights, "file_key", None)
         )
         self._finalizer = weakref.finalize(self, Idle.drop, self._idle)
 

@@ -6,7 +6,7 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -121,12 +121,20 @@ def _destroy_event(device: Device, handle: Any) -> None:
 
 
 class DeviceWeights:
-    """The weights on the device, all in one buffer at the offsets that they have in `data`."""
+    """The weights on the device, all in one buffer, as they lie in `data`.
 
-    def __init__(self, device: Device, data: Array) -> None:
-        self.buffer = Buffer(device, data.nbytes, "the weights")
+    `address` is where the first byte of `data` would be: before and behind the tensors `weights` are those of
+    other targets, which stay on the host.
+    """
+
+    def __init__(self, device: Device, data: Array, weights: Mapping[str, Array]) -> None:
+        starts = {array.ctypes.data - data.ctypes.data: array.nbytes for array in weights.values()}
+        first = min(starts, default=0)
+        last = max((start + nbytes for start, nbytes in starts.items()), default=0)
+        self.buffer = Buffer(device, last - first, "the weights")
+        self.address = self.buffer.address - first
         with device.current():
-            self.buffer.write(0, data)
+            self.buffer.write(0, data[first:last])
 
 
 class DeviceState(Memory):
@@ -158,13 +166,15 @@ _sharing = threading.Lock()
 _shared: weakref.WeakValueDictionary[tuple[object, ...], DeviceWeights] = weakref.WeakValueDictionary()
 
 
-def shared_weights(device: Device, data: Array, file: Iterable[object] | None) -> DeviceWeights:
+def shared_weights(
+    device: Device, data: Array, weights: Mapping[str, Array], file: Iterable[object] | None
+) -> DeviceWeights:
     """The weights on the device. Models of a process share those of a file, which `file` identifies."""
     if file is None:
-        return DeviceWeights(device, data)
+        return DeviceWeights(device, data, weights)
     key = (os.getpid(), device.number, *file)
     with _sharing:
         found = _shared.get(key)
         if found is None or found.buffer.device is not device:
-            found = _shared[key] = DeviceWeights(device, data)
+            found = _shared[key] = DeviceWeights(device, data, weights)
         return found

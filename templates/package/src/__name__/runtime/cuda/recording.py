@@ -74,7 +74,7 @@ class Recording:
             case "work":
                 return self._work.address + region.offset
             case "weights":
-                return self._weights.buffer.address + region.offset
+                return self._weights.address + region.offset
         assert self._state is not None, "a plan with state, and none was given"
         return self._state.buffer.address + region.offset
 

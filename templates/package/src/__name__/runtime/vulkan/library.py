@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,14 @@ from ..manifest import check_files
 from ..profile import Rates
 from ..replay import Idle, ReplaySession
 from ..state import Memory, State
-from .device import Device, choose, list_devices
+from .device import Device, Found, choose, list_devices
 from .driver import create_instance, load_vulkan
 from .memory import Buffer, DeviceWeights
 from .pipelines import Pipelines
 from .recording import Recording
 
 Array = npt.NDArray[Any]
+Result = TypeVar("Result")
 NAME = "vulkan"
 
 
@@ -39,13 +40,23 @@ def open_device(folder: Path, manifest: Mapping[str, Any], wanted: str | None) -
 
 def runnable(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """The variants of the package's kernels that this machine runs. Raises PackageError: it has no driver."""
+    _machine_devices(lambda found: choose(found, None))
+    return [str(name) for name in manifest["isas"]]
+
+
+def devices(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """The devices that drivers of this machine know, in words. Raises PackageError: there are none."""
+    return _machine_devices(lambda found: list(map(str, found)))
+
+
+def _machine_devices(look: Callable[[list[Found]], Result]) -> Result:
+    """What `look` makes of the list of devices, whose handles live as long as it looks."""
     vk = load_vulkan()
     instance = create_instance(vk)
     try:
-        choose(list_devices(vk, instance), None)
+        return look(list_devices(vk, instance))
     finally:
         vk.vkDestroyInstance(instance, None)
-    return [str(name) for name in manifest["isas"]]
 
 
 class DeviceState(Memory):

@@ -17,6 +17,8 @@ Array = npt.NDArray[Any]
 MINIMUM = 256
 # Weights are spread over buffers of about this size.
 PIECE = 1 << 28
+# Of what is not for this device, so much is copied rather than beginning another buffer.
+GAP = 1 << 16
 
 
 class Buffer:
@@ -118,7 +120,9 @@ def _pieces(tensors: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """(start, end) of runs of tensors of about PIECE bytes."""
     pieces: list[tuple[int, int]] = []
     for offset, nbytes in tensors:
-        if pieces and offset + nbytes - pieces[-1][0] <= PIECE:
+        # Between the tensors of this target may lie those of another.
+        near = pieces and offset - pieces[-1][1] <= GAP
+        if near and offset + nbytes - pieces[-1][0] <= PIECE:
             pieces[-1] = (pieces[-1][0], offset + nbytes)
         else:
             pieces.append((offset, offset + nbytes))
