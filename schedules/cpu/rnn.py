@@ -187,6 +187,8 @@ class _Scan:
         v, gates = self.v, self.gates
         sums = Registers(v, rows * gates * self.split)
         sums.fill(0.0)
+        # As panels are, so is each of them read from its end in every other step: L1 still holds that.
+        forward = tirx.EQ(old, 0)
 
         def multiply(k: Expr, part: int) -> None:
             states = [v.splat(self.h[old + (first + row) * self.padded + k]) for row in range(rows)]
@@ -197,7 +199,10 @@ class _Scan:
                     register = (part * rows + row) * gates + gate
                     sums[register] = sums[register] + states[row] * weight
 
-        with T.serial(0, self.units // self.split) as k:
+        groups = self.units // self.split
+        start, direction = held(tirx.Select(forward, 0, groups - 1)), held(tirx.Select(forward, 1, -1))
+        with T.serial(0, groups) as count:
+            k = start + direction * count
             for part in range(self.split):
                 multiply(k * self.split + part, part)
         for rest in range(self.units // self.split * self.split, self.units):
