@@ -28,7 +28,11 @@ def product_tile(target: Target, product: Product) -> Tile:
         work = product.batches * rows * columns * inner
         return quad_tile(rows, columns, LOAD if left else 4 * LOAD, MOST_QUADS if _is_large(work) else MOST_QUADS // 2)
     tile = direct_tile(rows, columns, inner)
-    return replace(tile, rows=_rounded(tile.rows)) if left else tile
+    if not left:
+        return tile
+    # What few columns leave of the registers goes to rows, whose loads are cheaper.
+    tall = is_fixed(rows) and rows % TALL == 0 and TALL * tile.columns <= MOST and _is_large(rows * columns * inner)
+    return replace(tile, rows=TALL if tall else _rounded(tile.rows))
 
 
 def _is_large(work: Extent) -> bool:
@@ -63,23 +67,34 @@ LOAD = 60
 # Quads of columns that a thread may have.
 MOST_QUADS = 4
 LANES = 8
+# Rows of a thread where it has few columns, and results of a thread.
+TALL, MOST = 32, 256
 
 
 def quad_tile(rows: int, columns: int, row_load: int, most_quads: int) -> Tile:
     """A tile for a product whose right matrix is read in quads across the columns, four rows of the left one for
     `row_load`. The threads of a workgroup lie along the columns, unless that leaves many of them with nothing to do."""
-    own_rows, quads = _rounded(min(16, rows)), -(-columns // QUAD)
+    heights = [_rounded(min(16, rows))]
+    if rows % TALL == 0 and most_quads == MOST_QUADS:
+        heights.append(TALL)
+    quads = -(-columns // QUAD)
 
-    def cost(choice: tuple[int, int]) -> float:
+    def cost(choice: tuple[int, int, int]) -> float:
         """Of all tiles."""
-        own, threads = choice
+        own_rows, own, threads = choice
         down = -(-rows // (own_rows * (LANES // threads)))
         across = -(-quads // (own * threads))
         loads = own_rows // QUAD * row_load + own * LOAD
         return down * across * (loads + own_rows * own * QUAD) * (1 + 0.02 * (LANES // threads))
 
-    choices = [(own, threads) for threads in (8, 4, 2, 1) for own in range(1, most_quads + 1)]
-    own, threads = min(choices, key=cost)
+    choices = [
+        (own_rows, own, threads)
+        for own_rows in heights
+        for threads in (8, 4, 2, 1)
+        for own in range(1, most_quads + 1)
+        if own_rows * own * QUAD <= MOST
+    ]
+    own_rows, own, threads = min(choices, key=cost)
     return Tile(own_rows, own * QUAD, LANES // threads, threads, run=QUAD)
 
 

@@ -206,8 +206,7 @@ class Winograd:
             s = Tir()
             bits = s.reinterpret(s.magnitude(check), "uint32")
             infinite = held(tirx.Cast("int32", bits >= tirx.const(0x7F800000, "uint32")))
-            with T.serial(0, infinite * g.tile) as y, T.serial(0, g.tile) as x:
-                results.store(y * g.tile + x, self._direct(image, channel, held(top + y), held(left + x)))
+            self._direct(results, infinite, image, channel, top, left)
             bias = held(_constant(0.0) if self.bias is None else self.bias[channel])
             with T.serial(0, g.tile) as y:
                 row = held(top + y)
@@ -224,18 +223,22 @@ class Winograd:
         across = None if g.out_width % g.tile == 0 else column < g.out_width
         return tirx.And(down, across) if down is not None and across is not None else across if down is None else down
 
-    def _direct(self, image: Expr, channel: Expr, row: Expr, column: Expr) -> Expr:
-        """One output as a direct sum. Loops instead of unrolled taps: drivers on processors go once through what no
-        thread takes."""
+    def _direct(self, results: Buffer, infinite: Expr, image: Expr, channel: Expr, top: Expr, left: Expr) -> None:
+        """The outputs of a tile that is `infinite` as direct sums. In loops over channels and taps, as drivers on
+        processors go once through what no thread takes, and count turns."""
         g = self.g
-        total = private(1)
-        total.store(0, _constant(0.0))
-        with T.serial(0, g.channels) as inner, T.serial(0, 3) as ky, T.serial(0, 3) as kx:
-            y, x = held(row + ky - g.padding[0]), held(column + kx - g.padding[1])
-            with T.If(tirx.all(y >= 0, y < g.height, x >= 0, x < g.width)), T.Then():
-                value = self.source[((image * g.channels + inner) * g.height + y) * g.width + x]
-                total.store(0, total[0] + value * self._filter(channel, inner, ky, kx))
-        return held(total[0])
+        for position in range(g.tile**2):
+            results.store(position, tirx.Select(infinite != 0, _constant(0.0), results[position]))
+        with T.serial(0, T.min(infinite * g.channels, g.channels)) as inner, T.serial(0, 9) as tap:
+            ky, kx = held(tirx.floordiv(tap, 3)), held(tirx.floormod(tap, 3))
+            factor = self._filter(channel, inner, ky, kx)
+            start = held((image * g.channels + inner) * g.height)
+            for position in range(g.tile**2):
+                y = held(top + ky + (position // g.tile - g.padding[0]))
+                x = held(left + kx + (position % g.tile - g.padding[1]))
+                with T.If(tirx.all(y >= 0, y < g.height, x >= 0, x < g.width)), T.Then():
+                    value = self.source[(start + y) * g.width + x]
+                    results.store(position, results[position] + value * factor)
 
     def _filter(self, channel: Expr, inner: Expr, ky: Expr, kx: Expr) -> Expr:
         """A tap of a filter, from its values at the points: up to two of each dim."""

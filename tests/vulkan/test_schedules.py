@@ -112,6 +112,15 @@ def test_winograd_of_many_images_in_parts(device: Device, monkeypatch: pytest.Mo
     check(run(device, group, DIRECT, x, PackWinograd(4).reference(filters)), exact, terms=8 * 36)
 
 
+def test_winograd_of_many_channels_stays_below_drivers_turns() -> None:
+    """No kernel counts its loops' turns, which takes a status word, not even for tiles that are computed again."""
+    group = op_group(R["winograd_planes"](16, (1, 1), 4), [draw(1, 2048, 4, 4), draw(1, 36, 128, 16, 16)])
+    item = schedule(group, DIRECT, "kernel")
+    assert item.kernel.workspace
+    launches, _ = compile_kernel(item, DIRECT)
+    assert {place for launch in launches for place in launch.buffers} == {0, 1, 2, 3}
+
+
 def test_quads_are_read_at_once() -> None:
     """Both operands of a 1x1 convolution, by vectors of four elements."""
     group = op_group(R["conv_planes"](32, (1, 1), (0, 0), (1, 1)), [draw(1, 16, 8, 8), draw(2, 16, 1, 1, 16)])
