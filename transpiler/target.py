@@ -46,7 +46,8 @@ class Gpu:
     `staged`: products copy blocks of their operands to shared memory, which pays where barriers are cheap. `arch` is
     what code is made for ("sm_80"), "" where a device's own driver does that.
     `binding_bytes`: what every device sees through one binding, a multiple of `Target.alignment`; larger buffers are
-    bound in pieces where the device sees no more. 0: there is no such limit.
+    bound in pieces where the device sees no more. 0: there is no such limit. `kinds` of devices that this variant is
+    for, as the runtime calls them; empty: all.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Gpu:
     staged: bool = False
     arch: str = ""
     binding_bytes: int = 0
+    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -273,7 +275,7 @@ def _no_isas(name: str, option: str) -> UsageError:
 def _gpus(name: str) -> list[Gpu]:
     """The variants of a GPU target; none of another."""
     return [
-        Gpu(**{**item, "workgroup": tuple(item["workgroup"]), "features": tuple(item["features"])})
+        Gpu(**{key: tuple(value) if isinstance(value, list) else value for key, value in item.items()})
         for item in _facts(name).get("gpu", ())
     ]
 

@@ -372,7 +372,7 @@ def test_a_wheel_is_for_every_machine_and_brings_the_bindings(package: Package, 
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = archive.read("tiny-0.1.0.dist-info/METADATA").decode()
-    assert "tiny/kernels/vulkan/launches.json" in names
+    assert "tiny/kernels/vulkan/launches.base.json" in names
     assert "tiny/weights.vulkan.safetensors" in names
     assert "Requires-Dist: vulkan>=1.3,<2" in metadata
 

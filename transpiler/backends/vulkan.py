@@ -18,6 +18,7 @@ class Vulkan(Backend):
     needs = "numpy, the package `vulkan` and a device with a Vulkan driver"
     environment = (
         '`VULKAN_DEVICE` chooses a device by its number or a part of its name, as `Model(device="vulkan:1")` does; '
+        "`TRANSPILE_ISA` forces a variant of the kernels; "
         "`TRANSPILE_CACHE` is the folder of the drivers' caches, none if it is empty."
     )
     requires = ("vulkan>=1.3,<2",)
@@ -30,19 +31,19 @@ class Vulkan(Backend):
     def compile(self, job: Job) -> GpuArtifacts:
         from transpiler.artifacts import NUMPY
         from transpiler.gpu.artifacts import GpuArtifacts
-        from transpiler.gpu.vulkan import compile_kernels
+        from transpiler.gpu.vulkan import compile_kernels, compile_variant
 
-        (target,) = job.targets
+        target, *others = job.targets
         item = job.lowered[target.variant.name]
+        places, ranges = kernel_places(item), symbol_ranges(item)
         job.progress.stage(f"compiling kernels for {target.name}")
-        compiled = compile_kernels(
-            item.kernels,
-            target,
-            places=kernel_places(item),
-            ranges=symbol_ranges(item),
-            progress=job.progress.advance,
-        )
-        return GpuArtifacts(target.name, {target.variant.name: (item.plans, compiled)}, (NUMPY, *self.requires))
+        compiled = compile_kernels(item.kernels, target, places=places, ranges=ranges, progress=job.progress.advance)
+        parts = {target.variant.name: (item.plans, compiled)}
+        for other in others:
+            found = job.lowered[other.variant.name]
+            more = compile_variant(found.kernels, other, item.kernels, compiled, places=places, ranges=ranges)
+            parts[other.variant.name] = found.plans, more
+        return GpuArtifacts(target.name, parts, (NUMPY, *self.requires))
 
     def check(self, lowered: LoweredProgram, target: Target) -> None:
         from transpiler.gpu.vulkan import compile_kernels

@@ -24,6 +24,7 @@ def render_launches(plans: Sequence[KernelPlan], compiled: Compiled) -> bytes:
     }
     content = {
         "format": FORMAT,
+        "kinds": list(compiled.kinds),
         "symbols": sorted({name for plan in plans for name in plan.symbols}),
         "kernels": {
             kernel.name: _kernel(kernel, compiled.launches[kernel.name], kernel.name in reports)

@@ -53,8 +53,10 @@ class Launch:
 
 @dataclass(frozen=True)
 class Compiled:
-    """The launches of every kernel, the files with their code by name, and the name of the list of the launches."""
+    """The launches of every kernel, the files with their code by name, the name of the list of the launches, and the
+    `kinds` of devices that it is for (empty: all)."""
 
     launches: Mapping[str, tuple[Launch, ...]]
     files: Mapping[str, bytes]
     list_file: str = "launches.json"
+    kinds: tuple[str, ...] = ()

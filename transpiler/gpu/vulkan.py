@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import tvm
+import tvm_ffi
 
 from transpiler.dims import Dim, SymbolRange, evaluate, free_symbols
 from transpiler.errors import Location, Problem, TranspileErrors
@@ -57,7 +58,39 @@ def compile_kernels(
             progress(done + 1, len(kernels))
     if problems:
         raise TranspileErrors(problems)
-    return Compiled(launches, files)
+    return Compiled(launches, files, f"launches.{target.variant.name}.json", target.gpu.kinds)
+
+
+def compile_variant(
+    kernels: Sequence[Lowered],
+    target: Target,
+    first: Sequence[Lowered],
+    compiled: Compiled,
+    *,
+    places: Mapping[str, Sequence[Location]] | None = None,
+    ranges: Mapping[str, SymbolRange] | None = None,
+) -> Compiled:
+    """As `compile_kernels`, for another variant than that of `first`, which `compiled` is of: kernels that are the same
+    share its files. Raises TranspileErrors."""
+    variant, known = target.variant.name, {item.kernel.name: item.function for item in first}
+    own = [item for item in kernels if not tvm_ffi.structural_equal(item.function, known[item.kernel.name])]
+    found = compile_kernels(own, target, places=places, ranges=ranges)
+
+    def renamed(file: str) -> str:
+        stem, _, rest = file.partition(".")
+        return f"{stem}.{variant}.{rest}"
+
+    def moved(launch: Launch) -> Launch:
+        fallback = launch.fallback and (renamed(launch.fallback[0]), launch.fallback[1])
+        return replace(launch, file=renamed(launch.file), fallback=fallback)
+
+    changed = {name: tuple(map(moved, launches)) for name, launches in found.launches.items()}
+    return Compiled(
+        {**compiled.launches, **changed},
+        {renamed(file): code for file, code in found.files.items()},
+        f"launches.{variant}.json",
+        target.gpu.kinds,
+    )
 
 
 def compile_kernel(

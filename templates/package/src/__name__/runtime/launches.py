@@ -181,7 +181,7 @@ class _Function:
 
 
 class LaunchList:
-    """launches.json of a package.
+    """launches.json of a package; `kinds` of devices that it is for, none: all.
 
     Raises:
         PackageError: it cannot be read, or is of another format.
@@ -194,6 +194,7 @@ class LaunchList:
             raise PackageError(f"{path} cannot be read: {error}") from error
         if content["format"] != FORMAT:
             raise PackageError(f"{path} has format {content['format']}; this runtime knows format {FORMAT}.")
+        self.kinds: tuple[str, ...] = tuple(content["kinds"])
         self._symbols: tuple[str, ...] = tuple(content["symbols"])
         self.kernels = {name: _read_kernel(name, entry) for name, entry in content["kernels"].items()}
         self.functions = tuple(content["functions"])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +14,19 @@ import numpy.typing as npt
 from ..arguments import TensorSpec
 from ..errors import PackageError
 from ..kernels import OpenedDevice
-from ..launches import LaunchList, Program
+from ..launches import Program
 from ..manifest import check_files
 from ..profile import Rates
 from ..replay import Idle, ReplaySession
 from ..state import Memory, State
-from .device import Device, Found, choose, list_devices
+from .device import Device, list_devices
 from .driver import create_instance, load_vulkan
 from .memory import Buffer, DeviceWeights
 from .pipelines import Pipelines
 from .recording import Recording
+from .variants import choose_variant, read_list, runnable_variants
 
 Array = npt.NDArray[Any]
-Result = TypeVar("Result")
 NAME = "vulkan"
 
 
@@ -35,26 +35,20 @@ def open_device(folder: Path, manifest: Mapping[str, Any], wanted: str | None) -
     kernels = folder / "kernels" / NAME
     check_files(folder, manifest, lambda file: file.parent == kernels)
     library = VulkanLibrary(kernels, manifest, wanted)
-    return OpenedDevice(NAME, manifest["isas"][0], library, library.pipelines().device.name)
+    return OpenedDevice(NAME, library.variant, library, library.pipelines().device.name)
 
 
 def runnable(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """The variants of the package's kernels that this machine runs. Raises PackageError: it has no driver."""
-    _machine_devices(lambda found: choose(found, None))
-    return [str(name) for name in manifest["isas"]]
+    return runnable_variants(Device(None), folder / "kernels" / NAME, manifest["isas"])
 
 
 def devices(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """The devices that drivers of this machine know, in words. Raises PackageError: there are none."""
-    return _machine_devices(lambda found: list(map(str, found)))
-
-
-def _machine_devices(look: Callable[[list[Found]], Result]) -> Result:
-    """What `look` makes of the list of devices, whose handles live as long as it looks."""
     vk = load_vulkan()
     instance = create_instance(vk)
     try:
-        return look(list_devices(vk, instance))
+        return list(map(str, list_devices(vk, instance)))
     finally:
         vk.vkDestroyInstance(instance, None)
 
@@ -75,26 +69,27 @@ class VulkanLibrary:
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], wanted: str | None) -> None:
-        self.list = LaunchList(folder / "launches.json")
+        device = Device(wanted)
+        self.variant = choose_variant(device, folder, manifest["isas"])
+        self.list = read_list(folder, self.variant)
         self.functions, self.calls = self.list.functions, self.list.calls
         self._folder, self._key = folder, str(manifest["sha256"])
         prepared = manifest["weights"]["prepared"].values()
         self.tensors = [(item["offset"], _nbytes(item)) for item in prepared]
         self._wanted = wanted
         self._opening = threading.Lock()
-        first = self._open()
+        first = self._make(device)
         self._pipelines = weakref.ref(first)
         self._first: Pipelines | None = first
 
-    def _open(self) -> Pipelines:
-        device = Device(self._wanted)
+    def _make(self, device: Device) -> Pipelines:
         return Pipelines(device, self._folder, self.list.device_functions(), self._key)
 
     def pipelines(self) -> Pipelines:
         with self._opening:
             found = self._pipelines()
             if found is None:
-                found = self._open()
+                found = self._make(Device(self._wanted))
                 self._pipelines = weakref.ref(found)
             return found
 
