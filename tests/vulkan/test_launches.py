@@ -40,8 +40,8 @@ def test_every_kernel_is_launches(model: str) -> None:
         outputs = range(len(item.kernel.inputs), len(item.kernel.inputs) + len(item.kernel.outputs))
         assert set(outputs) <= {place for launch in launches for place in launch.written}
         assert all(launch.file in found.files for launch in launches)
-    # Nothing is laid out in the blocks that the CPU's schedules read.
-    assert not any("packed" in value.name for value in lowered.plan.weights)
+    # Matrices stay as they are; only convolutions' weights have a layout of the target's own.
+    assert all("conv" in value.name for value in lowered.plan.weights if "packed" in value.name)
 
 
 def test_offsets_suit_every_device() -> None:
