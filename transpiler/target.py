@@ -274,10 +274,9 @@ def _no_isas(name: str, option: str) -> UsageError:
 
 def _gpus(name: str) -> list[Gpu]:
     """The variants of a GPU target; none of another."""
-    return [
-        Gpu(**{key: tuple(value) if isinstance(value, list) else value for key, value in item.items()})
-        for item in _facts(name).get("gpu", ())
-    ]
+    facts: list[dict[str, Any]] = _facts(name).get("gpu", [])
+    lists = ("workgroup", "features", "kinds")
+    return [Gpu(**{**item, **{key: tuple(item.get(key, ())) for key in lists}}) for item in facts]
 
 
 def _isas(name: str) -> list[Isa]:
