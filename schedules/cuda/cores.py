@@ -5,10 +5,11 @@ from __future__ import annotations
 from transpiler.target import Target
 
 from ..gpu.workgroup import workgroups
-from . import gemv
+from ..sizes import ceil_div
+from . import gemv, ptx
 from .epilogue import RunEpilogue
 from .mma import MmaBlock
-from .product import Block, Product
+from .product import DEPTHS, Block, Product
 from .simt import SimtBlock
 from .tiles import MMA, MMA_ON_HOPPER, SIMT, WGMMA, Tile, tile_for
 from .wgmma import WgmmaBlock
@@ -22,9 +23,10 @@ def emit(product: Product, epilogue: RunEpilogue, target: Target) -> None:
         gemv.emit(product, epilogue)
         return
     forms = _forms(product, target)
-    tile = tile_for([*forms], product.batches, product.rows, product.columns)
+    chunks = ceil_div(product.inner, DEPTHS[product.kind])
+    tile = tile_for([*forms], product.batches, product.rows, product.columns, chunks)
     form = forms[tile]
-    with workgroups(product.blocks(tile), tile.threads) as (number, thread):
+    with workgroups(product.blocks(tile), tile.threads) as (number, thread), ptx.resident(form.resident):
         form(product, tile, epilogue, number, thread).emit()
 
 

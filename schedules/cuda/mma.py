@@ -31,13 +31,13 @@ class MmaBlock(Block):
         self.a, self.b = private(self.high * 4, "uint32"), private(self.wide * 2, "uint32")
 
     def multiply(self, stage: Expr) -> None:
-        for half in range(self.tile.chunks // 2):
+        for half in range(self.tile.chunks // self.tile.slices // 2):
             self._multiply(stage, half)
 
     def _multiply(self, stage: Expr, half: int) -> None:
         """Half a line of each operand: 16 half floats of the summed dim, 8 of TF32."""
         row = self.own_row + tirx.floormod(self.lane, 16)
-        chunk = half * 2 + tirx.floordiv(self.lane, 16)
+        chunk = self.slice_chunk + half * 2 + tirx.floordiv(self.lane, 16)
         with ptx.unrolled(self.high) as i:
             ptx.load_matrices(self.a, i * 4, ptx.moved(stage, place(row + i * 16, chunk, self.tile.chunks)))
         if self.product.kind == "tf32" and self.product.right.across:
@@ -62,14 +62,14 @@ class MmaBlock(Block):
         low, high = tirx.floormod(eighth, 2), tirx.floordiv(eighth, 2)
         column = self.own_column + pair * 16 + high * 8
         if self.product.right.across:
-            k = half * 16 + low * 8 + within
+            k = (self.slice_chunk + half * 2) * self.chunk + low * 8 + within
             return place(k, tirx.floordiv(column, 8), self.tile.columns // 8)
-        return place(column + within, half * 2 + low, self.tile.chunks)
+        return place(column + within, self.slice_chunk + half * 2 + low, self.tile.chunks)
 
     def _load_words(self, stage: Expr, half: int) -> None:
         """Fragments of 32-bit elements that lie across: ldmatrix transposes none, so they come one by one."""
         with ptx.unrolled(self.wide) as j, ptx.unrolled(2) as lower:
-            k = half * 8 + lower * 4 + tirx.floormod(self.lane, 4)
+            k = (self.slice_chunk + half * 2) * self.chunk + lower * 4 + tirx.floormod(self.lane, 4)
             column = self.own_column + j * 8 + tirx.floordiv(self.lane, 4)
             chunk = place(k, tirx.floordiv(column, 4), self.tile.columns // 4)
             at = ptx.moved(stage, self.right_start + chunk + tirx.floormod(column, 4) * 4)

@@ -6,11 +6,13 @@ are permuted by the line's number, so that neither the copies nor what reads the
 stay in registers, in float32.
 
 At the end each warp passes its sums through shared memory, 16 rows at a time, so that neighbouring lanes store
-neighbouring elements, up to 16 bytes each, through the epilogue of the group. One barrier per stage.
+neighbouring elements, up to 16 bytes each, through the epilogue of the group. One barrier per stage. Where there are
+few tiles, several teams of warps share one: each sums a part of every line, and the parts meet at the end in order.
 """
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,6 +106,7 @@ def _in_bands(number: Expr, rows: Extent, columns: Extent) -> tuple[Expr, Expr]:
 class Block(ABC):
     """The kernel of one block of threads."""
 
+    resident = 2  # on a multiprocessor at least
     alignment = 0  # of shared memory in bytes, a power of two; 0: what every block has
 
     def __init__(
@@ -124,14 +127,17 @@ class Block(ABC):
         self.warp_rows, self.warp_columns = tile.rows // tile.row_warps, tile.columns // tile.column_warps
         self.lane = held(tirx.floormod(self.thread, 32))
         warp = held(tirx.floordiv(self.thread, 32))
-        self.own_row = held(tirx.floormod(warp, tile.row_warps) * self.warp_rows)
-        self.own_column = held(tirx.floordiv(warp, tile.row_warps) * self.warp_columns)
+        self.slice, within = (held(x) for x in _quotient(warp, tile.team))
+        self.slice_chunk = held(self.slice * (tile.chunks // tile.slices))
+        self.own_row = held(tirx.floormod(within, tile.row_warps) * self.warp_rows)
+        self.own_column = held(tirx.floordiv(within, tile.row_warps) * self.warp_columns)
         pitch = (self.warp_columns + SKEW) * 4
         self.pitch, self.sums_bytes = pitch, 16 * pitch
         size = max(tile.stages * tile.stage_bytes, tile.threads // 32 * self.sums_bytes)
         memory = T.alloc_buffer((size + self.alignment,), "uint8", scope="shared.dyn")
         self.memory = held(ptx.aligned(ptx.shared_address(memory), self.alignment))
         self.own_sums = held(ptx.moved(self.memory, warp * self.sums_bytes))
+        self.team_sums = held(ptx.moved(self.memory, within * self.sums_bytes))
         self.sums = private(self.warp_rows * self.warp_columns // 32)
 
     def emit(self) -> None:
@@ -190,9 +196,7 @@ class Block(ABC):
             conditions += [exists] if exists is not None else []
             # Copies run past the last step.
             conditions.append(k < self.product.inner)
-            condition = conditions[0]
-            for item in conditions[1:]:
-                condition = tirx.And(condition, item)
+            condition = functools.reduce(tirx.And, conditions)
             with when(own):
                 ptx.copy_async(stage + target, operand.buffer, offset, condition)
 
@@ -234,15 +238,24 @@ class Block(ABC):
     # --- results
     def _store(self) -> None:
         with ptx.unrolled(self.warp_rows // 16) as band:
-            ptx.sync_warp()
+            self._meet()
             self.pass_on(band)
-            ptx.sync_warp()
+            self._meet()
             self._store_rows(band)
 
+    def _meet(self) -> None:
+        """The warps that have parts of the same sums."""
+        if self.tile.slices == 1:
+            ptx.sync_warp()
+        else:
+            barrier()
+
     def _store_rows(self, i: Expr) -> None:
-        size = self._vector()
-        with ptx.rolled(16 * self.warp_columns // size // 32) as turn:
-            down, part = (held(x) for x in _quotient(turn * 32 + self.lane, self.warp_columns // size))
+        size, lanes = self._vector(), 32 * self.tile.slices
+        runs = 16 * self.warp_columns // size
+        with ptx.rolled(ceil_div(runs, lanes)) as turn:
+            number = held(turn * lanes + self.slice * 32 + self.lane)
+            down, part = (held(x) for x in _quotient(number, self.warp_columns // size))
             across = held(part * size)
             row = held(self.row + self.own_row + i * 16 + down)
             column = held(self.column + self.own_column + across)
@@ -253,8 +266,9 @@ class Block(ABC):
                 )
                 if not (is_fixed(end) and end % block == 0)
             ]  # fmt: skip
-            condition = None if not fits else fits[0] if len(fits) == 1 else tirx.And(*fits)
-            source = held(ptx.moved(self.own_sums, down * self.pitch + across * 4))
+            fits += [number < runs] if runs % lanes else []
+            condition = functools.reduce(tirx.And, fits) if fits else None
+            source = held(ptx.moved(self.team_sums, down * self.pitch + across * 4))
             with when(condition):
                 self.epilogue.store_run(
                     lambda e: self.product.place(self.batch, row, column + e),
@@ -270,6 +284,8 @@ class Block(ABC):
 
     def _result(self, source: Expr, row: Expr, column: Expr, e: Expr) -> Expr:
         value = ptx.load_shared(ptx.moved(source, e * 4))
+        for other in range(1, self.tile.slices):
+            value = value + ptx.load_shared(ptx.moved(source, e * 4 + other * self.tile.team * self.sums_bytes))
         return self.product.biased(value, self.batch, row, column + e)
 
 

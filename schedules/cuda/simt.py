@@ -19,6 +19,7 @@ from .product import Block, Product, place
 from .tiles import Tile
 
 Expr = Any
+LARGE = 32  # sums of a lane
 
 
 class SimtBlock(Block):
@@ -32,7 +33,10 @@ class SimtBlock(Block):
         self.b = private(self.wide if product.right.across else 4)
 
     def multiply(self, stage: Expr) -> None:
-        with ptx.unrolled(self.tile.chunks) as chunk:
+        # Chunks ahead would take more registers than a lane with a large tile has left.
+        loop = ptx.rolled if self.high * self.wide > LARGE else ptx.unrolled
+        with loop(self.tile.chunks // self.tile.slices) as part:
+            chunk = self.slice_chunk + part
             with ptx.unrolled(self.high) as i:
                 row = self.own_row + self.down + i * 4
                 ptx.load_shared_chunk(self.a, i * 4, ptx.moved(stage, place(row, chunk, self.tile.chunks)))

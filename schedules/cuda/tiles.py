@@ -28,10 +28,16 @@ class Tile:
     stages: int
     rate: float
     chunks: int = 4  # of a line: 64 bytes, 32 half floats
+    slices: int = 1  # teams of warps that share the tile: each sums a part of every line
+
+    @property
+    def team(self) -> int:
+        """Warps that the tile is split over."""
+        return self.row_warps * self.column_warps
 
     @property
     def threads(self) -> int:
-        return self.row_warps * self.column_warps * 32
+        return self.team * self.slices * 32
 
     @property
     def stage_bytes(self) -> int:
@@ -47,6 +53,11 @@ MMA = (
     Tile(32, 64, 1, 2, 5, 0.5),
     Tile(32, 32, 2, 1, 5, 0.4),
     Tile(16, 64, 1, 2, 6, 0.35),
+    # Where there are few tiles: warps enough to hide what each waits for.
+    Tile(64, 64, 2, 2, 4, 0.75, 8, 2),
+    Tile(64, 32, 2, 1, 3, 0.65, 16, 4),
+    Tile(32, 32, 2, 1, 3, 0.6, 16, 4),
+    Tile(16, 64, 1, 2, 3, 0.55, 16, 4),
 )
 # Of warpgroups, which have 64 rows and all columns. Of an H200, wgmma comes to its peak, mma.sync to 0.6 of it.
 WGMMA = (
@@ -66,12 +77,19 @@ SIMT = (
     Tile(32, 64, 2, 2, 4, 0.65),
     Tile(32, 32, 2, 1, 5, 0.6),
     Tile(16, 32, 1, 1, 6, 0.5),
+    Tile(64, 64, 2, 2, 3, 0.85, 8, 2),
+    Tile(32, 32, 2, 1, 3, 0.75, 16, 4),
+    Tile(16, 32, 1, 1, 3, 0.65, 16, 4),
 )
+DEEP = 3  # steps that a tile of several slices is worth at least
 
 
-def tile_for(tiles: Sequence[Tile], batches: Extent, rows: Extent, columns: Extent) -> Tile:
+def tile_for(tiles: Sequence[Tile], batches: Extent, rows: Extent, columns: Extent, inner: Extent) -> Tile:
     """The one of `tiles` with the least time by a simple account: rounds of blocks over the device, each as long as its
-    tile's products at its rate. Sizes that vary count as many."""
+    tile's products at its rate. Sizes that vary count as many. `inner` is the summed dim in chunks."""
+
+    def worth(tile: Tile) -> bool:
+        return is_fixed(inner) and inner >= DEEP * tile.chunks
 
     def cost(tile: Tile) -> float:
         known = [
@@ -85,4 +103,4 @@ def tile_for(tiles: Sequence[Tile], batches: Extent, rows: Extent, columns: Exte
         rounds = blocks / PROCESSORS if len(known) < 3 else ceil_div(blocks, PROCESSORS)
         return rounds * tile.rows * tile.columns / tile.rate
 
-    return min(tiles, key=cost)
+    return min((tile for tile in tiles if tile.slices == 1 or worth(tile)), key=cost)

@@ -32,6 +32,7 @@ PANEL = 64  # half floats that lie across in a line
 class WgmmaBlock(MmaBlock):
     """Sums as those of `MmaBlock`, a warp with 16 rows and all columns."""
 
+    resident = 1  # a large tile has half of the registers
     alignment = ATOM
 
     def __init__(self, product: Product, tile: Tile, epilogue: RunEpilogue, number: Expr, thread: Expr) -> None:

@@ -40,6 +40,8 @@ CASES: dict[str, tuple[Op, Sequence[tuple[int, ...]]]] = {
     "gemv_odd": (Linear(), [(3, 35), (2001, 35)]),
     "linear_odd": (Linear(), [(33, 35), (21, 35), (21,)]),
     "linear_large_tile": (Linear(), [(300, 40), (1500, 40)]),
+    "linear_deep": (Linear(), [(20, 400), (40, 400), (40,)]),
+    "matmul_deep": (Matmul(), [(2, 18, 400), (2, 400, 72)]),
     "matmul_plain": (Matmul(), [(70, 72), (72, 48)]),
     "matmul_batch": (Matmul(), [(2, 1, 20, 24), (3, 24, 40)]),
     "matmul_odd": (Matmul(), [(2, 3, 33, 35), (2, 3, 35, 37)]),
@@ -83,8 +85,11 @@ def exact_result(op: Op, inputs: Sequence[Array], kind: str) -> Array:
 
 
 # All kinds share what is not about their fragments.
-SOME = ("linear_bias", "gemv", "matmul_batch", "matmul_odd", "matmul_transposed", "conv_3x3", "conv_1x1")
-WHICH = {"float16": tuple(CASES), "float32": tuple(CASES), "bfloat16": SOME[:3], "tf32": ("linear_small", *SOME)}
+SOME = (
+    "linear_bias", "linear_deep", "matmul_deep", "gemv", "matmul_batch", "matmul_odd", "matmul_transposed", "conv_3x3",
+    "conv_1x1",
+)  # fmt: skip
+WHICH = {"float16": tuple(CASES), "float32": tuple(CASES), "bfloat16": SOME[:5], "tf32": ("linear_small", *SOME)}
 
 
 @cache
@@ -109,6 +114,21 @@ def test_products(kind: str) -> None:
         # Few rows are multiplied in float32: there is no need to round.
         rounding = "float32" if "gemv" in name else kind
         assert wrong(got, exact_result(CASES[name][0], inputs, rounding)) < 1, name
+
+
+def test_few_tiles_have_more_warps() -> None:
+    """Four teams of two warps, whose sums meet behind barriers; the same without one is found."""
+    for kind in ("float16", "float32"):
+        item, inputs = kernels(kind)["linear_deep"]
+        library = CudaLibrary([item])
+        (launch,) = library.launches[item.kernel.name]
+        assert launch.workgroup[0] >= 128
+        cubin = compile_code(library.text, "sm_80").cubin
+        assert operations(cubin)[launch.entry]["BAR"] == 4
+        assert usage(cubin)[launch.entry].stack == 0
+    broken = CudaLibrary([item], other(r"(store_shared[^;]*;\s*\}\s*\}\s*)__syncthreads\(\);", r"\1"))
+    with pytest.raises(AssertionError, match="with its threads in another order"):
+        broken.run(item.kernel.name, *inputs)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
