@@ -75,7 +75,9 @@ def checked(name: str, model: Model, lowered: Mapping[str, Mapping[str, LoweredP
 def _built(variants: Mapping[str, LoweredProgram]) -> Built:
     plans = next(iter(variants.values())).plans
     calls = sum(len(plan.calls()) for plan in plans)
-    return Built(tuple(variants), len(plans[0].kernels), calls, plans[0].weight_bytes)
+    # Between its tensors may lie those of other targets.
+    nbytes = [value.type.bytes for value in plans[0].weights]
+    return Built(tuple(variants), len(plans[0].kernels), calls, sum(size for size in nbytes if isinstance(size, int)))
 
 
 def summary(result: Checked) -> list[str]:

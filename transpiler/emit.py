@@ -170,7 +170,8 @@ def make_view(
         )
         for item in plans
     }
-    found = Records(argument.name for items in arguments.values() for argument in items)
+    modules = [f"model_{part.target}" for part in parts]
+    found = Records([*modules, *(argument.name for items in arguments.values() for argument in items)])
     note = "The state (`model.state`) moves on." if plan.state else ""
     calls = {
         item.function: interface(

@@ -97,9 +97,10 @@ def is_parameter(name: str) -> bool:
 # What a generated model has already; its functions are methods beside these.
 # fmt: off
 _MODEL_MEMBERS = frozenset({
-    "close", "device", "flatten", "folder", "functions", "hardware", "infer", "isa", "kernels", "load_state",
-    "load_weights", "manifest", "native", "prepare", "profile", "reset", "runnable_isas", "save_prepared", "session",
-    "state", "tap", "tap_values", "taps", "taps_of", "threads",
+    "close", "device", "devices", "flatten", "folder", "functions", "hardware", "infer", "isa", "kernels",
+    "load_state", "load_weights", "manifest", "measure_rates", "native", "passed_over", "plans", "prepare",
+    "prepare_file", "profile", "reset", "runnable_isas", "save_prepared", "seed", "session", "state", "tap",
+    "tap_values", "taps", "taps_of", "threads", "timeline",
 })
 # fmt: on
 
