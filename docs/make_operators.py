@@ -20,10 +20,13 @@ from operator_facts import (
     Way,
     accuracy,
     brief,
+    coverage,
+    covered,
     dtypes,
     family,
     overloads,
     samples,
+    suites,
     tables,
     tests,
     way,
@@ -66,6 +69,7 @@ def operator_row(base: str, ways: Mapping[Way, Sequence[str]]) -> str:
                 brief(dtypes(core), also) if core else "complex too" if also else "",
                 accuracy(item),
                 tests(group, item.ops),
+                *("" if item.kind == "refused" else coverage(target, item.ops) for target in suites()),
             ]
         )
     columns = ["<br>".join(column) for column in zip(*cells, strict=True)]
@@ -94,8 +98,9 @@ def operator_section() -> str:
     for module, table in sorted(rows().items(), key=lambda item: item[0]):
         name = module.rpartition(".")[2]
         lines += [f"### {name}: {title(module)}\n", f"[transpiler/ops/{name}.py](../transpiler/ops/{name}.py)\n"]
-        lines.append("| ATen | overloads | becomes | kind | dtypes | result | conformance |")
-        lines.append("|---|---|---|---|---|---|---|")
+        titles = "".join(f" {name} |" for name in suites().values())
+        lines.append(f"| ATen | overloads | becomes | kind | dtypes | result | conformance |{titles}")
+        lines.append("|---|---|---|---|---|---|---|" + "---|" * len(suites()))
         lines += [operator_row(base, ways) for base, ways in sorted(table.items())]
         lines += ["", *refusals(table)]
     return "\n".join(lines)
@@ -133,6 +138,12 @@ def page() -> str:
     refused = "\n".join(f"| {', '.join(names)} | {hint} |" for hint, names in hints.items())
     bounds = ", ".join(f"{name} {ulps}" for name, ulps in ULPS.items())
     absolute = ", ".join(f"{name} {bound:.1e}" for name, bound in ABSOLUTE.items())
+    targets = "\n".join(
+        f"- **{name}**: how many of those samples are equal there, by its run of "
+        f"[the suite](../tests/{target}/test_conformance.py); every one of {covered(target)[0]} of the "
+        f"{covered(target)[1]} ops that these operators become. What is missing is refused."
+        for target, name in suites().items()
+    )
     bases = len({name.rpartition(".")[0] for name in overloads()})
     return f"""# Operators and layers
 
@@ -170,6 +181,7 @@ One row is one ATen operator, one table one file of `transpiler/ops`. Overloads 
   [every target runs](../tests/conformance/test_ops_on_targets.py) (`op.samples()` has their ids), and the files that
   compare the overload with PyTorch. PyTorch's own test databases are run besides:
   [which operators work](coverage.md) has the outcome.
+{targets}
 
 {operator_section()}
 ## Decomposed operators

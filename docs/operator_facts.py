@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from importer_survey import survey, trace
 
+from transpiler.backends import backend
 from transpiler.decomposed_here import own_decompositions
 from transpiler.decompositions import automatic_decompositions, listed_decompositions
 from transpiler.ir import TensorType
@@ -21,6 +23,7 @@ from transpiler.ops.base import Elementwise, Injective, Sample
 from transpiler.ops.dtypes import FLOATS, INTS, category
 from transpiler.ops.special_numpy import FUNCTIONS
 from transpiler.schedule import import_schedule
+from transpiler.target import known_targets
 
 DTYPES = (*FLOATS, *INTS, "bool")
 ULPS: dict[str, int] = import_schedule("vector_math").ULPS
@@ -183,6 +186,37 @@ def tests(names: Sequence[str], ops: Sequence[type[Op]]) -> str:
     ]
     count = sum(len(samples(op)) for op in ops)
     return " · ".join([str(count), *named]) if count else " · ".join(named)
+
+
+# --- targets besides the CPU --------------------------------------------------------------------------------------
+
+
+@cache
+def suites() -> Mapping[str, str]:
+    """The targets that run the conformance suites on a device, with their names."""
+    found = [name for name in known_targets() if (CONFORMANCE.parent / name / "test_conformance.py").exists()]
+    return {name: backend(name).title for name in found if name != "cpu"}
+
+
+@cache
+def refused_samples(target: str) -> frozenset[tuple[str, str]]:
+    """Op and sample that a target refuses, as its suite says. All others are equal there, or the suite fails."""
+    path = CONFORMANCE / f"refused_by_{target}.toml"
+    names = tomllib.loads(path.read_text()) if path.exists() else {}
+    return frozenset((name.partition("/")[0], name.partition("/")[2]) for name in names)
+
+
+def coverage(target: str, ops: Iterable[type[Op]]) -> str:
+    """How many of the ops' samples a target computes."""
+    names = {(op.name, sample.id) for op in ops for sample in samples(op)}
+    refused = len(names & refused_samples(target))
+    return "" if not names else f"{len(names) - refused} of {len(names)}" if refused else "all"
+
+
+def covered(target: str) -> tuple[int, int]:
+    """Of the ops that ATen's overloads become: those of which a target computes every sample, and all."""
+    ops = {op for overload in overloads() for op in survey(ATEN[overload]).ops if samples(op)}
+    return sum(coverage(target, [op]) == "all" for op in ops), len(ops)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,31 @@ def test_a_failed_call_that_may_have_written_loses_the_state(cache: Package) -> 
         assert (model.state["keys"] != saved["keys"]).any()
 
 
+def test_a_device_that_fails_loses_the_state(cache: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profile has a state of its own."""
+    with cache.load() as model:
+        model.prefill(np.array([[1, 2, 3, 4, 5]]))
+        recording = type(model._running()._idle.take(next(iter(model._running()._idle._waiting))))
+        decode = np.array([[6]]), np.array([5]), np.array([1])
+
+        def fail(*_: object) -> None:
+            raise RuntimeError("the Vulkan device was lost")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(recording, "replay", fail)
+            with pytest.raises(RuntimeError, match="device was lost"):
+                model.profile(*decode, function="decode")
+        model.decode(*decode)
+        with monkeypatch.context() as patch:
+            patch.setattr(recording, "replay", fail)
+            with pytest.raises(RuntimeError, match="device was lost"):
+                model.decode(*decode)
+        with pytest.raises(RuntimeError, match="a call failed after it had changed the state"):
+            model.decode(*decode)
+        model.reset()
+        model.prefill(np.array([[1, 2, 3, 4, 5]]))
+
+
 def test_a_state_of_other_sizes_is_refused(cache: Package) -> None:
     with cache.load() as model, pytest.raises(ValueError, match="expected shape"):
         model.state["keys"] = np.zeros((2, 2), np.float32)
