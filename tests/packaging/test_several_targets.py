@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import os
 import shutil
+import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -251,6 +254,61 @@ def test_wheels(package: Package, tmp_path: Path, bundle: Any) -> None:
     assert output[0].split()[0] == "cpu"
     assert abs(float(output[0].split()[1]) - expected) < 1e-4
     assert output[1].startswith("the Python package vulkan is missing: pip install vulkan")
+
+
+def drop_override() -> None:
+    """A process of root's obeys permissions from its next program on: neither CAP_DAC_OVERRIDE nor CAP_FOWNER."""
+    if os.geteuid() == 0:
+        for capability in (1, 3):
+            assert ctypes.CDLL(None).prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP
+
+
+READ_ONLY = """
+import os, pathlib, sys
+import numpy as np
+import tally
+from tally import __main__ as commands
+
+site = pathlib.Path(tally.__file__).parent
+for place in (site, site.parent, pathlib.Path.home()):
+    try:
+        (place / "x").write_text("")
+    except PermissionError:
+        continue
+    sys.exit(f"{place} can be written")
+for device in ("cpu", "vulkan"):
+    model = tally.Model(device=device, verify=True)
+    keys = model.manifest["weights"]["keys"].items()
+    model.load_weights({key: np.zeros(item["shape"], "float32") for key, item in keys})
+    assert not model(np.ones((2, 3), int)).any()
+    assert model.tap(model.taps[0])(np.ones((2, 3), int)) is not None
+    assert commands.main(["verify", "--device", device]) == 0
+    assert commands.main(["bench", "-n", "1", "--device", device]) == 0
+print("done")
+"""
+
+
+def test_an_installation_that_cannot_be_written(package: Package, tmp_path: Path) -> None:
+    """Neither is its folder, nor the user's: everything works, and nothing is left there."""
+    site = tmp_path / "site"
+    arguments = ("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-compile", "--target", site)
+    run(sys.executable, *arguments, package.wheel(tmp_path), cwd=tmp_path)
+    everything = [site, *site.rglob("*")]
+    before = {path: path.stat().st_mtime_ns for path in everything}
+    for path in everything:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", READ_ONLY],
+            env={"PATH": "", "PYTHONPATH": str(site), "HOME": str(site), "OMP_NUM_THREADS": "1"},
+            cwd=tmp_path, capture_output=True, text=True, preexec_fn=drop_override, timeout=200, check=False,
+        )  # fmt: skip
+    finally:
+        for path in everything:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("done\n")
+    assert {path: path.stat().st_mtime_ns for path in [site, *site.rglob("*")]} == before
 
 
 def test_two_builds_have_the_same_bytes(package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
