@@ -3,7 +3,9 @@ float32. Results that are stored as half floats are rounded once."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tests.conformance.kernels import array_type, op_group
 from tests.conformance.targets import build
 from tests.conformance.test_ops_on_targets import FAMILIES, check, double_reference, dtypes, reference
 from tests.vulkan.device import device
+from transpiler.compile import compile_kernels
 from transpiler.group import Group, make_group
 from transpiler.ir import Array, Node, TensorType, Value
 from transpiler.ops.base import Elementwise, Injective, Reduce, Sample
@@ -19,6 +22,7 @@ from transpiler.ops.compare import Cast
 from transpiler.ops.dtypes import HALF, numpy_dtype
 from transpiler.ops.halves import Widen
 from transpiler.precision import PRODUCTS, TABLES
+from transpiler.schedule import schedule
 from transpiler.target import Target, load_target
 
 NARROWED = {"attention", "softmax", "log_softmax", "layer_norm", "rms_norm", "group_norm"}
@@ -38,14 +42,19 @@ def places(sample: Sample, target: Target) -> tuple[int, ...]:
 
 
 def samples(target: Target, *, every: bool) -> dict[str, Sample]:
-    """Float32 samples with operands that may be half floats; of each op all, or the one with the most operations."""
+    """Float32 samples with operands that may be half floats; of each op all, or some: the two largest on a CPU, one of
+    middle size where compiling takes longer."""
     found: dict[str, list[Sample]] = {}
     for sample in (item for family in FAMILIES.values() for item in family):
         fits = target.is_gpu <= (sample.op.name not in LAYOUTS) and "float64" not in dtypes(sample)
         if fits and dtypes(sample).isdisjoint(HALF) and places(sample, target):
             found.setdefault(sample.op.name, []).append(sample)
-    chosen = {name: items if every else sorted(items, key=_size)[-2:] for name, items in found.items()}
-    return {f"{name}_{number}": item for name, items in chosen.items() for number, item in enumerate(items)}
+    for name, items in found.items():
+        items.sort(key=_size)
+        middle = len(items) // 2
+        if not every:
+            found[name] = items[middle : middle + 1] if target.is_gpu else items[-2:]
+    return {f"{name}_{number}": item for name, items in found.items() for number, item in enumerate(items)}
 
 
 def _size(sample: Sample) -> int:
@@ -121,6 +130,25 @@ def test_every_half_float_is_widened_exactly(dtype: str, target: Target) -> None
     expected = stored.astype(np.float32)
     assert np.array_equal(np.isnan(got), np.isnan(expected))
     assert np.array_equal(got[~np.isnan(got)].view(np.uint32), expected[~np.isnan(expected)].view(np.uint32))
+
+
+@pytest.mark.parametrize("isa", ["neon", "baseline", "avx2", "avx512"])
+def test_no_conversion_is_a_call(isa: str, tmp_path: Path) -> None:
+    """A product of one row and a look-up in float16 call nothing but memcpy and memset."""
+    triple = "aarch64-unknown-linux-gnu" if isa == "neon" else "x86_64-unknown-linux-gnu"
+    target = load_target("cpu", isa, triple)
+    chosen = {
+        name: item for name, item in samples(target, every=False).items() if name in ("linear_packed_0", "take_0")
+    }
+    assert len(chosen) == 2
+    groups = [half_group(item, places(item, target), "float16", narrow=False) for item in chosen.values()]
+    kernels = [schedule(group, target, f"kernel_{number}") for number, group in enumerate(groups)]
+    for number, data in enumerate(compile_kernels(kernels, target, workers=1)):
+        file = tmp_path / f"{number}.o"
+        file.write_bytes(data)
+        listed = subprocess.run(["nm", "-u", file], capture_output=True, text=True, check=True).stdout
+        called = {line.split()[-1] for line in listed.splitlines()}
+        assert called <= {"memcpy", "memset", "__TVMBackendParallelLaunch"}
 
 
 @pytest.mark.slow

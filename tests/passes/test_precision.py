@@ -8,12 +8,14 @@ import pytest
 from tests.passes.support import drawn, graph
 from transpiler.interpreter import run_graph
 from transpiler.ir import Graph, Program
+from transpiler.lower import lower
 from transpiler.ops.dtypes import HALF
 from transpiler.ops.halves import Widen
 from transpiler.passes.fusion import GroupStep, partition
 from transpiler.passes.precision import lower_precision, rounded
 from transpiler.passes.weights import split
 from transpiler.precision import low_values
+from transpiler.request import PRECISIONS
 from transpiler.target import Target, load_target
 
 CPU, VULKAN, CUDA = (load_target(name) for name in ("cpu", "vulkan", "cuda"))
@@ -69,6 +71,13 @@ def test_on_a_cpu_values_between_kernels_stay_float32() -> None:
 def test_on_a_gpu_what_kernels_store_is_rounded_and_what_is_fused_is_not() -> None:
     found = kernels(LAYERS, VULKAN, "float16")
     assert found == ["widen + linear + relu + cast", "widen + layer_norm + cast", "widen + widen + linear"]
+
+
+def test_on_a_gpu_the_arena_is_half_as_large() -> None:
+    text = LAYERS.replace("[4, ", "[1024, ")
+    sizes = [lower(Program({"forward": lowered(text, VULKAN, item)}), VULKAN).plan.arena_bytes for item in PRECISIONS]
+    assert sizes[0] == 2 * 1024 * 6 * 4
+    assert sizes == [sizes[0], sizes[0], sizes[0] // 2, sizes[0] // 2]
 
 
 def test_tensor_cores_get_half_floats_of_the_users_input() -> None:
