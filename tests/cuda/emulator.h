@@ -10,6 +10,8 @@
 #include <functional>
 #include <vector>
 
+using std::isinf;
+using std::isnan;
 typedef unsigned int uint;
 typedef unsigned char uchar;
 typedef unsigned short ushort;

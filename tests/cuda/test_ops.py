@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from tests.conformance.kernels import op_group
 from tests.conformance.test_ops_on_targets import FAMILIES, check, double_reference, dtypes, reference
 from tests.cuda.library import CudaLibrary
+from transpiler.gpu.cubin import usage
+from transpiler.gpu.nvrtc import compile_code
 from transpiler.ops.base import Sample
 from transpiler.ops.dtypes import HALF
 from transpiler.schedule import schedule
@@ -17,8 +20,6 @@ from transpiler.target import load_target
 TARGET = load_target("cuda", "sm_80")
 # Their ops are made by passes for the CPU alone.
 CPU_ONLY = {"blocked_conv", "packed", "strassen", "winograd"}
-# Written in vectors of 16 lanes or with functions of the CPU's run time: no CUDA text yet.
-WITHOUT_TEXT = {"index", "scatter", "shape_edges", "special", "special_pairs"}
 PER_OP = 2
 
 
@@ -43,18 +44,27 @@ def problems(family: str, most: int | None) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - CPU_ONLY - WITHOUT_TEXT))
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - CPU_ONLY))
 def test_samples(family: str) -> None:
     assert not problems(family, PER_OP)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - CPU_ONLY - WITHOUT_TEXT))
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - CPU_ONLY))
 def test_all_samples(family: str) -> None:
     assert not problems(family, None)
 
 
-def test_what_has_no_text_is_refused_by_name() -> None:
-    found = problems("index", None)
-    assert found
-    assert all("has no CUDA text: Cannot convert type" in text for text in found)
+def test_special_functions_are_machine_code() -> None:
+    """They are compiled with the kernels, from the C that packages for processors have."""
+    chosen = {f"k{number}": sample for number, sample in enumerate(samples("special", 1))}
+    library = CudaLibrary([schedule(op_group(sample.op, sample.inputs), TARGET, key) for key, sample in chosen.items()])
+    assert "double tp_math_bessel_j0(double x)" in library.text
+    assert len(usage(compile_code(library.text, "sm_80").cubin)) == len(chosen)
+
+
+def test_ties_are_rounded_to_even() -> None:
+    (sample,) = [item for item in FAMILIES["rounding"] if (item.op.name, item.id) == ("round", "halves")]
+    library = CudaLibrary([schedule(op_group(sample.op, sample.inputs), TARGET, "rounded")])
+    assert "nearbyintf(" in library.text
+    np.testing.assert_array_equal(library.run("rounded", *sample.inputs)[0], np.rint(sample.inputs[0]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +16,7 @@ from transpiler.gpu.launches import Compiled, Launch, Scalar
 from transpiler.gpu.lowering import lower
 from transpiler.gpu.nvrtc import compile_code, fatbin
 from transpiler.group import Lowered
+from transpiler.special_functions import PREFIX, special_functions
 from transpiler.target import Target
 from transpiler.tvm_lock import LOWERING
 
@@ -35,6 +36,16 @@ typedef unsigned long long uint64_t;
 typedef unsigned int uint;
 typedef unsigned char uchar;
 typedef unsigned short ushort;
+"""
+# Around the C of special functions, which packages for processors have as well: what NVRTC has of the C library is
+# in it without headers, but for these.
+SPECIAL = """\
+#ifdef __CUDACC_RTC__
+#define INFINITY __longlong_as_double(0x7FF0000000000000LL)
+#define NAN __longlong_as_double(0x7FF8000000000000LL)
+static double lgamma_r(double x, int *sign) {{ return lgamma(x); }}
+#endif
+{text}
 """
 
 
@@ -120,51 +131,77 @@ def cuda_source(
         TranspileErrors: kernels without CUDA text, all of them.
     """
     described = tvm.target.Target(dict(target))
-    launches: dict[str, tuple[Launch, ...]] = {}
-    devices: dict[str, Any] = {}
+    lowered: dict[str, _Device] = {}
     problems: list[Problem] = []
     for done, item in enumerate(kernels):
         name = item.kernel.name
         try:
-            host, device = lower(tvm.IRModule({name: item.function}), described)
-            (function,) = host.functions.values()
-            launches[name] = tuple(
-                _launch(item, found, _parameters(device, found)) for found in read_launches(name, function)
-            )
-            devices[name] = device
+            lowered[name] = _lower(item, described, vectors=True)
         except TranspileErrors as error:
             problems += _located(error, (places or {}).get(name, ()))
         if progress is not None:
             progress(done + 1, len(kernels))
     if problems:
         raise TranspileErrors(problems)
-    return Source(_text(devices, described, places or {}) if devices else TYPES, launches)
+    try:
+        text = _text(lowered.values(), described)
+    except tvm.error.InternalError:
+        # CUDA has no vectors as wide as those of a processor's schedules.
+        for item in kernels:
+            name = item.kernel.name
+            if _refusal(lowered[name], described):
+                lowered[name] = _lower(item, described, vectors=False)
+                if reason := _refusal(lowered[name], described):
+                    message = f"Kernel {name!r} has no CUDA text: {reason}"
+                    problems.append(Problem("no-cuda", message, locations=tuple((places or {}).get(name, ()))))
+        if problems:
+            raise TranspileErrors(problems) from None
+        text = _text(lowered.values(), described)
+    return Source(text, {name: item.launches for name, item in lowered.items()})
+
+
+@dataclass(frozen=True)
+class _Device:
+    """The device side of a kernel, and its launches."""
+
+    module: Any
+    launches: tuple[Launch, ...]
+
+
+def _lower(item: Lowered, target: Any, *, vectors: bool) -> _Device:
+    """Raises TranspileErrors."""
+    name = item.kernel.name
+    host, device = lower(tvm.IRModule({name: item.function}), target, vectors=vectors)
+    (function,) = host.functions.values()
+    found = read_launches(name, function)
+    return _Device(device, tuple(_launch(item, launch, _parameters(device, launch)) for launch in found))
 
 
 def _located(error: TranspileErrors, places: Sequence[Location]) -> list[Problem]:
     return [replace(problem, locations=(*problem.locations, *places)) for problem in error.problems]
 
 
-def _text(devices: Mapping[str, Any], target: Any, places: Mapping[str, Sequence[Location]]) -> str:
-    """The text of all kernels, whose device sides are given by name. Raises TranspileErrors."""
-    functions = {name: function for device in devices.values() for name, function in device.functions.items()}
-    try:
-        written = _written(tvm.IRModule(functions), target)
-    except tvm.error.InternalError:
-        problems = []
-        for name, device in devices.items():
-            try:
-                _written(device, target)
-            except tvm.error.InternalError as error:
-                reason = str(error).strip().splitlines()[-1]
-                text = f"Kernel {name!r} has no CUDA text: {reason}"
-                problems.append(Problem("no-cuda", text, locations=tuple(places.get(name, ()))))
-        raise TranspileErrors(problems) from None
+def _text(devices: Iterable[_Device], target: Any) -> str:
+    """The text of all kernels. Raises tvm.error.InternalError."""
+    functions = {name: function for device in devices for name, function in device.module.functions.items()}
+    if not functions:
+        return TYPES
+    written = _written(tvm.IRModule(functions), target)
     if not _PREAMBLE.match(written):
         raise AssertionError("TVM's CUDA text begins in another way")
     includes = re.findall(r"^#include <cuda_(?:fp16|bf16)\.h>$|^#include <math_constants\.h>$", written, re.MULTILINE)
     body = re.sub(r"^#include .*\n", "", _PREAMBLE.sub("", written), flags=re.MULTILINE)
-    return "\n".join(dict.fromkeys(includes)) + "\n" + TYPES + body
+    special = SPECIAL.format(text=special_functions()) if PREFIX in body else ""
+    return "\n".join(dict.fromkeys(includes)) + "\n" + TYPES + special + body
+
+
+def _refusal(device: _Device, target: Any) -> str:
+    """Why there is no text of a kernel; "" if there is."""
+    try:
+        _written(device.module, target)
+    except tvm.error.InternalError as error:
+        return str(error).strip().splitlines()[-1]
+    return ""
 
 
 def _written(device: Any, target: Any) -> str:

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transpiler.resources import tree
+from transpiler.special_functions import FILES, special_file
 
 from . import doubles
 from .arithmetic import Arithmetic, Value
@@ -25,10 +25,6 @@ from .dtypes import BOOL, FLOAT64, INT32, INT64, UINT32, DType, unsupported
 from .memory import Memory, Storage
 from .opcodes import Glsl
 
-FILES = (
-    "special_cephes.h", "special_tables.h", "special.h", "special_bessel.c", "special_error.c", "special_gamma.c",
-    "special_polynomials.c",
-)  # fmt: skip
 # Functions of the C library that are as good for all of float64.
 OF_FLOAT64 = frozenset({"erf", "erfc", "log1p", "expm1", "tanh"})
 # A number that is known, or a value.
@@ -46,7 +42,7 @@ def source() -> Source:
     """The functions that packages for CPUs have, and what they take from the C library."""
     found = Source()
     for file in FILES:
-        found.read((tree("templates") / "runtime" / "cpu" / file).read_text())
+        found.read(special_file(file))
     found.read(Path(__file__).with_name("libm.c").read_text())
     return found
 

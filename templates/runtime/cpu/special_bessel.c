@@ -38,7 +38,7 @@ double tp_math_bessel_j0(double x) {
 
 double tp_math_bessel_j1(double x) {
   double z = x * x;
-  if (fabs(x) > 5) return copysign(1, x) * j1_wave(fabs(x), 0);
+  if (fabs(x) > 5) return copysign(1.0, x) * j1_wave(fabs(x), 0);
   return RATIO(J1_RP, J1_RQ, z) * x * (z - 14.6819706421238932572) * (z - 49.2184563216946036703);
 }
 
