@@ -77,12 +77,9 @@ def left() -> str:
     return found.decode()
 
 
-_KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(([^)]*)\);')
-
-
 def kernel_library(fatbin: Path, capability: tuple[int, int]) -> Path:
     """The kernels beside `fatbin` that a device of this compute capability runs, as code for this processor."""
-    from tests.cuda.emulator import translate
+    from tests.cuda.emulator import _KERNEL, translate
     from transpiler.gpu.here import runs_code
 
     texts = {path.name.split(".")[1]: path for path in fatbin.parent.glob("kernels.*.cu")}
