@@ -5,7 +5,7 @@ A block takes up to 64 query rows, a warp 16 of them, and walks over the keys, 6
 1. Keys and values come to shared memory by asynchronous copies, the next ones while these are used.
 2. Scores: the queries stay in registers as fragments, the keys' are loaded by ldmatrix; sums in float32.
 3. The running maximum of each row grows, what was summed so far is scaled down; four lanes have a row, and meet by
-   shuffles. The weights exp2((score - maximum) * scale * log2(e)) are added up in float32.
+   shuffles. The weights exp2((score - maximum) * log2(e)) are added up in float32.
 4. Weights, rounded to half floats, become the left operand as they lie: the fragment of a result is that of an operand.
 
 Masks are applied where they can matter: in the last block, near the diagonal, everywhere if there is a mask. Limited by
@@ -38,13 +38,13 @@ from ..vectors import held
 from . import ptx
 from .epilogue import RunEpilogue
 from .operands import only_widens, widened
-from .product import place
+from .product import DEPTHS, place
 
 Expr = Any
 WARP_ROWS, KEYS = 16, 64
 MOST_WARPS = 4
-MOST_ELEMENTS = 128  # of a head: more would not fit into registers
-CHUNK = 8  # half floats
+# Of a head: more half floats would not fit into registers, more floats not into shared memory.
+MOST_ELEMENTS = {"float16": 128, "bfloat16": 128, "float32": 64}
 LOG2_E = math.log2(math.e)
 
 
@@ -53,32 +53,44 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     if node is None or node.op.name != "attention" or not only_widens(group) or not elementwise_epilogue(group):
         return None
     dtypes = {widened(group, value).dtype for value in node.inputs[:3]}
-    if len(dtypes) != 1 or not dtypes <= set(HALF):
+    if len(dtypes) != 1 or not dtypes <= MOST_ELEMENTS.keys():
         return None
+    (kind,) = dtypes
     sizes = [value.type.shape[-1] for value in (node.inputs[0], node.inputs[2])]
-    if not all(isinstance(size, int) and 0 < size <= MOST_ELEMENTS and size % CHUNK == 0 for size in sizes):
+    if not all(isinstance(size, int) and 0 < size <= MOST_ELEMENTS[kind] and size % 8 == 0 for size in sizes):
         return None
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
-    attention = _Attention(group, dtypes.pop())
+    attention = (Attention if kind in HALF else _simt())(group, kind)
     with builder:
         if not is_empty(node.output.type.shape):
             attention.emit(builder)
     return lowered(group, builder, flops=attention.flops)
 
 
+def _exp(x: Expr) -> Expr:
+    """Only differences are turned into powers of two: a mask of the lowest number would overflow."""
+    return T.exp2(x * tirx.const(LOG2_E, "float32"))
+
+
+def _simt() -> type[Attention]:
+    from .attention_float32 import SimtAttention
+
+    return SimtAttention
+
+
 class _Tile:
     """Rows of a head in shared memory from an address on: as many chunks a row as the next power of two."""
 
-    def __init__(self, lines: int, elements: int) -> None:
-        self.lines, self.elements = lines, elements
-        self.per_line = 1 << max(1, (elements // CHUNK - 1).bit_length())
+    def __init__(self, lines: int, elements: int, chunk: int) -> None:
+        self.lines, self.elements, self.chunk = lines, elements, chunk
+        self.per_line = 1 << max(1, (elements // chunk - 1).bit_length())
         self.bytes = lines * self.per_line * ptx.CHUNK
 
     def at(self, start: Expr, line: Expr, chunk: Expr) -> Expr:
         return ptx.moved(start, place(line, chunk, self.per_line))
 
 
-class _Attention:
+class Attention:
     """One kernel: L queries, S keys, E and Ev elements."""
 
     def __init__(self, group: Group, kind: str) -> None:
@@ -98,7 +110,9 @@ class _Attention:
         self.warps = min(MOST_WARPS, ceil_div(self.L, WARP_ROWS)) if is_fixed(self.L) else MOST_WARPS
         self.rows = self.warps * WARP_ROWS
         self.depth, self.wide = ceil_div(self.E, 16), ceil_div(self.Ev, 16)
-        self.query, self.keys, self.values = _Tile(self.rows, self.E), _Tile(KEYS, self.E), _Tile(KEYS, self.Ev)
+        chunk = DEPTHS[kind]
+        self.query, self.keys = _Tile(self.rows, self.E, chunk), _Tile(KEYS, self.E, chunk)
+        self.values = _Tile(KEYS, self.Ev, chunk)
         self.s = Tir()
         self.lowest, self.zero = self.s.const(-math.inf, "float32"), tirx.const(0.0, "float32")
 
@@ -116,10 +130,15 @@ class _Attention:
             self.own = held(warp * WARP_ROWS)
             self.row = held(self.first + self.own + tirx.floordiv(self.lane, 4))
             stage = self.keys.bytes + self.values.bytes
-            memory = T.alloc_buffer((self.query.bytes + 2 * stage,), "uint8", scope="shared.dyn")
+            memory = T.alloc_buffer((self.query.bytes + 2 * stage + self.more_bytes,), "uint8", scope="shared.dyn")
             self.memory = held(ptx.shared_address(memory))
             with ptx.resident(2):
                 self._walk(stage)
+
+    @property
+    def more_bytes(self) -> int:
+        """Of shared memory, behind both stages."""
+        return 0
 
     # --- the loop over the keys
     def _walk(self, stage: int) -> None:
@@ -135,20 +154,20 @@ class _Attention:
             ptx.copies_end_group()
 
         fetch(tirx.const(0, "int32"))
-        self._prepare()
+        self.prepare()
         with ptx.rolled(steps) as step:
             fetch(step + 1)
             ptx.copies_wait(1)
             barrier()
             with when(step == 0):
-                self._load_queries()
+                self.load_queries()
             start = held(ptx.moved(self.memory, self.query.bytes + tirx.floormod(step, 2) * stage))
             first = held(step * KEYS)
-            self._scores(start)
+            self.products(start)
             self._masks(first)
             for half in range(2):
                 self._softmax(half)
-            self._add_values(ptx.moved(start, self.keys.bytes))
+            self.add_values(ptx.moved(start, self.keys.bytes))
             barrier()
         ptx.copies_wait(0)
         self._store()
@@ -160,12 +179,12 @@ class _Attention:
             number = held(self.thread + turn * threads)
             line, chunk = held(tirx.floordiv(number, tile.per_line)), held(tirx.floormod(number, tile.per_line))
             row = held(first + line)
-            inside = tirx.And(row < end, chunk < tile.elements // CHUNK)
+            inside = tirx.And(row < end, chunk < tile.elements // tile.chunk)
             with when(None if total % threads == 0 else number < total):
-                offset = base + row * tile.elements + chunk * CHUNK
+                offset = base + row * tile.elements + chunk * tile.chunk
                 ptx.copy_async(tile.at(start, line, chunk), source, offset, inside)
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         self.q = private(self.depth * 4, "uint32")
         self.fragment, self.left = private(4, "uint32"), private(4, "uint32")
         self.scores = private(KEYS // 2)
@@ -177,12 +196,12 @@ class _Attention:
             self.largest.store(half, self.lowest)
             self.total.store(half, self.zero)
 
-    def _load_queries(self) -> None:
+    def load_queries(self) -> None:
         row, chunk = self.own + tirx.floormod(self.lane, 16), tirx.floordiv(self.lane, 16)
         with ptx.unrolled(self.depth) as k:
             ptx.load_matrices(self.q, k * 4, self.query.at(self.memory, row, k * 2 + chunk))
 
-    def _scores(self, keys: Expr) -> None:
+    def products(self, keys: Expr) -> None:
         with ptx.unrolled(KEYS // 2) as i:
             self.scores.store(i, self.zero)
         eighth, within = tirx.floordiv(self.lane, 8), tirx.floormod(self.lane, 8)
@@ -195,8 +214,8 @@ class _Attention:
 
     # --- masks and softmax
     def _masks(self, first: Expr) -> None:
-        """Scores are scaled to powers of two; those that do not count become -inf."""
-        scale = tirx.const(self.scale * LOG2_E, "float32")
+        """Scores are scaled; those that do not count become -inf."""
+        scale = tirx.const(self.scale, "float32")
         with ptx.unrolled(KEYS // 2) as i:
             self.scores.store(i, self.scores[i] * scale)
         conditions = []
@@ -219,7 +238,7 @@ class _Attention:
             if self.mask.dtype == "bool":
                 score = s.select(self.mask[place], score, self.lowest)
             else:
-                score = score + s.cast(self.mask[place], "float32") * tirx.const(LOG2_E, "float32")
+                score = score + s.cast(self.mask[place], "float32")
         inside = column < self.S
         return s.select(tirx.And(inside, column <= row) if self.op.causal else inside, score, self.lowest)
 
@@ -241,11 +260,11 @@ class _Attention:
             largest.store(0, self._larger(ptx.shuffle_xor(largest[0], distance), largest[0]))
         self.largest.store(half, largest[0])
         shift = held(s.select(s.eq(largest[0], self.lowest), self.zero, largest[0]))
-        factor = held(T.exp2(old - shift))
+        factor = held(_exp(old - shift))
         total.store(0, self.total[half] * factor)
 
         def weigh(at: Expr) -> None:
-            self.scores.store(at, T.exp2(self.scores[at] - shift))
+            self.scores.store(at, _exp(self.scores[at] - shift))
             total.store(0, total[0] + self.scores[at])
 
         self._over_row(half, weigh)
@@ -265,7 +284,7 @@ class _Attention:
             body(j * 4 + half * 2 + e)
 
     # --- values
-    def _add_values(self, values: Expr) -> None:
+    def add_values(self, values: Expr) -> None:
         eighth, within = tirx.floordiv(self.lane, 8), tirx.floormod(self.lane, 8)
         line, high = tirx.floormod(eighth, 2) * 8 + within, tirx.floordiv(eighth, 2)
         with ptx.unrolled(KEYS // 16) as k:

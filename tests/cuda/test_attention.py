@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conformance.kernels import op_group
-from tests.conformance.test_ops_on_targets import in_half
+from tests.conformance.test_ops_on_targets import check, double_reference, in_half, reference
 from tests.cuda.emulator import EmulationError
 from tests.cuda.library import CudaLibrary, other
 from transpiler.dims import symbol
@@ -69,6 +69,22 @@ def test_attention() -> None:
         (got,) = library.run(name, *item.inputs)
         assert wrong(got, item) < 1, name
     assert library.text.count("mma_") > 3 * len(chosen)
+
+
+def test_float32() -> None:
+    """By multiply-adds, as accurate as float32 is."""
+    chosen = {item.id: item for item in Attention.samples() if item.id in {*CHOSEN, "gpt", "causal_wide"}}
+    q, k, v = (x.astype(np.float32) for x in samples()["several_blocks"].inputs)
+    chosen["several_blocks"] = Sample("several_blocks", Attention(causal=True), (q, k, v))
+    library = CudaLibrary([schedule(op_group(item.op, item.inputs), TARGET, name) for name, item in chosen.items()])
+    for name, item in chosen.items():
+        (got,) = library.run(name, *item.inputs)
+        assert not check(name, got, reference(item)[0], double_reference(item)[0]), name
+    used = usage(compile_code(library.text, "sm_80").cubin)
+    for name in chosen:
+        (launch,) = library.launches[name]
+        assert used[launch.entry].stack == 0, name
+        assert launch.shared_bytes <= SHARED, name
 
 
 def test_nan_and_rows_without_keys() -> None:
