@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from transpiler.errors import UsageError
-from transpiler.target import host_triple, load_groups
+from transpiler.target import host_triple, load_groups, load_targets
 
 ARM = "aarch64-unknown-linux-gnu"
+VULKAN = [target.variant.name for target in load_targets("vulkan")]
 
 
 def variants(*names: str, isas: tuple[str, ...] = (), archs: tuple[str, ...] = (), triple: str | None = None) -> object:
@@ -18,11 +19,11 @@ def variants(*names: str, isas: tuple[str, ...] = (), archs: tuple[str, ...] = (
 def test_options_go_to_the_targets_that_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRANSPILE_BUILD_ISA", raising=False)
     several = variants("vulkan", "cuda", "cpu", "vulkan", isas=("avx2",), archs=("sm_80",), triple=host_triple())
-    assert several == {"vulkan": ["base"], "cuda": ["sm_80"], "cpu": ["avx2"]}
-    assert variants("vulkan", "cpu", triple=ARM) == {"vulkan": ["base"], "cpu": ["neon"]}
-    assert variants("vulkan") == {"vulkan": ["base"]}
+    assert several == {"vulkan": VULKAN, "cuda": ["sm_80"], "cpu": ["avx2"]}
+    assert variants("vulkan", "cpu", triple=ARM) == {"vulkan": VULKAN, "cpu": ["neon"]}
+    assert variants("vulkan") == {"vulkan": VULKAN}
     monkeypatch.setenv("TRANSPILE_BUILD_ISA", "baseline")
-    assert variants("vulkan", "cpu") == {"vulkan": ["base"], "cpu": ["baseline"]}
+    assert variants("vulkan", "cpu") == {"vulkan": VULKAN, "cpu": ["baseline"]}
 
 
 @pytest.mark.parametrize(

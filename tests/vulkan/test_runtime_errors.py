@@ -78,9 +78,7 @@ def test_devices_are_chosen_by_number_and_name(package: Package) -> None:
         "PackageError there is no Vulkan device 'vulkan:77'; there "
     )
     assert "there is no Vulkan device 'gpu of mine'" in said(package, VULKAN_DEVICE="gpu of mine")
-    assert said(package, "Model(device='cuda')").startswith(
-        "ValueError device: this package has kernels for vulkan (base) only, got 'cuda'; on this machine: "
-    )
+    assert said(package, "Model(device='cuda')").startswith("ValueError device: this package has kernels for vulkan (")
 
 
 def test_the_best_device_is_taken() -> None:
