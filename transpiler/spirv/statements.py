@@ -187,12 +187,26 @@ class Statements(Expressions):
         most = self.bounds.most(node)
         uniform = self.bounds.uniform(node)
         if self.unroll > 1 and stride is None and is_innermost(node.body):
-            one, times = self.s.const(1, stop.dtype), self.s.const(self.unroll, stop.dtype)
-            whole = start + self.s.divide(extent, times) * times
-            turns = None if most is None else most // self.unroll
-            self._loop_over(node, start, whole, times, [one] * (self.unroll - 1), turns, uniform)
-            start, most = whole, self.unroll - 1
+            self._unrolled(node, start, stop, extent, most, uniform)
+            return
         self._loop_over(node, start, stop, stride, [], most, uniform)
+
+    def _unrolled(self, node: Any, start: Value, stop: Value, extent: Value, most: int | None, uniform: bool) -> None:
+        """`unroll` bodies a turn; what is left over has none if the number of turns is known."""
+        one, times = self.s.const(1, stop.dtype), self.s.const(self.unroll, stop.dtype)
+        steps = [one] * (self.unroll - 1)
+        if isinstance(node.extent, tirx.IntImm):
+            turns, left = divmod(int(node.extent.value), self.unroll)
+            whole = start + self.s.const(turns * self.unroll, stop.dtype)
+            if turns:
+                self._loop_over(node, start, whole, times, steps, turns, uniform)
+            for number in range(left):
+                self.variables[node.loop_var] = (whole + self.s.const(number, stop.dtype),)
+                self.statement(node.body)
+            return
+        whole = start + self.s.divide(extent, times) * times
+        self._loop_over(node, start, whole, times, steps, None if most is None else most // self.unroll, uniform)
+        self._loop_over(node, whole, stop, None, [], self.unroll - 1, uniform)
 
     def _loop_over(
         self,
