@@ -24,6 +24,8 @@ from .turns import Turns
 BUILD_FUNCTION = "target.build.vulkan"
 # How often innermost loops are unrolled where a driver would stop them (see turns.py).
 UNROLL = (4, 16)
+# Bytes of a module from which on unrolling more costs too much, where nobody knows whether it helps.
+LONG = 1 << 16
 # What a kernel that has stopped its loops writes into its status word.
 STATUS_TURNS = 4
 # The features that kernels can do without by taking small elements out of words.
@@ -104,10 +106,11 @@ def _chosen_form(name: str, function: Any, form: _Form) -> _Form:
     for unroll in UNROLL:
         if turns.fits:
             return form
-        form = replace(form, unroll=unroll)
-        turns = _write(name, function, form)[1]
-        if turns.most is None:
+        longer = replace(form, unroll=unroll)
+        kernel, found = _write(name, function, longer)
+        if found.most is None and len(kernel.code) > LONG:
             break
+        form, turns = longer, found
     return form if turns.fits else replace(form, limit=turns.allowed)
 
 
