@@ -108,7 +108,7 @@ def _chosen_form(name: str, function: Any, form: _Form) -> _Form:
             return form
         longer = replace(form, unroll=unroll)
         kernel, found = _write(name, function, longer)
-        if found.most is None and len(kernel.code) > LONG:
+        if unroll > UNROLL[0] and found.most is None and len(kernel.code) > LONG:
             break
         form, turns = longer, found
     return form if turns.fits else replace(form, limit=turns.allowed)
