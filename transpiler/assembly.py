@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def make_part(
                 "function": item.function,
                 "output": item.output,
                 "case": item.case,
-                "max_abs_error": item.max_abs_error,
+                "max_abs_error": min(item.max_abs_error, sys.float_info.max),  # JSON has no infinity
                 "tolerance": item.tolerance,
                 "max_abs_reference": magnitude(results, item),
                 "max_relative_error": item.max_relative_error,

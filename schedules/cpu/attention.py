@@ -18,7 +18,7 @@ Where L or S is a symbol, the last tile of keys overlaps the one before it: scor
 same. Fewer keys than a tile has go one by one.
 
 Scores take 4 * S * rows bytes (16 KB at S = 128: L1; 128 KB at S = 1024: L2). Multiply-adds limit it; a mask
-that differs per row costs 16 strided loads per vector of scores. A row whose scores are all -inf or NaN is 0.
+that differs per row costs 16 strided loads per vector of scores. A row whose scores are all -inf is 0.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from tvm.tirx.script.builder import ir as T
 from transpiler.dims import Dim, floordiv
 from transpiler.group import Group, Lowered
 from transpiler.ir import Value, fixed_size
+from transpiler.ops.attention import MASKING_KEYS
 from transpiler.ops.shape import Transpose
 from transpiler.target import Target
 
@@ -226,15 +227,15 @@ class _Attention:
             self._score_tile(index, base, start, queries, scores, full * self.keys, rest, largest)
         sums = Registers(v, self.vectors)
         sums.fill(0.0)
-        lowest, zero = v.const(-math.inf), v.const(0.0)
+        lowest, zero, few = v.const(-math.inf), v.const(0.0), self._masks_nan()
         with T.serial(0, columns) as column:
             for number in range(self.vectors):
                 at = scores + column * self.rows + number * v.lanes
                 empty = s.eq(largest[number], lowest)
                 shifted = v.load(self.space, at) - s.select(empty, zero, largest[number])
                 weight = held(v.exp_nonpositive(shifted))
-                if self.op.masks_nan(len(self.out_shape)):
-                    weight = held(s.select(empty, zero, weight))
+                if few is not None:
+                    weight = held(s.select(few, s.select(empty, zero, weight), weight))
                 v.store(self.space, at, weight)
                 sums[number] = sums[number] + weight
         for number in range(self.vectors):
@@ -242,6 +243,16 @@ class _Attention:
             reciprocal = s.select(s.eq(total, v.const(0.0)), v.const(0.0), v.const(1.0) / total)
             v.store(self.space, inverse + number * v.lanes, reciprocal)
         return columns
+
+    def _masks_nan(self) -> Expr | None:
+        """Lanes of true where a row of nothing but NaN is 0, by the number of keys; None if there never are."""
+        v = self.v
+        if not self.op.may_mask_nan(len(self.out_shape), self.mask is not None):
+            return None
+        if is_fixed(self.S) and self.S >= MASKING_KEYS:
+            return None
+        few = T.Cast(self.dtype, self.S < MASKING_KEYS) if not is_fixed(self.S) else tirx.const(1.0, self.dtype)
+        return v.s.eq(v.splat(held(few)), v.const(1.0))
 
     def _score_tile(
         self, index: list[Expr], base: Expr, start: Expr, queries: Expr, scores: Expr, first: Expr, keys: int,
@@ -266,7 +277,7 @@ class _Attention:
                 score = self._masked(tile[key * self.vectors + number], index, start + number * v.lanes, first + key)
                 score = held(score)
                 v.store(self.space, scores + (first + key) * self.rows + number * v.lanes, score)
-                # Leaves a NaN out, as PyTorch does (see `Attention.masks_nan`).
+                # Leaves a NaN out: it comes back with the sum (but see `Attention.may_mask_nan`).
                 largest[number] = s.select(score > largest[number], score, largest[number])
 
     def _masked(self, score: Expr, index: list[Expr], row: Expr, column: Expr) -> Expr:

@@ -29,6 +29,7 @@ from transpiler.target import Target
 
 from ..cpu.epilogue import elementwise_epilogue
 from ..fuse import lowered
+from ..gpu.attention import reciprocal
 from ..gpu.workgroup import barrier, private, workgroups
 from ..halves import operand
 from ..scalar import Tir
@@ -275,7 +276,7 @@ class Attention:
             self.sums.store(at, self.sums[at] * factor)
 
     def _larger(self, score: Expr, largest: Expr) -> Expr:
-        """Leaves a NaN out, as PyTorch does (see `Attention.masks_nan`)."""
+        """Leaves a NaN out: it comes back with the sum (but see `Attention.may_mask_nan`)."""
         score = held(score)
         return self.s.select(score > largest, score, largest)
 
@@ -320,12 +321,7 @@ class Attention:
         self.epilogue.store_run(lambda e: [*self.index, row, column + e], value, 2)
 
     def _reciprocal(self, largest: Expr, total: Expr) -> Expr:
-        """1 / total, or 0 for a row that attends to nothing."""
-        s = self.s
-        empty = s.eq(total, self.zero)
-        if self.op.masks_nan(len(self.shape)):
-            empty = s.logical_or(empty, s.eq(largest, self.lowest))
-        return held(s.select(empty, self.zero, tirx.const(1.0, "float32") / total))
+        return reciprocal(self.op, len(self.shape), self.mask is not None, self.S, largest, total, "float32")
 
     def _base(self, which: int) -> Expr:
         """Flat offset of the matrix of input `which`, which may broadcast the batch."""

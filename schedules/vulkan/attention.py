@@ -28,6 +28,7 @@ from transpiler.ir import fixed_size
 from transpiler.target import Target
 
 from ..fuse import lowered
+from ..gpu.attention import reciprocal
 from ..gpu.threads import each_thread
 from ..gpu.workgroup import barrier, combined, private, shared, workgroups
 from ..halves import narrows, only_operands, operand, result
@@ -186,7 +187,7 @@ class _Attention:
             score = self._masked(weights[at] * tirx.const(self.scale, self.dtype), own, column)
             score = held(score if whole else s.select(start + key < self.S, score, self.lowest))
             weights.store(at, score)
-            # Leaves a NaN out, as PyTorch does (see `Attention.masks_nan`).
+            # Leaves a NaN out: it comes back with the sum (but see `Attention.may_mask_nan`).
             largest.store(0, s.select(score > largest[0], score, largest[0]))
         shift = held(self._shift(largest[0]))
         factor = held(s.call("exp", held(old - shift)))
@@ -220,12 +221,7 @@ class _Attention:
         return offset
 
     def _reciprocal(self, largest: Expr, total: Expr) -> Expr:
-        """1 / total, or 0 for a row that attends to nothing."""
-        s = self.s
-        empty = s.eq(total, self.zero)
-        if self.op.masks_nan(len(self.out_shape)):
-            empty = s.logical_or(empty, s.eq(largest, self.lowest))
-        return held(s.select(empty, self.zero, tirx.const(1.0, self.dtype) / total))
+        return reciprocal(self.op, len(self.out_shape), self.mask is not None, self.S, largest, total, self.dtype)
 
     def _result(self, reciprocal: Expr, x: Expr) -> Expr:
         """0 where the reciprocal is, even of NaN."""

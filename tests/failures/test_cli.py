@@ -1,6 +1,7 @@
 """What a newcomer sees when something is wrong: messages, exit codes, and that nothing half-written is left."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -134,7 +135,10 @@ def test_a_bad_name(command: Command) -> None:
 # --- 3: the generated tests fail ----------------------------------------------------------------------------
 
 
-def test_failing_tests_leave_the_previous_package(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("factor", [1.01, math.nan])
+def test_failing_tests_leave_the_previous_package(
+    command: Command, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
     """A wrong weight, planted while the package is built: its tests notice."""
     from transpiler import assembly
 
@@ -143,7 +147,7 @@ def test_failing_tests_leave_the_previous_package(command: Command, monkeypatch:
     prepare = assembly.run_prepare
 
     def planted(*arguments: Any) -> Any:
-        return {name: array * np.float32(1.01) for name, array in prepare(*arguments).items()}
+        return {name: array * np.float32(factor) for name, array in prepare(*arguments).items()}
 
     monkeypatch.setattr(assembly, "run_prepare", planted)
     result = command(NET)

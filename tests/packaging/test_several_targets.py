@@ -194,7 +194,9 @@ def test_the_generated_tests_of_a_machine_without_a_driver(package: Package, mon
     report = package.test()
     assert report.failed == 0, report.output
     assert report.skipped > 10
-    assert report.passed + report.skipped == package.report.tests.passed
+    # With a driver every test of the device runs once for each of its variants.
+    assert report.passed + report.skipped <= package.report.tests.passed
+    assert package.report.tests.passed - report.passed <= 2 * report.skipped
     assert report.passed > report.skipped
 
 
