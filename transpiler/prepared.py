@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from transpiler.checks import is_float
 from transpiler.errors import Problem, TranspileErrors
 from transpiler.ir import Array, Graph, Node, Role, Value
 from transpiler.naming import Namer
@@ -226,11 +227,13 @@ def run_prepare(plan: KernelPlan, constants: Mapping[str, Array], state: Mapping
         for value in plan.weights
     }
     prepare(_bits(state), _bits(constants), out)
-    _check_range(plan, state, out)
+    _check_range(plan, state, constants, out)
     return out
 
 
-def _check_range(plan: KernelPlan, state: Mapping[str, Array], out: Mapping[str, Array]) -> None:
+def _check_range(
+    plan: KernelPlan, state: Mapping[str, Array], constants: Mapping[str, Array], out: Mapping[str, Array]
+) -> None:
     """Raises TranspileErrors for every finite weight that is infinite as the half float that it is stored as."""
     made_of = prepared_keys(plan)
     problems = []
@@ -238,13 +241,16 @@ def _check_range(plan: KernelPlan, state: Mapping[str, Array], out: Mapping[str,
         keys = made_of[value.name]
         if not runtime_module("host").overflows(out[value.name], value.dtype):
             continue
-        given = [state[key].astype(np.float32) for key in keys if state[key].dtype.kind == "f"]
+        # What is made of constants alone may have been infinite there.
+        sources = [state[key] for key in keys] or constants.values()
+        given = [array.astype(np.float32) for array in sources if is_float(array.dtype.name)]
         if all(np.isfinite(array).all() for array in given):
             largest = max((float(np.abs(array).max(initial=0.0)) for array in given), default=0.0)
+            name = " with ".join(keys) or "A constant of the model"
             problems.append(
                 Problem(
                     "weight-out-of-range",
-                    f"{' with '.join(keys)} is out of the range of {value.dtype}: it has {largest:.6g}.",
+                    f"{name} is out of the range of {value.dtype}: it has {largest:.6g}.",
                     hints=("use --precision bfloat16, which has the range of float32",),
                 )
             )

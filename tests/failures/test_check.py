@@ -52,7 +52,7 @@ def test_a_supported_model_is_summarised() -> None:
             "  outputs     output0: float32[2, 4], output1: float32[3, 16]",
             "  operators   4: 2 relu, 1 linear, 1 take",
             "  kernels     3, called 3 times",
-            "  parameters  68; 1.1 kB when packed",
+            "  parameters  68; 1.0 kB when packed",
             "  dtypes      float32, int64",
         ],
     )

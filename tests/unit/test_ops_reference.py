@@ -37,7 +37,7 @@ def test_reference_has_the_inferred_types(sample: Sample) -> None:
     results = result if isinstance(result, tuple) else (result,)
     assert tuple(_type_of(np.asarray(array)) for array in results) == types
     for array, copy in zip(sample.inputs, before, strict=True):
-        np.testing.assert_array_equal(array, copy, err_msg="the reference changed its input")
+        assert array.tobytes() == copy.tobytes(), "the reference changed its input"
 
 
 @pytest.mark.parametrize("sample", HOST_SAMPLES)
@@ -69,7 +69,7 @@ def test_samples_are_the_same_every_time(name: str) -> None:
     for first, second in zip(REGISTRY[name].samples(), REGISTRY[name].samples(), strict=True):
         assert str(first.op) == str(second.op)
         for a, b in zip(first.inputs, second.inputs, strict=True):
-            np.testing.assert_array_equal(a, b)
+            assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
 
 
 def _type_of(array: np.ndarray) -> TensorType:

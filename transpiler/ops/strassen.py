@@ -132,7 +132,7 @@ class PackStrassen(Injective, name="pack_strassen"):
             for number, signs in enumerate(RIGHT):
                 sign = s.select(s.eq(product, number), s.const(float(signs[at]), dtype), sign)
             total = total + sign * part(at)
-        return s.select(row < PRODUCTS * depth, total, scale(row - PRODUCTS * depth))
+        return s.guarded(row >= PRODUCTS * depth, scale(row - PRODUCTS * depth), total)
 
     @classmethod
     def samples(cls) -> Iterator[Sample]:

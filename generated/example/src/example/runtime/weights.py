@@ -220,7 +220,9 @@ def prepare_state(
 def _check_range(given: _Given, weights: Weights, layout: Mapping[str, Any]) -> None:
     """Raises WeightsError for finite weights that are infinite as the half floats that they are stored as."""
     for name, item in layout["prepared"].items():
-        if overflows(weights[name], item["dtype"]) and all(given.is_finite(key) for key in item["keys"]):
+        # Constants were looked at when the package was made.
+        finite = item["keys"] and all(given.is_finite(key) for key in item["keys"])
+        if finite and overflows(weights[name], item["dtype"]):
             keys = ", ".join(item["keys"])
             raise WeightsError(f"{keys}: out of the range of {item['dtype']}, which the package keeps it in")
 
