@@ -11,6 +11,7 @@ from transpiler.checks import FACTOR_EPS, FACTOR_EPS_HALF, FACTOR_TORCH
 from transpiler.emit import PackageView, emit_package, make_view, run_prepare, write_package
 from transpiler.frontend import Model
 from transpiler.ir import Program
+from transpiler.measuring import CaseError
 from transpiler.parts import Part
 from transpiler.plan import KernelPlan
 from transpiler.precision import is_half
@@ -20,7 +21,6 @@ from transpiler.request import Request
 from transpiler.structure import Leaf, Sequence_
 from transpiler.testing import FunctionTests, emit_tests
 from transpiler.tuning import Tuner, record_text
-from transpiler.verify import CaseError
 
 
 def make_part(

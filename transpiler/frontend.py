@@ -19,8 +19,8 @@ from transpiler.lower import with_taps
 from transpiler.passes.precision import rounded
 from transpiler.precision import decides, is_half, rounded_names
 from transpiler.provenance import file_hash, state_hash
+from transpiler.recorded import Lower
 from transpiler.serialize import load_graph, to_json
-from transpiler.verify import Lower
 from transpiler.weights import check_weights, expected_weights, given_arrays, load_weights
 
 if TYPE_CHECKING:

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from transpiler.frontend import Model
     from transpiler.ir import Program
     from transpiler.lower import LoweredProgram
+    from transpiler.measuring import CaseError
     from transpiler.parts import Part
     from transpiler.testing import TestReport
     from transpiler.tuning import Tuner
-    from transpiler.verify import CaseError
 
 
 def build(request: Request, progress: Progress | None = None) -> Report:
@@ -141,7 +141,7 @@ def _targets(request: Request) -> dict[str, list[Target]]:
 
 def _worst(errors: Mapping[str, Mapping[str, CaseError]]) -> dict[str, CaseError]:
     """Per output the worst of all targets."""
-    from transpiler.verify import worst_errors
+    from transpiler.measuring import worst_errors
 
     found: dict[str, list[CaseError]] = {}
     for by_output in errors.values():

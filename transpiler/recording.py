@@ -17,20 +17,12 @@ from transpiler.frontend import Model
 from transpiler.interpreter import bind_symbols, initial_state
 from transpiler.ir import Array
 from transpiler.loading import forced_isa, load_package
+from transpiler.measuring import CaseError, measure, worst_errors
 from transpiler.plan import KernelPlan, output_names
 from transpiler.precision import is_half
+from transpiler.recorded import OutputSpec, Recording, Step
 from transpiler.size_cases import size_cases
-from transpiler.verify import (
-    CaseError,
-    OutputSpec,
-    Recording,
-    Step,
-    measure,
-    record,
-    record_random,
-    record_sequence,
-    worst_errors,
-)
+from transpiler.verify import record, record_random, record_sequence
 
 
 @dataclass(frozen=True)

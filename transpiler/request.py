@@ -12,8 +12,8 @@ from transpiler.naming import DEFAULT_VERSION
 from transpiler.specs import DynamicSpec, InputSpec
 
 if TYPE_CHECKING:
+    from transpiler.measuring import CaseError
     from transpiler.testing import TestReport
-    from transpiler.verify import CaseError
 
 
 Precision = Literal["float32", "tf32", "float16", "bfloat16"]

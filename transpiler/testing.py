@@ -25,7 +25,7 @@ from transpiler.structure import Structure, to_json
 
 if TYPE_CHECKING:
     from transpiler.checks import Expected
-    from transpiler.verify import Recording, Step
+    from transpiler.recorded import Recording, Step
 
 FORMAT = 1
 _CLEARED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "LIVE_MODEL")

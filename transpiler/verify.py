@@ -1,28 +1,22 @@
-"""Records what PyTorch computes, measures our error against it, and runs the generated tests.
+"""Records what PyTorch computes: its outputs, the state it leaves, values inside the model.
 
-PyTorch is reached only through the two callables that `record` is given; nothing here imports it.
+PyTorch is reached only through the callables that `record` is given; nothing here imports it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
 
 import numpy as np
 
-from transpiler.cases import DRAWS, Argument, Drawn, Inputs, State, draw_inputs, draw_state
-from transpiler.checks import Expected, comparable, compare, is_float, part_norms, same_kind, tolerance_of
-from transpiler.dims import Dim, evaluate
+from transpiler.cases import DRAWS, Argument, Drawn, State, draw_inputs, draw_state
+from transpiler.checks import Expected, comparable, is_float, part_norms, same_kind, tolerance_of
+from transpiler.dims import evaluate
 from transpiler.draw import Array, numpy_dtype, sample_positions, seed_of
 from transpiler.errors import TranspileError
 from transpiler.moments import moments
-from transpiler.testing import TestReport, run_generated_tests
-
-__all__ = [
-    "Argument", "CaseError", "OutputSpec", "Recorded", "Recording", "Reload", "Taps", "TestReport",
-    "draw_inputs", "expect", "measure", "record", "run_generated_tests", "worst_errors",
-]  # fmt: skip
+from transpiler.recorded import Eager, Lower, OutputSpec, Recorded, Recording, Reference, Reload, Rounded, Step, Taps
 
 # Outputs of up to WHOLE elements are kept whole; of larger ones a sample, and the norms of all their parts.
 WHOLE = 65536
@@ -31,130 +25,6 @@ PARTS = 256
 TAP_SAMPLE = 64
 # Runs with noise that decide which positions of a discrete model's outputs are compared.
 SHAKES = 16
-
-
-class Eager(Protocol):
-    """The user's own module in its own precision; `weights` replaces its state_dict for this call.
-
-    If `state` is given (the content of all states by key), the call starts from it, and the new contents, in the order
-    of their keys, follow the outputs.
-    """
-
-    def __call__(
-        self, flat_inputs: Sequence[Array], *, weights: Mapping[str, Array] | None, state: Mapping[str, Array] | None
-    ) -> Sequence[Array]: ...
-
-
-class Reference(Protocol):
-    """The exported graph, in float64 if `double`; also returns the FX values named in `capture_values`. `state` is as
-    in `Eager`."""
-
-    def __call__(
-        self,
-        flat_inputs: Sequence[Array],
-        *,
-        double: bool,
-        capture_values: Sequence[str],
-        weights: Mapping[str, Array] | None,
-        state: Mapping[str, Array] | None,
-    ) -> tuple[Sequence[Array], Mapping[str, Array]]: ...
-
-
-class Rounded(Protocol):
-    """The exported graph in float32, with what a lower precision may round rounded to it; as `Reference` else."""
-
-    def __call__(
-        self,
-        inputs: Sequence[Array],
-        /,
-        *,
-        capture_values: Sequence[str],
-        weights: Mapping[str, Array] | None,
-        state: Mapping[str, Array] | None,
-    ) -> tuple[Sequence[Array], Mapping[str, Array]]: ...
-
-
-@dataclass(frozen=True)
-class Lower:
-    """A lower precision than float32: its name, and PyTorch's results in it.
-
-    `shaken(seed)`, of a model that decides by values that may be rounded (an argmax, a comparison), runs it with noise
-    of the size of their roundings: where that changes a result, nothing can be said of it.
-    """
-
-    precision: str
-    run: Rounded
-    shaken: Callable[[int], Rounded] | None = None
-
-
-@dataclass(frozen=True)
-class OutputSpec:
-    """A flat output."""
-
-    name: str
-    dtype: str
-    shape: tuple[Dim, ...] | None = None  # None: whatever PyTorch gives
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """PyTorch's outputs for one case's inputs, and the state that a call from the initial one leaves."""
-
-    drawn: Drawn
-    outputs: tuple[Expected, ...]
-    state: tuple[Expected, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return self.drawn.name
-
-
-@dataclass(frozen=True)
-class Reload:
-    """Outputs with redrawn weights for the inputs of `case`; `note` says why they prove little, if so."""
-
-    case: str
-    state: State
-    outputs: tuple[Expected, ...]
-    changes_outputs: bool
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Taps:
-    """Intermediate values by module path, for the inputs of `case`."""
-
-    case: str
-    values: Mapping[str, Expected]
-
-
-@dataclass(frozen=True)
-class Recording:
-    """Everything the generated tests of a function compare with; `dropped` says which cases PyTorch refuses, and why.
-
-    `state` are the program's states, in the order of their keys. `random`, for a model that draws random numbers: the
-    moments of PyTorch's own runs, see `record_random`.
-    """
-
-    arguments: tuple[Argument, ...]
-    inputs: Inputs
-    cases: tuple[Recorded, ...]
-    reload: Reload | None = None
-    taps: Taps | None = None
-    dropped: tuple[str, ...] = ()
-    function: str = "forward"
-    state: tuple[OutputSpec, ...] = ()
-    random: Mapping[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Step:
-    """One call of a sequence: the inputs of a case, PyTorch's outputs and the state after the call."""
-
-    function: str
-    case: str
-    outputs: tuple[Expected, ...]
-    state: tuple[Expected, ...]
 
 
 def expect(
@@ -452,70 +322,3 @@ def _taps(
         if fx in single and fx in double
     }
     return Taps(drawn.name, values)
-
-
-# --- measuring ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class CaseError:
-    """The largest error of one output in one case; `message` is set if it is not PyTorch's.
-
-    `roundings` is the part of the tolerance that does not depend on PyTorch's own error. The relative errors are of the
-    tensor: see `checks.Comparison`.
-    """
-
-    output: str
-    case: str
-    max_abs_error: float
-    tolerance: float
-    excluded: int
-    message: str = ""
-    function: str = "forward"
-    roundings: float = 0.0
-    max_relative_error: float = 0.0
-    rms_relative_error: float = 0.0
-
-
-def measure(recording: Recording, run: Callable[[Sequence[Array]], Sequence[Array]]) -> tuple[CaseError, ...]:
-    """Run the built package (flat inputs to flat outputs and the new state) on every case and compare."""
-    errors: list[CaseError] = []
-    for case in recording.cases:
-        got = run([array.copy() for array in case.drawn.arrays])
-        for expected, array in zip((*case.outputs, *case.state), got, strict=True):
-            found = compare(expected, array, f"case {case.name!r}")
-            errors.append(
-                CaseError(
-                    expected.name,
-                    case.name,
-                    found.max_error,
-                    expected.tolerance,
-                    expected.excluded,
-                    found.message,
-                    recording.function,
-                    tolerance_of(expected.float64, expected.float64, expected.dtype, expected.precision),
-                    found.max_relative,
-                    found.rms_relative,
-                )
-            )
-    return tuple(errors)
-
-
-def worst_errors(errors: Sequence[CaseError]) -> dict[str, CaseError]:
-    """Per output the case with the largest error for the size of its values, the first of equal ones.
-
-    PyTorch's own error, of which the tolerance has a share, differs between two runs: how much of the tolerance is used
-    up would name one case today and another one tomorrow.
-    """
-    worst: dict[str, CaseError] = {}
-    for error in errors:
-        best = worst.get(error.output)
-        if best is None or _ratio(error) > _ratio(best):
-            worst[error.output] = error
-    return worst
-
-
-def _ratio(error: CaseError) -> float:
-    if error.max_abs_error == 0:
-        return 0.0
-    return error.max_abs_error / error.roundings if error.roundings else float("inf")

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
+from transpiler.cases import Argument
 from transpiler.draw import Array
 from transpiler.formatting import format_python
+from transpiler.recorded import OutputSpec, Recording
 from transpiler.structure import Leaf, Mapping_, Sequence_
 from transpiler.testing import FunctionTests, emit_tests
-from transpiler.verify import Argument, OutputSpec, Recording, record
+from transpiler.verify import record
 
 MODEL = """
 from __future__ import annotations

@@ -22,7 +22,9 @@ from transpiler.draw import (
     seed_of,
     uniform,
 )
-from transpiler.verify import OutputSpec, expect, measure, record, worst_errors
+from transpiler.measuring import measure, worst_errors
+from transpiler.recorded import OutputSpec
+from transpiler.verify import expect, record
 
 EPS = 2.0**-23
 INF, NAN = np.inf, np.nan
