@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conformance.kernels import array_type, op_group
+from tests.vulkan.bounds import SUMS, check, magnitude
 from tests.vulkan.device import Device
 from tests.vulkan.kernels import code_errors
 from tests.vulkan.library import VulkanLibrary
@@ -27,6 +28,8 @@ from transpiler.schedule import import_schedule, schedule
 from transpiler.spirv.reflect import reflect
 from transpiler.target import Gpu, Target, load_target
 
+# Roundings of an element in Winograd's transforms, two lines of up to six terms each, of the map, filter and result.
+TRANSFORMS = 36
 DIRECT = load_target("vulkan")
 assert isinstance(DIRECT.variant, Gpu)
 STAGED = replace(DIRECT, variant=replace(DIRECT.variant, staged=True))
@@ -37,29 +40,37 @@ def draw(*shape: int) -> Array:
     return np.random.default_rng().standard_normal(shape).astype(np.float32)
 
 
-def run(device: Device, group: Group, target: Target, *inputs: Array) -> Array:
+def eighths(*shape: int) -> Array:
+    """Whole eighths up to 4: float32 adds up thousands of their products without a rounding, in any order."""
+    return np.random.default_rng().integers(-32, 33, shape).astype(np.float32) / np.float32(8)
+
+
+def run(device: Device, group: Group, target: Target, *draws: Sequence[Array]) -> list[Array]:
+    """The first output for each of `draws`, which are the same bytes in a second call."""
     library = VulkanLibrary([schedule(group, target, "kernel")], target, device)
     assert not library.refused
-    first, *_ = library.run("kernel", *inputs)
-    again, *_ = library.run("kernel", *inputs)
+    results = []
+    for inputs in draws:
+        first, *_ = library.run("kernel", *inputs)
+        again, *_ = library.run("kernel", *inputs)
+        assert first.tobytes() == again.tobytes()
+        results.append(first)
     library.close()
-    assert first.tobytes() == again.tobytes()
-    return first
+    return results
 
 
-def check(got: Array, exact: Array, terms: int = 1) -> None:
-    """Off by some roundings of the largest result; sums by a few more for their terms."""
-    exact = np.asarray(exact, np.float64)
-    assert np.isfinite(exact).all()
-    error, size = np.abs(got - exact).max(), np.abs(exact).max()
-    assert error <= (16 + 4 * terms**0.5) * 2.0**-24 * size, (error, size)
+def wide(inputs: Sequence[Array]) -> list[Array]:
+    return [array.astype(np.float64) if array.dtype == np.float32 else array for array in inputs]
 
 
 def check_op(device: Device, target: Target, op: Op, *inputs: Array, terms: int = 1) -> None:
-    got = run(device, op_group(op, inputs), target, *inputs)
-    wide = [array.astype(np.float64) if array.dtype == np.float32 else array for array in inputs]
-    exact: Any = op.reference(*wide)
-    check(got, exact[0] if isinstance(exact, tuple) else exact, terms)
+    """Of random numbers within the roundings of their terms; sums of eighths without a rounding before the last."""
+    draws = [inputs] + [[eighths(*array.shape) for array in inputs]] * (op.name in SUMS)
+    results = run(device, op_group(op, inputs), target, *draws)
+    exact: list[Any] = [op.reference(*wide(draw)) for draw in draws]
+    check(results[0], exact[0], magnitude(op, *inputs), terms)
+    for got, sums in zip(results[1:], exact[1:], strict=True):
+        check(got, sums, np.abs(sums))
 
 
 FORMS = pytest.mark.parametrize("target", [DIRECT, STAGED], ids=["direct", "staged"])
@@ -108,8 +119,10 @@ def test_winograd_of_many_images_in_parts(device: Device, monkeypatch: pytest.Mo
     x, filters = draw(5, 8, 12, 13), draw(20, 8, 3, 3)
     group = op_group(R["winograd_planes"](20, (1, 1), 4), [x, PackWinograd(4).reference(filters)])
     assert len(compile_kernel(schedule(group, DIRECT, "kernel"), DIRECT)[0]) > 3
-    exact = R["conv"]((1, 1), (1, 1), (1, 1)).reference(x.astype(np.float64), filters.astype(np.float64))
-    check(run(device, group, DIRECT, x, PackWinograd(4).reference(filters)), exact, terms=8 * 36)
+    inputs = [x, PackWinograd(4).reference(filters)]
+    exact = R["conv"]((1, 1), (1, 1), (1, 1)).reference(*wide([x, filters]))
+    (got,) = run(device, group, DIRECT, inputs)
+    check(got, exact, magnitude(R["winograd_planes"](20, (1, 1), 4), *inputs), terms=8 + TRANSFORMS)
 
 
 def test_winograd_of_many_channels_stays_below_drivers_turns() -> None:
@@ -143,52 +156,56 @@ def fused(op: Op, inputs: list[Array], residual: Array) -> Group:
 @FORMS
 @pytest.mark.parametrize("name", ["linear", "conv", "conv_planes", "winograd_planes", "softmax"])
 def test_what_stands_behind_is_fused(name: str, target: Target, device: Device) -> None:
-    cases: dict[str, tuple[Op, list[Array]]] = {
-        "linear": (R["linear"](), [draw(21, 40), draw(30, 40), draw(30)]),
-        "conv": (R["conv"]((1, 1), (1, 1), (1, 1), 1), [draw(1, 4, 9, 9), draw(18, 4, 3, 3), draw(18)]),
+    cases: dict[str, tuple[Op, list[Array], int]] = {
+        "linear": (R["linear"](), [draw(21, 40), draw(30, 40), draw(30)], 40),
+        "conv": (R["conv"]((1, 1), (1, 1), (1, 1), 1), [draw(1, 4, 9, 9), draw(18, 4, 3, 3), draw(18)], 36),
         "conv_planes": (
             R["conv_planes"](18, (1, 1), (0, 0), (1, 1)),
             [draw(2, 4, 6, 10), PackConvStem().reference(draw(18, 4, 1, 1)), draw(18)],
+            4,
         ),
         "winograd_planes": (
             R["winograd_planes"](18, (1, 1), 4),
             [draw(2, 4, 9, 7), PackWinograd(4).reference(draw(18, 4, 3, 3)), draw(18)],
+            4 + TRANSFORMS,
         ),
-        "softmax": (R["softmax"](1), [draw(5, 70)]),
+        "softmax": (R["softmax"](1), [draw(5, 70)], 70),
     }
-    op, inputs = cases[name]
-    wide = [array.astype(np.float64) for array in inputs]
-    y: Any = op.reference(*wide)
+    op, inputs, terms = cases[name]
+    y: Any = op.reference(*wide(inputs))
     residual = draw(*y.shape)
-    got = run(device, fused(op, inputs, residual), target, *inputs, residual)
-    check(got, Gelu().reference(y) + residual, terms=40)
+    (got,) = run(device, fused(op, inputs, residual), target, [*inputs, residual])
+    # GELU's slope is below 2.
+    size = 2 * magnitude(op, *inputs) + np.abs(y) + np.abs(residual)
+    check(got, Gelu().reference(y) + residual, size, terms)
 
 
-ROWS: dict[str, tuple[Callable[[], Op], tuple[int, ...]]] = {
-    "softmax_long": (lambda: R["softmax"](1), (3, 3001)),
-    "softmax_axis": (lambda: R["softmax"](1), (2, 90, 7)),
-    "log_softmax_many": (lambda: R["log_softmax"](1), (70, 33)),
-    "layer_norm_long": (lambda: R["layer_norm"](1, 1e-5), (2, 2500)),
-    "rms_norm": (lambda: R["rms_norm"](2, 1e-6), (40, 3, 50)),
-    "group_norm": (lambda: R["group_norm"](2, 1e-5), (2, 6, 11, 13)),
-    "sum_all": (lambda: R["reduce_sum"]((0, 1, 2)), (7, 30, 41)),
-    "mean_middle": (lambda: R["reduce_mean"]((1,), True), (3, 700, 5)),
-    "max_rows": (lambda: R["reduce_max"]((1,)), (9, 5000)),
-    "cumsum": (lambda: R["cumsum"](1), (3, 400)),
+# Op, shape, elements of a row.
+ROWS: dict[str, tuple[Callable[[], Op], tuple[int, ...], int]] = {
+    "softmax_long": (lambda: R["softmax"](1), (3, 3001), 3001),
+    "softmax_axis": (lambda: R["softmax"](1), (2, 90, 7), 90),
+    "log_softmax_many": (lambda: R["log_softmax"](1), (70, 33), 33),
+    "layer_norm_long": (lambda: R["layer_norm"](1, 1e-5), (2, 2500), 2500),
+    "rms_norm": (lambda: R["rms_norm"](2, 1e-6), (40, 3, 50), 150),
+    "group_norm": (lambda: R["group_norm"](2, 1e-5), (2, 6, 11, 13), 3 * 11 * 13),
+    "sum_all": (lambda: R["reduce_sum"]((0, 1, 2)), (7, 30, 41), 7 * 30 * 41),
+    "mean_middle": (lambda: R["reduce_mean"]((1,), True), (3, 700, 5), 700),
+    "max_rows": (lambda: R["reduce_max"]((1,)), (9, 5000), 1),
+    "cumsum": (lambda: R["cumsum"](1), (3, 400), 400),
 }
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_and_reductions(name: str, device: Device) -> None:
-    make, shape = ROWS[name]
-    check_op(device, DIRECT, make(), draw(*shape), terms=max(shape))
+    make, shape, terms = ROWS[name]
+    check_op(device, DIRECT, make(), draw(*shape), terms=terms)
 
 
 def test_argmax_takes_the_first_of_equals(device: Device) -> None:
     x = np.random.default_rng().integers(0, 5, (3, 4000)).astype(np.float32)
     x[1, 3000:3002] = np.nan
     op: Any = R["argmax"](1)
-    np.testing.assert_array_equal(run(device, op_group(op, [x]), DIRECT, x), op.reference(x))
+    np.testing.assert_array_equal(*run(device, op_group(op, [x]), DIRECT, [x]), op.reference(x))
 
 
 @pytest.mark.parametrize(("queries", "masked"), [(1, False), (1, True), (37, True)])
@@ -198,11 +215,13 @@ def test_attention(queries: int, masked: bool, device: Device) -> None:
         mask = np.random.default_rng().random((queries, 45)) < 0.6
         mask[0] = False
         inputs.append(mask)
-    check_op(device, DIRECT, R["attention"](enable_gqa=True), *inputs, terms=45)
+    check_op(device, DIRECT, R["attention"](enable_gqa=True), *inputs, terms=24 + 45)
 
 
 def test_causal_attention(device: Device) -> None:
-    check_op(device, DIRECT, R["attention"](causal=True), draw(3, 37, 24), draw(3, 45, 24), draw(3, 45, 20), terms=45)
+    check_op(
+        device, DIRECT, R["attention"](causal=True), draw(3, 37, 24), draw(3, 45, 24), draw(3, 45, 20), terms=24 + 45
+    )
 
 
 @pytest.mark.parametrize(("name", "gates"), [("lstm_scan", 4), ("gru_scan", 3), ("rnn_scan", 1)])
@@ -211,7 +230,20 @@ def test_recurrent_scans(name: str, gates: int, units: int, device: Device) -> N
     states = [draw(3, units) for _ in range(2 if gates == 4 else 1)]
     bias = [draw(gates * units)] if gates == 3 else []
     weight = draw(gates * units, units) / np.float32(units**0.5)
-    check_op(device, DIRECT, R[name](), draw(6, 3, gates * units), *states, weight, *bias, terms=units * 6)
+    inputs = [draw(6, 3, gates * units), *states, weight, *bias]
+    (got,) = run(device, op_group(R[name](), inputs), DIRECT, inputs)
+    x, first, *rest = wide(inputs)
+    cell, rest = (rest[:1], rest[1:]) if gates == 4 else ([], rest)
+    for step, h in enumerate([first, *got[:-1].astype(np.float64)]):
+        # From the kernel's own last state: an error that a step hands on is no error of the next one.
+        (y,), _, *cell = R[name]().reference(x[step : step + 1], h, *cell, *rest)
+        # The slope of a step in its totals, which are a bias and `units` products, is at most that of three factors;
+        # a cell keeps the errors of the steps before.
+        totals = (
+            np.abs(x[step]).max() + (np.abs(h) @ np.abs(rest[0]).T).max() + sum(np.abs(array).max() for array in bias)
+        )
+        slope = 1 + max(np.abs(array).max() for array in (h, totals, *cell))
+        check(got[step], y, (1 + totals) * slope * (step + 1 if cell else 1), terms=units)
 
 
 @pytest.mark.usefixtures("validator")
