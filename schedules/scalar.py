@@ -30,8 +30,9 @@ SPECIAL = frozenset(FUNCTIONS) - {"erfc"}
 # Wider ints in which +, - and * cannot overflow: TVM takes it that ints never do, PyTorch's wrap. LLVM narrows the
 # arithmetic again, without that assumption.
 WRAPPING = {"int32": "int64", "int64": "int128"}
-# GPUs have no ints of 128 bits; what TVM takes for granted of ints it does not of unsigned ones.
-UNSIGNED = {"int32": "uint32", "int64": "uint64"}
+# GPUs have no ints of 128 bits; what TVM takes for granted of ints it does not of unsigned ones. Smaller ints become
+# int in CUDA's text, and stay that until they are stored.
+UNSIGNED = {**dict.fromkeys(("int8", "uint8", "int16", "int32"), "uint32"), "int64": "uint64"}
 
 
 class Tir:
@@ -154,7 +155,7 @@ class Tir:
         return self._convert(self.select(self.is_nan(x), quiet, rounded), "uint16")
 
     def wrapping(self, function: Callable[..., Expr], *x: Expr) -> Expr:
-        """`function` of int operands, made of + - * alone, with results that wrap around as PyTorch's do."""
+        """`function` of int operands, made of + - * << alone, with results that wrap around as PyTorch's do."""
         dtype = self.dtype(x[0])
         wide = (UNSIGNED if machine().is_gpu else WRAPPING).get(dtype)
         if wide is None:
@@ -241,6 +242,8 @@ class Tir:
         functions: dict[str, Callable[[Expr, Expr], Expr]] = {
             "&": T.bitwise_and, "|": T.bitwise_or, "^": T.bitwise_xor, "<<": T.shift_left, ">>": T.shift_right,
         }  # fmt: skip
+        if operator == "<<" and machine().is_gpu:
+            return self.wrapping(T.shift_left, a, b)
         return functions[operator](a, b)
 
     def shift_left(self, x: Expr, bits: int) -> Expr:

@@ -104,6 +104,7 @@ def integer_limits() -> Iterator[tuple[Any, ...]]:
         yield f"{name}_extremes", lambda x: (x.max(), x.min(), x.argmax(), x.argmin()), a
         yield f"{name}_matmul_wraps", lambda x: x.reshape(5, 9) @ x.reshape(9, 5), a
         yield f"{name}_not", lambda x: ~x, a
+        yield f"{name}_compare_bits", lambda x, y: (~x > y, (x << 3) > y, -x > y, x.abs() >= y), a, b
         yield f"{name}_scatter_add_wraps", lambda x: torch.zeros_like(x[:3]).scatter_add(0, x.long() % 3, x), a
 
 

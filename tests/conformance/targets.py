@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.conformance.kernels import KernelLibrary
+from tests.cuda.library import CudaLibrary
 from tests.vulkan.device import device
 from tests.vulkan.library import VulkanLibrary
 from transpiler.group import Group, Lowered
@@ -30,6 +31,9 @@ def make_library(kernels: Iterable[Lowered], target: Target) -> tuple[Library, d
     """The kernels, and the reasons of those that have no code."""
     if not target.is_gpu:
         return KernelLibrary(list(kernels), target), {}
+    if target.kind == "cuda":
+        emulated = CudaLibrary(list(kernels), target=target)
+        return emulated, emulated.refused
     found = device()
     assert found is not None, "no Vulkan driver"
     library = VulkanLibrary(list(kernels), target, found)

@@ -19,26 +19,28 @@ from transpiler.gpu.cuda import cuda_source
 from transpiler.gpu.launches import Launch
 from transpiler.group import Lowered
 from transpiler.ir import Array
-from transpiler.target import load_target
+from transpiler.target import Target, load_target
 
-TARGET = load_target("cuda", "sm_80").tvm_target()
+TARGET = load_target("cuda", "sm_80")
 
 
 class CudaLibrary(LaunchLibrary):
     """Kernels compiled together; `edit` changes their text, for errors that are to be found."""
 
-    def __init__(self, kernels: Sequence[Lowered], edit: Callable[[str], str] = lambda text: text) -> None:
+    def __init__(
+        self, kernels: Sequence[Lowered], edit: Callable[[str], str] = lambda text: text, target: Target = TARGET
+    ) -> None:
         super().__init__(kernels)
-        fitting = list(kernels)
+        fitting, code = list(kernels), target.tvm_target()
         try:
-            source = cuda_source(fitting, TARGET)
+            source = cuda_source(fitting, code)
         except TranspileErrors as error:
             for item in fitting:
                 reasons = [each.message for each in error.problems if f"{item.kernel.name!r}" in each.message]
                 if reasons:
                     self.refused[item.kernel.name] = "; ".join(reasons)
             fitting = [item for item in fitting if item.kernel.name not in self.refused]
-            source = cuda_source(fitting, TARGET)
+            source = cuda_source(fitting, code)
         self.text = edit(source.text)
         self.launches.update(source.launches)
         self._folder = tempfile.TemporaryDirectory(prefix="kernels-")

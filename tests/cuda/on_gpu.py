@@ -24,15 +24,15 @@ import numpy as np
 import torch
 
 from tests.conformance.kernels import op_group
-from tests.conformance.test_ops_on_targets import FAMILIES, check, double_reference, reference
+from tests.conformance.selection import OWN
+from tests.conformance.test_ops_on_targets import check, double_reference, reference
 from tests.cuda.device_library import DeviceLibrary, variant_here
-from tests.cuda.test_ops import CPU_ONLY, samples
+from tests.cuda.test_ops import samples
 from tests.models.support import FILES, assert_equal_to_pytorch, load
 from transpiler import transpile
 from transpiler.schedule import schedule
 from transpiler.target import load_target
 
-KERNELS = sorted(FAMILIES.keys() - CPU_ONLY)
 TOOLS = ("memcheck", "racecheck")
 REPLAYS, RUNS = 100, 50
 
@@ -71,7 +71,7 @@ def report(name: str, run: Callable[[], list[str]]) -> int:
 
 
 def checks(sanitizer: str | None) -> Iterator[tuple[str, Callable[[], list[str]]]]:
-    for family in KERNELS:
+    for family in OWN:
         yield f"kernels {family}", lambda family=family: kernels(family)
     for name in FILES:
         yield f"model {name}", lambda name=name: model(name)
@@ -79,14 +79,14 @@ def checks(sanitizer: str | None) -> Iterator[tuple[str, Callable[[], list[str]]
         print("no compute-sanitizer: memory and races are not checked", flush=True)
         return
     for tool in TOOLS:
-        for family in KERNELS:
+        for family in OWN:
             yield f"{tool} {family}", lambda tool=tool, family=family: sanitized(sanitizer, tool, family)
 
 
 def kernels(family: str) -> list[str]:
     """Samples of every op of a family, each kernel in memory that starts as NaNs, against float64."""
     target = load_target("cuda", variant_here())
-    chosen = {f"k{number}": sample for number, sample in enumerate(samples(family, None))}
+    chosen = {f"k{number}": sample for number, sample in enumerate(samples(family))}
     items = [schedule(op_group(sample.op, sample.inputs), target, key) for key, sample in chosen.items()]
     problems = []
     with DeviceLibrary(items, target) as library:

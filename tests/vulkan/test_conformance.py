@@ -5,46 +5,18 @@ from __future__ import annotations
 
 import pytest
 
-from tests.conformance.test_ops_on_targets import (
-    FAMILIES,
-    NO_HALF,
-    check_half_samples,
-    check_samples,
-    dtypes,
-    half_samples,
-)
+from tests.conformance.selection import OWN, one_of_each
+from tests.conformance.test_ops_on_targets import FAMILIES, NO_HALF, check_half_samples, check_samples, half_samples
 from tests.conformance.test_symbolic_sizes import REFUSED, cases_of, run
 from tests.vulkan.device import Device
-from transpiler.ops.base import Sample
-from transpiler.ops.dtypes import HALF
 from transpiler.target import Target, load_target
 
-# What the passes make for the CPU's schedules only.
-OF_THE_CPU = {"packed", "winograd", "strassen", "blocked_conv"}
-OWN = sorted(set(FAMILIES) - OF_THE_CPU)
 PARTS = 4
 
 
 @pytest.fixture
 def target(device: Device) -> Target:
     return load_target("vulkan")
-
-
-def one_of_each() -> list[Sample]:
-    """The smallest sample of each op."""
-    chosen = []
-    for family in OWN:
-        by_op: dict[str, list[Sample]] = {}
-        for sample in FAMILIES[family]:
-            if dtypes(sample).isdisjoint(HALF):
-                by_op.setdefault(sample.op.name, []).append(sample)
-        chosen += [min(found, key=size) for found in by_op.values()]
-    return chosen
-
-
-def size(sample: Sample) -> int:
-    """Elements that the op reads; empty tensors last."""
-    return sum(array.size for array in sample.inputs) if all(array.size for array in sample.inputs) else 1 << 30
 
 
 @pytest.mark.parametrize("part", range(PARTS))

@@ -21,6 +21,7 @@ from transpiler.target import Target
 from transpiler.tvm_lock import LOWERING
 
 FILE = "kernels.fatbin"
+UNNAMED = "*(*)("  # a pointer to vectors for which TVM has no name, and no error either
 _BITS = re.compile(r"(\d+)$")
 # What TVM's text begins with, down to its own names of unsigned types, which needs headers of a toolkit.
 _PREAMBLE = re.compile(r"\A.*?#define ushort unsigned short\n#endif\n", re.DOTALL)
@@ -207,7 +208,10 @@ def _refusal(device: _Device, target: Any) -> str:
 def _written(device: Any, target: Any) -> str:
     with LOWERING:
         built = tvm.get_global_func("target.build.cuda")(device, target)
-    return str(built.inspect_source("cuda") or built.inspect_source())
+    text = str(built.inspect_source("cuda") or built.inspect_source())
+    if UNNAMED in text:
+        raise tvm.error.InternalError("a vector that CUDA has no type for")
+    return text
 
 
 def _parameters(device: Any, found: HostLaunch) -> list[Any]:
