@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -182,7 +183,9 @@ def test_time_of_every_call(native: Native, threads: int) -> None:
     places = [ctypes.c_void_p(array.ctypes.data) for array in (seconds, lanes)]
     for _ in range(50):  # until a worker was in time to help
         lanes[...] = 0
+        began = perf_counter()
         code = native["run_traced"](handle, 0, None, pointers([x, ids]), pointers(outputs), None, *places, threads)
+        passed = perf_counter() - began
         assert code == 0
         if lanes.any():
             break
@@ -191,7 +194,7 @@ def test_time_of_every_call(native: Native, threads: int) -> None:
         assert 0 < start <= end <= seconds[-1]
     assert seconds[0] == 0, "counted from the first call's start"
     assert (np.diff(seconds) >= 0).all()
-    assert 0 < seconds[-1] < 1
+    assert 0 < seconds[-1] <= passed
     native["destroy"](handle)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from graphs import everything
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from transpiler.errors import TranspileErrors
@@ -127,7 +127,6 @@ DATA = json.loads(json.dumps(to_json(everything())))
 JUNK = [None, True, -1, 2**70, 1.5, "x y", "", [], {}, [[]], {"dim": "a//0"}, {"leaf": -1}]
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.sampled_from([place for place in _places(DATA) if place]), st.sampled_from(JUNK))
 def test_damage_never_crashes(place: tuple[Any, ...], junk: Any) -> None:
     data = copy.deepcopy(DATA)
