@@ -1,8 +1,10 @@
 """Layer, root-mean-square and group norm: two reductions over a row in L1, then one pass that writes it.
 
 A row is what shares statistics: the last `rank` dims, or the channels of one group with all their positions.
-The rows are one parallel loop. Per row: the sum and then the squared distances from the mean (two passes: the
-one-pass formula cancels) in four vector accumulators each, 64 partial sums in all for float32; then (x -
+The rows are one parallel loop. Per row: the sum, then the distances from the mean and their squares (two passes: the
+one-pass formula cancels) in four vector accumulators each, 64 partial sums in all for float32. The distances' own
+mean is what rounding left of the mean, and corrects it and the variance (Chan, Golub, LeVeque, "Algorithms for
+computing the sample variance", 1983): 1 / sqrt(eps) would make a number of it where a row is constant. Then (x -
 mean) / sqrt(var + eps), weight, bias and epilogue in one vector loop. Weight and bias run along the row for
 layer and RMS norm and are one scalar per channel for group norm. Limited by L1 loads: three reads and a write
 of the row.
@@ -10,7 +12,7 @@ of the row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -67,25 +69,33 @@ def _row(rows: RowGroup, op: Any, row: Expr, extent: Extent, channels: int) -> N
     weight, bias = rows.parameter(1), rows.parameter(2)
     rows.fill(extent, lambda x: unflatten(base + x, rows.shape), lambda x: base + x)
 
-    def mean_of(term: Callable[[Expr], Expr]) -> Expr:
+    def means(terms: Callable[[Expr], Sequence[Expr]], several: int) -> list[Expr]:
         unroll = unrolled(v, extent)
-        sums = Registers(v, unroll + 1)
-        sums.fill(0.0)
+        every = [Registers(v, unroll + 1) for _ in range(several)]
+        for sums in every:
+            sums.fill(0.0)
 
         def accumulate(offset: Expr, register: int, valid: Extent | None) -> None:
-            value = term(v.load(source, base + offset, valid))
             register = unroll if valid is not None else register
-            sums[register] = sums[register] + (v.keep(value, valid) if valid is not None else value)
+            for sums, value in zip(every, terms(v.load(source, base + offset, valid)), strict=True):
+                sums[register] = sums[register] + (v.keep(value, valid) if valid is not None else value)
 
         sweep(v, extent, accumulate, unroll=unroll)
-        return held(v.fold(sums.combined(lambda a, b: a + b), lambda a, b: a + b) / _const(rows, extent))
+        totals = [v.fold(sums.combined(lambda a, b: a + b), lambda a, b: a + b) for sums in every]
+        return [held(total / _const(rows, extent)) for total in totals]
 
-    def squared(x: Expr) -> Expr:
-        distance = held(x - v.splat(mean)) if mean is not None else x
-        return distance * distance
+    def powers(x: Expr) -> list[Expr]:
+        distance = held(x - v.splat(rough)) if rough is not None else x
+        return [distance, distance * distance]
 
-    mean = None if op.name == "rms_norm" else mean_of(lambda x: x)
-    scale = held(_const(rows, 1.0) / T.sqrt(mean_of(squared) + _const(rows, op.eps)))
+    mean = rough = None
+    if op.name == "rms_norm":
+        (variance,) = means(lambda x: powers(x)[1:], 1)
+    else:
+        (rough,) = means(lambda x: [x], 1)
+        rest, spread = means(powers, 2)
+        mean, variance = held(rough + rest), T.max(_const(rows, 0.0), spread - rest * rest)
+    scale = held(_const(rows, 1.0) / T.sqrt(variance + _const(rows, op.eps)))
 
     def write(start: Expr, length: Extent, element: Callable[[Expr, Expr], Expr]) -> None:
         def normalised(position: Expr) -> Expr:

@@ -8,7 +8,7 @@ not long has a warp to itself, whose threads need neither: several rows are a wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -55,16 +55,30 @@ class Walk:
         self, length: Extent, dtype: str, first: Expr, element: Callable[[Expr], Expr], combine: Combine
     ) -> Expr:
         """All of `element(0..length)` combined, in every thread; `first` is neutral."""
-        state = local(1, dtype)
-        state.store(0, first)
-        with self.over(length) as position:
-            state.store(0, combine(state[0], element(position)))
-        if self.threads == 1:
-            return held(state[0])
-        (result,) = combined(
-            self.threads, self.thread, [state[0]], [dtype], lambda left, right: [combine(left[0], right[0])]
-        )
+        (result,) = self.reduce_all(length, dtype, [first], lambda position: [element(position)], combine)
         return result
+
+    def reduce_all(
+        self,
+        length: Extent,
+        dtype: str,
+        first: Sequence[Expr],
+        elements: Callable[[Expr], Sequence[Expr]],
+        combine: Combine,
+    ) -> list[Expr]:
+        """As `reduce`, several reductions in one loop: of each of the `elements` at a place."""
+        states = [local(1, dtype) for _ in first]
+        for state, value in zip(states, first, strict=True):
+            state.store(0, value)
+        with self.over(length) as position:
+            for state, value in zip(states, elements(position), strict=True):
+                state.store(0, combine(state[0], value))
+        if self.threads == 1:
+            return [held(state[0]) for state in states]
+        return combined(
+            self.threads, self.thread, [state[0] for state in states], [dtype] * len(states),
+            lambda left, right: [combine(a, b) for a, b in zip(left, right, strict=True)],
+        )  # fmt: skip
 
 
 @contextmanager

@@ -1,8 +1,13 @@
-"""Layer, root-mean-square and group norm: the mean, the squared distances from it, then the result; one pass over the
-row for each, as the one-pass formula for the variance cancels."""
+"""Layer, root-mean-square and group norm: the mean, the distances from it and their squares, then the result; one pass
+over the row for each, as the one-pass formula for the variance cancels.
+
+The distances' own mean is what rounding left of the mean, and corrects it and the variance (Chan, Golub, LeVeque,
+"Algorithms for computing the sample variance", 1983): of a row that is constant 1 / sqrt(eps) would make a number of it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -56,24 +61,29 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
                 def x(position: Expr) -> Expr:
                     return rows.element(place(position))
 
-                mean = None
-                if op.name != "rms_norm":
-                    mean = held(walk.reduce(length, rows.dtype, zero, x, lambda a, b: a + b) / number)
+                def means(terms: Callable[[Expr], Sequence[Expr]], several: int) -> list[Expr]:
+                    totals = walk.reduce_all(length, rows.dtype, [zero] * several, terms, lambda a, b: a + b)
+                    return [held(total / number) for total in totals]
 
-                def centred(position: Expr) -> Expr:
-                    return held(x(position) - mean if mean is not None else x(position))
+                def powers(position: Expr) -> list[Expr]:
+                    distance = held(x(position) - rough if rough is not None else x(position))
+                    return [distance, distance * distance]
 
-                def squared(position: Expr) -> Expr:
-                    distance = centred(position)
-                    return distance * distance
-
-                variance = walk.reduce(length, rows.dtype, zero, squared, lambda a, b: a + b) / number
+                mean = rough = None
+                if op.name == "rms_norm":
+                    (variance,) = means(lambda position: powers(position)[1:], 1)
+                else:
+                    (rough,) = means(lambda position: [x(position)], 1)
+                    rest, spread = means(powers, 2)
+                    mean = held(rough + rest)
+                    variance = T.max(zero, spread - rest * rest)
                 scale = held(one / T.sqrt(variance + tirx.const(op.eps, rows.dtype)))
                 weight, bias = rows.parameter(1), rows.parameter(2)
                 with walk.over(length) as position:
                     index = place(position)
                     own = index[1] if op.name == "group_norm" else position
-                    result = centred(position) * scale
+                    value = x(position)
+                    result = held(value - mean if mean is not None else value) * scale
                     if weight is not None:
                         result = result * weight[own]
                     if bias is not None:
