@@ -106,6 +106,8 @@ class LayerNorm(Opaque, name="layer_norm"):
             label = f"{'x'.join(map(str, shape))}_rank{rank}"
             yield from _draw(cls(rank, 1e-5), label, shape, shape[len(shape) - rank :], 2)
         yield from _draw(cls(1, 0.1), "large_eps", (3, 33), (33,), 2)
+        for length in (7, 300):
+            yield from _flat(cls(1, 1e-5), f"constant_rows_of_{length}", (40, length))
 
 
 class GroupNorm(Opaque, name="group_norm"):
@@ -149,6 +151,7 @@ class GroupNorm(Opaque, name="group_norm"):
             label = f"{'x'.join(map(str, shape))}_groups{groups}"
             yield from _draw(cls(groups, 1e-5), label, shape, shape[1:2], 2)
         yield from _draw(cls(2, 0.1), "large_eps", (2, 6, 5), (6,), 2)
+        yield from _flat(cls(6, 1e-5), "constant_channels", (2, 6, 150))
 
 
 class RmsNorm(Opaque, name="rms_norm"):
@@ -189,6 +192,7 @@ class RmsNorm(Opaque, name="rms_norm"):
 
 def _standardized(x: Array, axes: tuple[int, ...], eps: float) -> Array:
     centered = x - x.mean(axes, keepdims=True)
+    centered = centered - centered.mean(axes, keepdims=True)  # what the mean's rounding left
     return np.asarray(centered / np.sqrt((centered * centered).mean(axes, keepdims=True) + x.dtype.type(eps)))
 
 
@@ -206,3 +210,13 @@ def _draw(op: Opaque, label: str, shape: tuple[int, ...], parameter: tuple[int, 
     x = g.standard_normal(shape, np.float32) + np.float32(0.5)
     yield Sample(label, op, (x,))
     yield Sample(f"{label}_affine", op, (x, *(g.standard_normal(parameter, np.float32) for _ in range(arity))))
+
+
+def _flat(op: Opaque, label: str, shape: tuple[int, ...]) -> Iterator[Sample]:
+    """Rows of one number each, whose sums are rounded; alone, and beside others that vary."""
+    g = rng(op.name + label)
+    x = np.broadcast_to(np.float32(50) * g.standard_normal((*shape[:-1], 1), np.float32), shape).copy()
+    yield Sample(label, op, (x,))
+    mixed = x.copy()
+    mixed[0] = g.standard_normal(shape[1:], np.float32)
+    yield Sample(f"{label}_and_others", op, (mixed,))
