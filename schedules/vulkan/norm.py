@@ -2,7 +2,7 @@
 over the row for each, as the one-pass formula for the variance cancels.
 
 The distances' own mean is what rounding left of the mean, and corrects it and the variance (Chan, Golub, LeVeque,
-"Algorithms for computing the sample variance", 1983): of a row that is constant 1 / sqrt(eps) would make a number of it.
+"Algorithms for computing the sample variance", 1983): 1 / sqrt(eps) would make a number of it where a row is constant.
 """
 
 from __future__ import annotations
