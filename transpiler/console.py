@@ -42,6 +42,10 @@ class ConsoleProgress:
     def warn(self, text: str) -> None:
         self._line(f"warning: {text}")
 
+    def note(self, text: str) -> None:
+        if self.timing:
+            self._line(text)
+
     def _finish(self) -> None:
         if self.started is not None and self.timing:
             self._line(f"{self.clock() - self.started:7.2f} s  {self.text}")
@@ -138,6 +142,7 @@ class QuietProgress(ConsoleProgress):
     def stage(self, text: str) -> None: ...
     def advance(self, done: int, total: int) -> None: ...
     def warn(self, text: str) -> None: ...
+    def note(self, text: str) -> None: ...
 
 
 def plain_progress() -> PlainProgress:

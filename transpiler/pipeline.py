@@ -59,6 +59,8 @@ def build(request: Request, progress: Progress | None = None) -> Report:
         for warning in model.warnings:
             progress.warn(warning)
         tuners = _tuners(groups, run_here, request)
+        for note in _untimed(groups, run_here, request):
+            progress.note(note)
         rewritten, lowered = _lower_all(model.program, groups, tuners, request, progress)
         for variants in lowered.values():
             _check_alike(name, variants)
@@ -203,11 +205,24 @@ def _tuners(
     tuners: dict[str, Tuner] = {}
     for name, group in groups.items():
         # What is fast on this machine says little about machines that lack its best instructions.
-        here = [target for target in run_here.get(name, ()) if not target.is_gpu]
+        here = run_here.get(name, ()) if backend(name).tuned else ()
         tuned = here if request.tune == "full" else here[:1]
         for target in group:
             tuners[target.variant.name] = _tuner(target, request, request.tune if target in tuned else "none")
     return tuners
+
+
+def _untimed(
+    groups: Mapping[str, Sequence[Target]], run_here: Mapping[str, Sequence[Target]], request: Request
+) -> list[str]:
+    """What is said of targets whose kernels were to be timed, and that this machine cannot run."""
+    if request.tune == "none":
+        return []
+    return [
+        f"no device for {backend(name).title} here: nothing is timed, kernels are chosen by what is shipped"
+        for name in groups
+        if backend(name).tuned and not run_here[name]
+    ]
 
 
 Lowered = dict[str, dict[str, "LoweredProgram"]]

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from transpiler.backends import backend
 from transpiler.choices import Point
 from transpiler.dims import Dim
 from transpiler.errors import TranspileError, UsageError
@@ -52,6 +53,8 @@ SECONDS, MIN_CALLS, MAX_CALLS = 0.02, 5, 60
 COPIES, COPIED_BYTES = 8, 64 << 20
 # Groups whose variants are compiled and linked at a time.
 TOGETHER = 6
+# Seconds that the variants of a point of a group may take on a device, in all.
+DEVICE_SECONDS = 5.0
 RECORD_FORMAT = 1
 
 
@@ -90,7 +93,7 @@ class Tuner:
             return self.given[key]
         if key in self.record:
             return self.record[key]
-        cached = None if self.mode == "none" else _cached(key, self.mode)
+        cached = None if self.mode == "none" else _cached(key, self.mode, self.target)
         return shipped_answers(group, self.target) if cached is None else cached
 
     def sweep(self, progress: Callable[[int, int], None] | None = None) -> bool:
@@ -99,12 +102,12 @@ class Tuner:
         Raises:
             TranspileError: "link-failed".
         """
-        if self.mode == "none" or not runs_here(self.target.isa):
+        if self.mode == "none" or not _runs_here(self.target):
             return False
         pending = [
             key
             for key, (group, lowered) in self._met.items()
-            if key not in self.given and _worth_it(group, lowered) and _cached(key, self.mode) is None
+            if key not in self.given and _worth_it(group, lowered) and _cached(key, self.mode, self.target) is None
         ]
         pending.sort(key=lambda key: -_fixed(self._met[key][1].kernel.flops))
         changed = False
@@ -115,7 +118,7 @@ class Tuner:
             keys = pending[start : start + TOGETHER]
             jobs = [_Job(*self._met[key], self._answers(key, self._met[key][0])) for key in keys]
             for key, job, best in zip(keys, jobs, _settle(jobs, self.target, self.mode), strict=True):
-                _store(key, self.mode, best)
+                _store(key, self.mode, self.target, best)
                 if best != job.answers:
                     changed = True
                     self.record[key] = best
@@ -131,6 +134,10 @@ class _Job:
     group: Group
     lowered: Lowered
     answers: Answers
+
+
+def _runs_here(target: Target) -> bool:
+    return backend(target.name).runs_here(target) if target.is_gpu else runs_here(target.isa)
 
 
 def _worth_it(group: Group, lowered: Lowered) -> bool:
@@ -179,17 +186,38 @@ def _default(points: Sequence[Point], name: str) -> str:
 
 
 def measure(groups: Sequence[Group], variants: Sequence[Sequence[Answers]], target: Target) -> list[list[float]]:
-    """Seconds of a call of each group's kernel with each of its answers, on one thread.
+    """Seconds of a call of each group's kernel with each of its answers, on one thread of the processor; or on the
+    first CUDA device, infinite where a variant fails.
 
     Raises:
-        TranspileError: "link-failed", "tuning-failed".
+        TranspileError: "link-failed", "tuning-failed" (of a processor's kernels).
     """
+    if target.is_gpu:
+        return _measure_on_device(groups, variants, target)
     kernels = [
         [schedule(group, target, f"group{number}_variant{index}", item) for index, item in enumerate(answers)]
         for number, (group, answers) in enumerate(zip(groups, variants, strict=True))
     ]
     with _Variants(groups, kernels, target) as library:
         return [library.seconds(number) for number in range(len(groups))]
+
+
+def _measure_on_device(
+    groups: Sequence[Group], variants: Sequence[Sequence[Answers]], target: Target
+) -> list[list[float]]:
+    from transpiler.gpu import timing
+
+    def scheduled(group: Group, name: str, answers: Answers) -> Lowered | None:
+        try:
+            return schedule(group, target, name, answers)
+        except timing.ERRORS:
+            return None
+
+    kernels = [
+        [scheduled(group, f"group{number}_variant{index}", item) for index, item in enumerate(answers)]
+        for number, (group, answers) in enumerate(zip(groups, variants, strict=True))
+    ]
+    return timing.measure(groups, kernels, target, _plan, DEVICE_SECONDS * len(groups))
 
 
 class _Variants:
@@ -312,28 +340,43 @@ def cache_folder() -> Path:
 
 
 @cache
-def _machine() -> str:
-    """What times depend on besides the kernel, as a digest: the processor, TVM and the text of the schedules."""
+def _machine(target: str = "cpu") -> str:
+    """What times depend on besides the kernel, as a digest: the processor or the device with its driver, TVM and the
+    text of the schedules."""
     digest = hashlib.sha256()
+    if target == "cuda":
+        from transpiler.gpu.here import cuda_device
+
+        digest.update(cuda_device().encode())
+        digest.update((tree("targets") / "cuda_tiles.json").read_bytes())
+        digest.update((PACKAGE / "gpu" / "cuda.py").read_bytes())
+        digest.update((PACKAGE / "gpu" / "nvrtc.py").read_bytes())
+        return _of_tools(digest)
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
         kept = ("vendor_id", "cpu family", "model", "cache size", "flags")
         digest.update("".join(line for line in lines if line.startswith(kept)).encode())
+    return _of_tools(digest)
+
+
+def _of_tools(digest: Any) -> str:
     digest.update(metadata.version("apache-tvm").encode())
     for path in sorted([*tree("schedules").rglob("*.py"), PACKAGE / "compile.py", *tree("targets").glob("*.toml")]):
         digest.update(path.read_bytes())
-    return digest.hexdigest()
+    text: str = digest.hexdigest()
+    return text
 
 
-def _cache_file(key: str) -> Path:
-    name = hashlib.sha256(f"{_machine()} {key}".encode()).hexdigest()
+def _cache_file(key: str, target: Target) -> Path:
+    machine = _machine(target.name) if target.is_gpu else _machine()
+    name = hashlib.sha256(f"{machine} {key}".encode()).hexdigest()
     return cache_folder() / "choices" / name[:2] / f"{name}.json"
 
 
-def _cached(key: str, mode: Mode) -> Answers | None:
+def _cached(key: str, mode: Mode, target: Target) -> Answers | None:
     """What a sweep on this machine found for a key; one by `fast` does not stand in for `full`."""
     try:
-        found = json.loads(_cache_file(key).read_text(encoding="utf-8"))
+        found = json.loads(_cache_file(key, target).read_text(encoding="utf-8"))
         if mode == "full" and found["mode"] != "full":
             return None
         return _checked_answers(found["answers"])
@@ -341,9 +384,9 @@ def _cached(key: str, mode: Mode) -> Answers | None:
         return None
 
 
-def _store(key: str, mode: Mode, answers: Answers) -> None:
+def _store(key: str, mode: Mode, target: Target, answers: Answers) -> None:
     """Keep a result; a cache that cannot be written only costs time."""
-    path = _cache_file(key)
+    path = _cache_file(key, target)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:

@@ -11,7 +11,8 @@ from .epilogue import RunEpilogue
 from .mma import MmaBlock
 from .product import DEPTHS, Block, Product
 from .simt import SimtBlock
-from .tiles import MMA, MMA_ON_HOPPER, SIMT, WGMMA, Tile, tile_for
+from .table import choose_tile
+from .tiles import MMA, MMA_ON_HOPPER, SIMT, WGMMA, Tile
 from .wgmma import WgmmaBlock
 
 HOPPER = "sm_90a"
@@ -24,7 +25,8 @@ def emit(product: Product, epilogue: RunEpilogue, target: Target) -> None:
         return
     forms = _forms(product, target)
     chunks = ceil_div(product.inner, DEPTHS[product.kind])
-    tile = tile_for([*forms], product.batches, product.rows, product.columns, chunks)
+    sizes = (product.batches, product.rows, product.columns, chunks)
+    tile = choose_tile([*forms], target.gpu.arch, product.kind, sizes)
     form = forms[tile]
     with workgroups(product.blocks(tile), tile.threads) as (number, thread), ptx.resident(form.resident):
         form(product, tile, epilogue, number, thread).emit()

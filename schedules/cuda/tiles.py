@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from ..sizes import Extent, ceil_div, is_fixed
 from .ptx import CHUNK
 
 # Multiprocessors of an A100: with fewer blocks than that, some of them idle.
 PROCESSORS = 108
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the rule knows of a device: its multiprocessors; of each the bytes of shared memory that blocks share, and
+    `products` of pairs of 16-byte chunks in a cycle on tensor cores, and by ordinary multiply-adds."""
+
+    processors: int
+    shared_bytes: int
+    tensor_products: int
+    plain_products: int
+
+    def products(self, kind: str) -> int:
+        return self.plain_products if kind == "float32" else self.tensor_products
+
+
+# From NVIDIA's data sheets: an A100 for sm_80 and an H200 for sm_90a.
+CARDS = {
+    "sm_80": Card(PROCESSORS, 167936, tensor_products=128, plain_products=16),
+    "sm_90a": Card(132, 233472, tensor_products=256, plain_products=32),
+}
+# Cycles between the start of a block and its first products, and from its last ones until its results are stored: an
+# estimate, with which many short rounds cost more than a few long ones.
+LATENCY = 1500
+REGISTERS, THREADS = 65536, 2048  # of a multiprocessor
+BESIDES = 64  # registers of a thread besides its sums
 
 
 @dataclass(frozen=True)
@@ -29,6 +55,15 @@ class Tile:
     rate: float
     chunks: int = 4  # of a line: 64 bytes, 32 half floats
     slices: int = 1  # teams of warps that share the tile: each sums a part of every line
+
+    def __str__(self) -> str:
+        """What tells it from others in tables and records of choices: everything but the estimate."""
+        named = [
+            f"{item.name}={getattr(self, item.name)}"
+            for item in fields(self)[2:]
+            if item.name != "rate" and getattr(self, item.name) != item.default
+        ]
+        return " ".join([f"{self.rows}x{self.columns}", *named])
 
     @property
     def team(self) -> int:
@@ -84,23 +119,42 @@ SIMT = (
 DEEP = 3  # steps that a tile of several slices is worth at least
 
 
-def tile_for(tiles: Sequence[Tile], batches: Extent, rows: Extent, columns: Extent, inner: Extent) -> Tile:
-    """The one of `tiles` with the least time by a simple account: rounds of blocks over the device, each as long as its
-    tile's products at its rate. Sizes that vary count as many. `inner` is the summed dim in chunks."""
+def cycles(tile: Tile, card: Card, kind: str, batches: Extent, rows: Extent, columns: Extent, inner: Extent) -> float:
+    """The time of a product by a simple account: rounds of blocks over the processors, each as long as its tile's
+    products at its rate, and a latency for every wave of blocks that are resident together. Sizes that vary count as
+    many. `inner` is the summed dim in chunks."""
+    sizes = ((batches, 1), (rows, tile.rows), (columns, tile.columns))
+    known = [ceil_div(size, step) for size, step in sizes if is_fixed(size)]
+    blocks = 1
+    for number in known:
+        blocks *= number
+    rounds = blocks / card.processors if len(known) < len(sizes) else ceil_div(blocks, card.processors)
+    chunks = ceil_div(inner, tile.chunks) * tile.chunks if is_fixed(inner) else tile.chunks
+    work = rounds * tile.rows * tile.columns * chunks / (card.products(kind) * tile.rate)
+    waves = rounds / resident(tile, card) if len(known) < len(sizes) else ceil_div(rounds, resident(tile, card))
+    return float(work + (waves * LATENCY if is_fixed(inner) else 0))
+
+
+def resident(tile: Tile, card: Card) -> int:
+    """Blocks that a processor has room for."""
+    registers = tile.rows * tile.columns // tile.team // 32 + BESIDES
+    limits = (
+        card.shared_bytes // (tile.stages * tile.stage_bytes + 1024),
+        THREADS // tile.threads,
+        REGISTERS // (registers * tile.threads),
+    )
+    return max(1, min(limits))
+
+
+def ranked(
+    tiles: Sequence[Tile], card: Card, kind: str, batches: Extent, rows: Extent, columns: Extent, inner: Extent
+) -> list[Tile]:
+    """The tiles that suit a product, the one with the least `cycles` first."""
 
     def worth(tile: Tile) -> bool:
-        return is_fixed(inner) and inner >= DEEP * tile.chunks
+        return tile.slices == 1 or (is_fixed(inner) and inner >= DEEP * tile.chunks)
 
     def cost(tile: Tile) -> float:
-        known = [
-            ceil_div(size, step)
-            for size, step in ((batches, 1), (rows, tile.rows), (columns, tile.columns))
-            if is_fixed(size)
-        ]
-        blocks = 1
-        for number in known:
-            blocks *= number
-        rounds = blocks / PROCESSORS if len(known) < 3 else ceil_div(blocks, PROCESSORS)
-        return rounds * tile.rows * tile.columns / tile.rate
+        return cycles(tile, card, kind, batches, rows, columns, inner)
 
-    return min((tile for tile in tiles if tile.slices == 1 or worth(tile)), key=cost)
+    return sorted(filter(worth, tiles), key=cost)

@@ -227,6 +227,19 @@ struct Event {
 std::set<Event *> events;
 double now = 0;  // the device's clock: every piece of work takes a microsecond
 
+// What STANDIN_TIMES says of a kernel, "word=seconds,...": one whose name contains a word is not run and takes that time;
+// 0: it fails on the device. Below 0: nothing is said.
+double made_up(const std::string &kernel) {
+  std::string list = setting("STANDIN_TIMES", "");
+  for (size_t start = 0, end; start < list.size(); start = end + 1) {
+    end = std::min(list.find(',', start), list.size());
+    size_t equals = list.find('=', start);
+    if (equals < end && kernel.find(list.substr(start, equals - start)) != std::string::npos)
+      return atof(list.c_str() + equals + 1);
+  }
+  return -1;
+}
+
 // ---- code
 
 struct Kernel {
@@ -251,6 +264,12 @@ struct Launch {
   Kernel *kernel;
   int grid[3], block[3], shared;
   std::vector<std::vector<char>> arguments;
+
+  int timed() const {
+    double seconds = made_up(kernel->name);
+    now += seconds < 0 ? 1e-6 : seconds;
+    return seconds < 0 ? run() : seconds > 0 ? +SUCCESS : +LAUNCH_FAILED;
+  }
 
   int run() const {
     if (!kernels.count(kernel)) {
@@ -711,7 +730,7 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
   const unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
   Launch launch;
   if (int code = make_launch(function, grid, block, shared, arguments, &launch)) return code;
-  add(stream, [launch] { return now += 1e-6, launch.run(); });
+  add(stream, [launch] { return launch.timed(); });
   return SUCCESS;
 }
 
@@ -759,7 +778,7 @@ API cuGraphAddKernelNode(Node **result, Graph *graph, Node *const *before, size_
   Launch launch;
   if (int code = make_launch(given->function, given->grid, given->block, given->shared, given->arguments, &launch))
     return code;
-  return add_node(graph, before, count, [launch] { return now += 1e-6, launch.run(); }, result);
+  return add_node(graph, before, count, [launch] { return launch.timed(); }, result);
 }
 API cuGraphAddMemcpyNode(Node **result, Graph *graph, Node *const *before, size_t count, const CopyParameters *given,
                          Context *) {

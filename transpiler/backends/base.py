@@ -37,7 +37,7 @@ class Backend(ABC):
 
     `title` is what it is called, `needs` what a package needs where it runs, `environment` the variables that its
     runtime looks at. `requires` are the packages from PyPI that its runtime needs besides numpy.
-    `streams`: calls take one, and tensors on the device.
+    `streams`: calls take one, and tensors on the device. `tuned`: variants of its kernels can be timed.
     """
 
     title: ClassVar[str]
@@ -45,6 +45,7 @@ class Backend(ABC):
     environment: ClassVar[str]
     requires: ClassVar[tuple[str, ...]] = ()
     streams: ClassVar[bool] = False
+    tuned: ClassVar[bool] = False
 
     @abstractmethod
     def runs_here(self, target: Target) -> bool:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 class Cpu(Backend):
     title = "CPU"
+    tuned = True
     needs = "numpy"
     environment = "`TRANSPILE_THREADS` limits the default number of threads, `TRANSPILE_ISA` forces an instruction set."
 

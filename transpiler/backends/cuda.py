@@ -21,6 +21,7 @@ class Cuda(Backend):
     )
     requires = ("cuda-bindings>=13.0,<14",)
     streams = True
+    tuned = True
 
     def runs_here(self, target: Target) -> bool:
         from transpiler.gpu.here import has_cuda

@@ -52,6 +52,22 @@ def has_cuda(arch: str) -> bool:
     return False
 
 
+def cuda_device() -> str:
+    """The first device, whose times stand for this machine: its name, compute capability and the driver's version."""
+    from cuda.bindings import driver
+
+    driver.cuInit(0)
+    kinds = driver.CUdevice_attribute
+    device = driver.cuDeviceGet(0)[1]
+    facts = [
+        driver.cuDeviceGetAttribute(kind, device)[1]
+        for kind in (kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                     kinds.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
+    ]  # fmt: skip
+    name: bytes = driver.cuDeviceGetName(200, device)[1]
+    return f"{name.partition(bytes(1))[0].decode(errors='replace')} {facts} {driver.cuDriverGetVersion()[1]}"
+
+
 def runs_code(capability: tuple[int, int], arch: str) -> bool:
     """Whether a device of a compute capability runs code for `arch` or its PTX: with a letter that of the very same
     capability, else of every one that is not older."""
