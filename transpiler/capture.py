@@ -29,7 +29,7 @@ from transpiler.examples import (
     grown,
     named_arguments,
 )
-from transpiler.export_errors import export_error, guards_hold
+from transpiler.export_errors import export_error, guards_hold, misfit
 from transpiler.exported_file import load_exported_program
 from transpiler.frames import Files
 from transpiler.known_values import decided
@@ -171,8 +171,8 @@ def capture_module(
     `constants`: no other function writes the module's buffers, so those that are in no state_dict keep their values.
 
     Raises:
-        TranspileError: "data-dependent-control-flow", "dynamic-shape" or "export-failed", with the user's
-        line.
+        TranspileError: "bad-examples", "data-dependent-control-flow", "dynamic-shape" or "export-failed", with the
+        user's line.
     """
     warnings: list[str] = []
     if module.training:
@@ -202,7 +202,7 @@ def capture_module(
                     f"The buffers {' and '.join(map(repr, shared))} share memory, and the model writes it",
                     hints=["give each buffer memory of its own, with .clone()"],
                 ) from error
-            raise export_error(error, files) from error
+            raise misfit(error, module.forward, *example) or export_error(error, files) from error
     names = default_names(exported, user_names(exported, example, dynamic_shapes))
     bounds = given_bounds(exported, names, example, dynamic_shapes)
     name = identifier(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(module).__name__)).lower()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from transpiler.dims import SymbolRange, evaluate, free_symbols, parse_dim
 from transpiler.errors import Location, TranspileError
@@ -40,6 +42,33 @@ def _packs_sequences(error: BaseException) -> bool:
         if in_module and (frame.f_code.co_name in functions or type(given).__name__ == "PackedSequence"):
             return True
     return False
+
+
+def misfit(
+    error: Exception, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> TranspileError | None:
+    """The user error "bad-examples" for a TypeError that the call `function(*args, **kwargs)` cannot but raise.
+
+    The signature alone proves nothing: a decorator may take what the function that it wraps does not.
+    """
+    if not isinstance(error, TypeError):
+        return None
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return None
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as reason:
+        taken = f"{getattr(function, '__name__', 'forward')}({', '.join(signature.parameters)})"
+        given = [f"{len(args)} positional"] * bool(args) + [f"{name}=" for name in kwargs]
+        return TranspileError(
+            "bad-examples",
+            f"The example inputs do not fit {taken}: {reason}",
+            notes=[f"given: {', '.join(given) or 'nothing'}"],
+            hints=["example_inputs() returns a tuple of the positional arguments, or (args, kwargs)"],
+        )
+    return None
 
 
 def export_error(error: Exception, files: Files) -> TranspileError:

@@ -26,7 +26,11 @@ def is_ours(folder: Path) -> bool:
 
 
 def check_output(folder: Path) -> None:
-    """Raises TranspileError "output-not-ours" if a package in `folder` would destroy something else."""
+    """Whether a package can be written as `folder`.
+
+    Raises:
+        TranspileError: "output-not-ours" if it would destroy something else, "output-read-only" if it may not be.
+    """
     what = None
     if folder.is_symlink():
         what = "is a symbolic link"
@@ -40,6 +44,14 @@ def check_output(folder: Path) -> None:
             f"The output folder {folder} {what}; nothing was written.",
             hints=("Give another folder with --out, or move that one away.",),
         )
+    inside = next(parent for parent in Path(os.path.abspath(folder)).parents if parent.exists())
+    if not inside.is_dir() or not os.access(inside, os.W_OK | os.X_OK):
+        why = f"you may not write in {inside}" if inside.is_dir() else f"{inside} is a file"
+        raise TranspileError(
+            "output-read-only",
+            f"The output folder {folder} cannot be made: {why}.",
+            hints=("Give another folder with --out.",),
+        )
 
 
 def write_package(files: Mapping[str, bytes], folder: str | os.PathLike[str]) -> Path:
@@ -49,7 +61,7 @@ def write_package(files: Mapping[str, bytes], folder: str | os.PathLike[str]) ->
     way, Ctrl-C included, the old content stays and nothing half-written is left.
 
     Raises:
-        TranspileError: "output-not-ours".
+        TranspileError: "output-not-ours", "output-read-only".
         ValueError: a path that leaves the folder.
         OSError: the disk is full, or the folder cannot be written.
     """

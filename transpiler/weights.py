@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,8 +174,21 @@ def check_weights(
             also = f" (tied: {', '.join(names)})" if names else ""
             problems.append(Problem("missing-weight", f"Missing weight {key!r}: {type_}{also}"))
     if problems:
+        prefix = _prefix(given, expected)
+        if prefix:
+            hint = f"without the {prefix!r} that their names begin with, they are the model's"
+            problems[-1] = replace(problems[-1], hints=(hint,))
         raise TranspileErrors(problems)
     return {key: result[key] for key in expected}
+
+
+def _prefix(given: Iterable[str], expected: Iterable[str]) -> str:
+    """What the weights' names begin with and the model's do not: "module." of DataParallel, "_orig_mod." of
+    torch.compile, or the name of the module that the model was a part of; "" if that is not what is wrong."""
+    keys = list(expected)
+    beginnings = {name.removesuffix(keys[0]) for name in given if name.endswith(f".{keys[0]}")} if keys else set()
+    wanted = {name for name in beginnings if {name + key for key in keys} <= set(given)}
+    return min(wanted, default="", key=len)
 
 
 def expected_weights(program: Program) -> dict[str, TensorType]:

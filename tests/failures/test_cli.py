@@ -55,10 +55,31 @@ def test_output_folder_is_not_ours(command: Command) -> None:
 
 def test_output_folder_cannot_be_made(command: Command) -> None:
     Path("file").write_text("")
-    result = command(NET, "--out", "file/out")
-    assert result.exit_code == 1
-    assert "Not a directory: " in result.stderr
-    assert "bug" not in result.stderr
+    assert_fails(
+        command(NET, "--out", "file/out"),
+        1,
+        f"""
+        Error: The output folder file/out/net cannot be made: {Path("file").absolute()} is a file.
+          Hint: Give another folder with --out.
+
+        net.py was not transpiled; nothing was written.
+        """,
+    )
+
+
+def test_output_folder_may_not_be_written(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found before anything is compiled. (The permission is made up: root may write everywhere.)"""
+    monkeypatch.setattr("transpiler.output.os.access", lambda path, mode: Path(path) != Path.cwd())
+    assert_fails(
+        command(NET, "--out", "out"),
+        1,
+        f"""
+        Error: The output folder out/net cannot be made: you may not write in {Path.cwd()}.
+          Hint: Give another folder with --out.
+
+        net.py was not transpiled; nothing was written.
+        """,
+    )
 
 
 # --- 2: usage -----------------------------------------------------------------------------------------------

@@ -194,6 +194,30 @@ def test_packed_sequence(write: Write) -> None:
     """)
 
 
+@pytest.mark.parametrize(
+    ("returned", "reason", "given"),
+    [
+        ("torch.ones(2), torch.ones(2)", "too many positional arguments", "2 positional"),
+        ("(torch.ones(2),), {'y': torch.ones(2)}", "got an unexpected keyword argument 'y'", "1 positional, y="),
+        ("()", "missing a required argument: 'x'", "nothing"),
+    ],
+)
+def test_example_inputs_that_do_not_fit_forward(write: Write, returned: str, reason: str, given: str) -> None:
+    text = f"""
+        class Net(nn.Module):
+            def forward(self, x):
+                return x + 1
+
+        def example_inputs():
+            return {returned}
+    """
+    assert message(write(dedent(text))) == pinned(f"""
+        The example inputs do not fit forward(x): {reason}
+          Note: given: {given}
+          Hint: example_inputs() returns a tuple of the positional arguments, or (args, kwargs)
+    """)
+
+
 def test_export_fails(write: Write) -> None:
     text = """
         class Net(nn.Module):

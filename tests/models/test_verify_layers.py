@@ -125,7 +125,7 @@ def test_no_data(fused: Path, tmp_path: Path) -> None:
         "the folder tests/data of the project net that transpile wrote"
     ]
     assert verify(installed, "--data", "src")[1] == [
-        "error: src has no cases.json: give the folder tests/data of the project"
+        "error: no src/cases.json: give the folder tests/data of the project"
     ]
 
 

@@ -112,6 +112,19 @@ def test_check_lists_everything() -> None:
     ]
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "net.body."])
+def test_names_with_a_prefix_that_the_model_lacks(prefix: str) -> None:
+    given = {f"{prefix}{key}": np.zeros(type_.shape, type_.dtype) for key, type_ in EXPECTED.items()}
+    with pytest.raises(TranspileErrors) as info:
+        check_weights(EXPECTED, {}, {**given, "optimizer": np.zeros(1)})
+    problem = info.value.problems[-1]
+    assert problem.hints == (f"without the {prefix!r} that their names begin with, they are the model's",)
+    del given[f"{prefix}b"]
+    with pytest.raises(TranspileErrors) as info:
+        check_weights(EXPECTED, {}, given)
+    assert not any(problem.hints for problem in info.value.problems)
+
+
 def test_check_ties() -> None:
     aliases = {"tied": "c"}
     base = {"a": np.zeros((2, 3), np.float32), "b": np.zeros((), np.int64)}

@@ -56,7 +56,7 @@ def find_data(model: Package, folder: Path | None) -> Path:
             f"the folder tests/data of the project {model.folder.name} that transpile wrote"
         )
     if not (folder / "cases.json").is_file():
-        raise PackageError(f"{folder} has no cases.json: give the folder tests/data of the project")
+        raise PackageError(f"no {folder / 'cases.json'}: give the folder tests/data of the project")
     return folder
 
 
