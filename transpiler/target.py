@@ -80,6 +80,8 @@ class Target:
     prologue: frozenset[str]
     pairs: frozenset[tuple[str, str]]
     pair_bytes: int
+    overlapped: frozenset[tuple[str, str]]
+    overlapped_steps: int
     strided: frozenset[str]
     widened: frozenset[str]
     narrowed: frozenset[str]
@@ -319,6 +321,8 @@ def _target(name: str, variant: Isa | Gpu) -> Target:
         epilogue=frozenset(facts["epilogue"]), prologue=frozenset(facts["prologue"]),
         pairs=frozenset((first, second) for first, second in facts.get("pairs", ())),
         pair_bytes=facts.get("pair_bytes", 0),
+        overlapped=frozenset((first, second) for first, second in facts.get("overlapped", ())),
+        overlapped_steps=facts.get("overlapped_steps", 0),
         strided=frozenset(facts.get("strided", ())),
         widened=frozenset(facts.get("widened", ())), narrowed=frozenset(facts.get("narrowed", ())),
         half_activations=facts.get("half_activations", False),

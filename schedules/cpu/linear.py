@@ -8,13 +8,14 @@ term. Half floats of W are converted as they are loaded.
 from __future__ import annotations
 
 from transpiler.group import Group, Lowered
+from transpiler.ir import Node
 from transpiler.ops.packed import LinearPacked
 from transpiler.target import Target
 
 from ..fuse import lowered
 from ..halves import only_operands, operand
 from ..sizes import count, extent, is_empty
-from ..tir import LANES, KernelBuilder, unflatten
+from ..tir import LANES, Buffer, KernelBuilder, unflatten
 from .epilogue import Epilogue, elementwise_epilogue
 from .product import Product, emit_product
 
@@ -29,22 +30,26 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         return None
     x, weight, *bias = node.inputs
     *leading, depth = x.type.shape
-    k = extent(depth)
-    m, n = count(leading), node.op.features
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
     with builder:
         a = operand(group, builder, x)
         b = operand(group, builder, weight)
         offset = builder.inputs[group.input_index(bias[0])] if bias else None
         if not is_empty(leading):
-            product = Product(
-                extent(m), n, k,
-                load_a=lambda row, step: a[row * k + step],
-                load_b=lambda panel, step: b.vector((panel * k + step) * LANES),
-                epilogue=Epilogue(group, builder),
-                place=lambda row, column: [*unflatten(row, leading), column],
-                bias=offset,
-                fetch_b=lambda panel, step: b.fetch((panel * k + step) * LANES),
-            )  # fmt: skip
-            emit_product(target.isa, product)
-    return lowered(group, builder, flops=2 * m * n * depth)
+            emit_product(target.isa, product_of(node, a, b, offset, Epilogue(group, builder)))
+    return lowered(group, builder, flops=2 * count(leading) * node.op.features * depth)
+
+
+def product_of(node: Node, a: Buffer, b: Buffer, bias: Buffer | None, epilogue: Epilogue) -> Product:
+    """What a `LinearPacked` computes."""
+    *leading, depth = node.inputs[0].type.shape
+    k = extent(depth)
+    return Product(
+        extent(count(leading)), node.op.features, k,
+        load_a=lambda row, step: a[row * k + step],
+        load_b=lambda panel, step: b.vector((panel * k + step) * LANES),
+        epilogue=epilogue,
+        place=lambda row, column: [*unflatten(row, leading), column],
+        bias=bias,
+        fetch_b=lambda panel, step: b.fetch((panel * k + step) * LANES),
+    )  # fmt: skip

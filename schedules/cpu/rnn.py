@@ -15,7 +15,7 @@ and ends the threads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -51,7 +51,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         return None
     if not is_fixed(node.outputs[0].shape[2]):
         return None
-    scan = _Scan(node.op, node.outputs[0].shape, node.inputs[0].dtype, target)
+    scan = Scan(node.op, node.outputs[0].shape, node.inputs[0].dtype, target)
     builder = KernelBuilder(
         name,
         [value.type for value in group.inputs],
@@ -62,13 +62,10 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     with builder:
         # The same tensor may stand for several inputs.
         scan.emit(builder, [operand(group, builder, value) for value in node.inputs])
-    width = 8 if scan.dtype == "float64" else 4
-    # Every step reads all weights, for a tile of rows at a time; what the first one reads is an input's.
-    reread = (dim_max(scan.step_count, 1) - 1) * scan.weights * width
-    return lowered(group, builder, flops=scan.flops, reread=reread, workspace=scan.workspace * width)
+    return lowered(group, builder, flops=scan.flops, reread=scan.reread, workspace=scan.workspace * scan.width)
 
 
-class _Scan:
+class Scan:
     """One scan: T steps, N rows, H units."""
 
     def __init__(self, op: Any, shape: Sequence[Dim], dtype: str, target: Target) -> None:
@@ -81,7 +78,9 @@ class _Scan:
         self.padded = self.panels * self.v.lanes
         self.step_flops = 2 * rows * self.gates * self.units**2
         self.flops = steps * self.step_flops
-        self.step_count, self.weights = steps, self.gates * self.units**2
+        self.width = 8 if dtype == "float64" else 4
+        # Every step reads all weights, for a tile of rows at a time; what the first one reads is an input's.
+        self.reread = (dim_max(steps, 1) - 1) * self.gates * self.units**2 * self.width
         self.packed: bool = getattr(op, "packed", False)
         limit = accumulators(target, self.v)
         most = max(1, limit // self.gates)
@@ -98,7 +97,13 @@ class _Scan:
     def emit(self, builder: KernelBuilder, inputs: list[Buffer]) -> None:
         if self.workspace == 0:
             return
-        v = self.v
+        self.begin(builder, inputs)
+        with T.serial(0, self.steps) as count:
+            self.step(count)
+        self.end(builder)
+
+    def begin(self, builder: KernelBuilder, inputs: list[Buffer]) -> None:
+        """What is done before the first step."""
         gates, h0, *_ = inputs
         self.x, self.y = gates, builder.outputs[0]
         self.bias = inputs[3] if self.op.name == "gru_scan" else None
@@ -111,25 +116,31 @@ class _Scan:
         self._copy(h0, 0, self.units, self.h, 0, self.padded)
         if self.op.name == "lstm_scan":
             self._copy(inputs[2], 0, self.units, self.c, 0, self.padded)
-        with T.serial(0, self.steps) as count:
-            step = self.steps - 1 - count if self.op.reverse else count
-            old = held(tirx.floormod(count, 2) * self._state_size)
-            full = self.units // v.lanes
-            if full:
-                # A thread goes back and forth over its panels, so that a step begins with what L2 still holds.
-                with (
-                    own_turns(full, parallel=full > 1 and self._is_split()) as (first, number),
-                    T.serial(0, number) as turn,
-                ):
-                    place = tirx.Select(tirx.EQ(old, 0), turn, number - 1 - turn)
-                    self._panel(step, old, held(first + place), None)
-            if self.units % v.lanes:
-                self._panel(step, old, full, self.units % v.lanes)
+
+    def step(self, count: Expr) -> None:
+        """The step that is computed after `count` others."""
+        v = self.v
+        step = self.steps - 1 - count if self.op.reverse else count
+        old = held(tirx.floormod(count, 2) * self._state_size)
+        full = self.units // v.lanes
+        if full:
+            # A thread goes back and forth over its panels, so that a step begins with what L2 still holds.
+            with (
+                own_turns(full, parallel=full > 1 and self.is_split()) as (first, number),
+                T.serial(0, number) as turn,
+            ):
+                place = tirx.Select(tirx.EQ(old, 0), turn, number - 1 - turn)
+                self._panel(step, old, held(first + place), None)
+        if self.units % v.lanes:
+            self._panel(step, old, full, self.units % v.lanes)
+
+    def end(self, builder: KernelBuilder) -> None:
+        """The last states."""
         self._copy(self.h, self.steps % 2 * self._state_size, self.padded, builder.outputs[1], 0, self.units)
         if self.op.name == "lstm_scan":
             self._copy(self.c, 0, self.padded, builder.outputs[2], 0, self.units)
 
-    def _is_split(self) -> bool:
+    def is_split(self) -> bool:
         return not isinstance(self.step_flops, int) or self.step_flops >= STEP_FLOPS
 
     def _copy(self, source: Buffer, start: Expr, pitch: int, target: Buffer, offset: Expr, target_pitch: int) -> None:
@@ -201,10 +212,13 @@ class _Scan:
 
         groups = self.units // self.split
         start, direction = held(tirx.Select(forward, 0, groups - 1)), held(tirx.Select(forward, 1, -1))
-        with T.serial(0, groups) as count:
+
+        def add(count: Expr) -> None:
             k = start + direction * count
             for part in range(self.split):
                 multiply(k * self.split + part, part)
+
+        self.sum_up(panel, groups, add)
         for rest in range(self.units // self.split * self.split, self.units):
             multiply(rest, 0)
         for row in range(rows):
@@ -216,12 +230,21 @@ class _Scan:
                 recurrent.append(held(parts[0]))
             self._finish(step, old, panel, valid, first + row, recurrent)
 
+    def sum_up(self, panel: Expr, groups: int, add: Callable[[Expr], None]) -> None:
+        """The sums of a tile: `add` for each of 0..groups."""
+        with T.serial(0, groups) as count:
+            add(count)
+
+    def inputs_of(self, step: Expr, row: Expr, panel: Expr, valid: int | None) -> list[Expr]:
+        """What comes from the inputs, per gate: vectors of `valid` units."""
+        base = (step * self.rows + row) * (self.gates * self.units) + panel * self.v.lanes
+        return [self.v.load(self.x, base + gate * self.units, valid) for gate in range(self.gates)]
+
     def _finish(self, step: Expr, old: Expr, panel: Expr, valid: int | None, row: Expr, recurrent: list[Expr]) -> None:
         """The gate functions of one row and panel."""
         v, s = self.v, self.v.s
         unit = panel * v.lanes
-        base = (step * self.rows + row) * (self.gates * self.units) + unit
-        x = [v.load(self.x, base + gate * self.units, valid) for gate in range(self.gates)]
+        x = self.inputs_of(step, row, panel, valid)
         state = row * self.padded + unit
         match self.op.name:
             case "lstm_scan":

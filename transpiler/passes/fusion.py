@@ -114,8 +114,10 @@ class _Partition:
 
     def _candidates(self, node: Node) -> list[int]:
         """Open groups that `node` joins, at most one of them with an anchor; a pair has two."""
-        if not self.fuse or len(node.outputs) != 1:
+        if not self.fuse:
             return []
+        if len(node.outputs) != 1:
+            return self._overlapped(node)
         chosen: list[int] = []
         anchored = isinstance(node.op, Reduce | Opaque)
         size = 1
@@ -210,6 +212,17 @@ class _Partition:
             return False
         image = prod(dim for dim in value.shape[1:] if isinstance(dim, int)) * numpy_dtype(value.dtype).itemsize
         return image >= self.target.pair_bytes
+
+    def _overlapped(self, node: Node) -> list[int]:
+        """The open group of a product alone that `node`, which runs over the steps of one row, has time for."""
+        number = self.group_of.get(node.inputs[0].name)
+        if number is None or not self._only_user(node.inputs[0], node):
+            return []
+        before, *others = self.groups[number]
+        if others or (before.op.name, node.op.name) not in self.target.overlapped:
+            return []
+        steps, rows = before.output.shape[:2]
+        return [number] if rows == 1 and isinstance(steps, int) and steps >= self.target.overlapped_steps else []
 
     def _is_result(self, members: Sequence[Node], anchor: Node) -> bool:
         """Whether the group's last node is on the anchor's result's shape: nodes after it were taken in only so."""
