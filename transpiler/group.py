@@ -16,10 +16,10 @@ from transpiler.target import Target
 class Group:
     """Nodes in execution order. `anchor` is the index of the one node with loops of its own (an Opaque or Reduce op),
     None for a pointwise group; the nodes before it are its prologue, the ones after it its epilogue. Of a pair (see
-    `Target.pairs`) it is the second; the first, with its own epilogue, is the prologue.
+    `Target.pairs` and `Target.overlapped`) it is the second; the first, with its own epilogue, is the prologue.
 
     `inputs` are the values read from outside, each once, in order of first use; `outputs` are the values written.
-    Only the last node's outputs are visible outside, except that an anchor with several outputs stands alone.
+    Only the last node's outputs are visible outside, of which an anchor with several has no epilogue.
 
     A group that runs `in_place` is one node that changes a part of its first operand: that operand is not among the
     inputs, it is where the output is.

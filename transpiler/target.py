@@ -66,10 +66,11 @@ class Gpu:
 class Target:
     """A target with one variant chosen: what a schedule rule is asked for.
 
-    `alignment` is that of buffers in the arena, in bytes. `widened` ops read half floats and compute on them in
-    float32, `narrowed` ones store results as half floats besides those with an epilogue. With `half_activations`,
-    values between kernels may be half floats. `tf32`: products have units that round their operands to
-    TF32; `half_operands`: and units that take nothing but half floats.
+    `alignment` is that of buffers in the arena, in bytes. `pairs` are ops that become one kernel where the map between
+    them has `pair_bytes` and more, `overlapped` ones where the second runs over `overlapped_steps` and more. `widened`
+    ops read half floats and compute on them in float32, `narrowed` ones store results as half floats besides those with
+    an epilogue. With `half_activations`, values between kernels may be half floats. `tf32`: products have units that
+    round their operands to TF32; `half_operands`: and units that take nothing but half floats.
     """
 
     name: str

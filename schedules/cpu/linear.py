@@ -42,6 +42,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
 
 def product_of(node: Node, a: Buffer, b: Buffer, bias: Buffer | None, epilogue: Epilogue) -> Product:
     """What a `LinearPacked` computes."""
+    assert isinstance(node.op, LinearPacked)
     *leading, depth = node.inputs[0].type.shape
     k = extent(depth)
     return Product(

@@ -44,6 +44,9 @@ Expr = Any
 
 EPILOGUE = False
 PROLOGUE = False
+# Sums of the scan that hide the latency of a multiply-add, since weights come for one in two cycles and other
+# multiply-adds stand between.
+LATENCY = 4
 # Rows of a tile at most.
 TILE = 16
 # Vectors of the scan's weights in the inner loop at most: beyond it, the code outgrows its cache.
@@ -94,14 +97,15 @@ class _Layer(Scan):
         self.part = -(-self.depth // self.parts)
         self.block = self.gates * self.parts
         self.blocks = -(-self.steps // self.block)
-        registers = self.block + self.gates * self.split + 2
+        split = max(1, LATENCY // self.gates)
         self.overlaps = (
-            registers <= register_budget(target.isa)
+            self.block + self.gates * split + 2 <= register_budget(target.isa)
             and self.steps >= self.block
-            and self.part * self.split <= self.units
-            and self.v.lanes == LANES
+            and self.part * split <= self.units
             and not self.units % LANES
         )
+        if self.overlaps:
+            self.split = split
         self.tile_size = self.block * LANES
         self.block_size = self.panels * self.gates * self.tile_size
         self.workspace += 2 * self.block_size if self.overlaps else self.steps * self.gates * self.units

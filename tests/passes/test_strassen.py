@@ -60,6 +60,24 @@ def test_other_layers_stay(change: dict[str, int]) -> None:
     assert "linear_packed" in names(run_passes(layer(**change), PIPELINE))
 
 
+@pytest.mark.parametrize(("rows", "expected"), [(1, "linear_packed"), (2, "linear_strassen")])
+def test_products_that_a_scan_of_one_row_computes_on_the_way_stay(rows: int, expected: str) -> None:
+    text = f"""
+        func forward(
+          %x: float32[256, {rows}, 512] user "x",
+          %h: float32[{rows}, 256] user "h",
+          %w: float32[768, 512] parameter "w",
+          %r: float32[768, 256] parameter "r",
+          %b: float32[768] parameter "b",
+        ) {{
+          %gates: float32[256, {rows}, 768] = linear(%x, %w, %b)
+          %y: float32[256, {rows}, 256], %last: float32[{rows}, 256] = gru_scan(%gates, %h, %r, %b)
+          return %y, %last
+        }}
+        """
+    assert expected in names(run_passes(Program({"forward": graph(text)}), PIPELINE))
+
+
 def test_a_weight_that_is_an_embedding_too_is_stored_once() -> None:
     program = layer(more="%e: float32[3, 512] = take(%w, %i) {axis = 0}", result="%e")
     assert "linear_strassen" not in names(run_passes(program, PIPELINE))

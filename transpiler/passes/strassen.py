@@ -6,6 +6,7 @@ from math import prod
 
 from transpiler.ir import Graph, Node, Program, Value
 from transpiler.ops.packed import LinearPacked, PackMatmul
+from transpiler.ops.rnn import GruScan, LstmScan, RnnScan
 from transpiler.ops.strassen import LinearStrassen, PackStrassen, RowScales
 from transpiler.passes.rewrite import Rewriter, rewrite
 
@@ -39,8 +40,11 @@ def _fast_products(graph: Graph) -> Graph:
     for node in graph.nodes:
         if isinstance(node.op, PackMatmul):
             packs = consumers[node.inputs[0].name]
-            if all(isinstance(pack.op, PackMatmul) and pack.output.name not in kept for pack in packs) and all(
-                _pays(user, pack.output) for pack in packs for user in consumers[pack.output.name]
+            users = [(user, pack.output) for pack in packs for user in consumers[pack.output.name]]
+            if (
+                all(isinstance(pack.op, PackMatmul) and pack.output.name not in kept for pack in packs)
+                and all(_pays(user, packed) for user, packed in users)
+                and not any(_is_hidden(reader) for user, _ in users for reader in consumers[user.output.name])
             ):
                 chosen.add(node.output.name)
 
@@ -64,6 +68,11 @@ def _pays(node: Node, weight: Value) -> bool:
         return False
     *leading, depth = node.inputs[0].type.static_shape()
     return depth % 2 == 0 and gains(prod(leading), node.op.features, depth)
+
+
+def _is_hidden(reader: Node) -> bool:
+    """Whether a direct product costs `reader` next to nothing: a scan of one row computes it on the way."""
+    return isinstance(reader.op, LstmScan | GruScan | RnnScan) and reader.inputs[0].shape[1] == 1
 
 
 def gains(rows: int, columns: int, depth: int) -> bool:
