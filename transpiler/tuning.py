@@ -217,7 +217,7 @@ def _measure_on_device(
         [scheduled(group, f"group{number}_variant{index}", item) for index, item in enumerate(answers)]
         for number, (group, answers) in enumerate(zip(groups, variants, strict=True))
     ]
-    return timing.measure(groups, kernels, target, _plan, DEVICE_SECONDS * len(groups))
+    return timing.measure(groups, kernels, target, plan_of_calls, DEVICE_SECONDS * len(groups))
 
 
 class _Variants:
@@ -229,7 +229,9 @@ class _Variants:
 
         self._groups, self._kernels = groups, kernels
         every = [kernel for variants in kernels for kernel in variants]
-        plan = _plan([(group, item) for group, variants in zip(groups, kernels, strict=True) for item in variants])
+        plan = plan_of_calls(
+            [(group, item) for group, variants in zip(groups, kernels, strict=True) for item in variants]
+        )
         linked = link_library(compile_kernels(every, target), [plan], "tune", target.isa.name)
         with tempfile.TemporaryDirectory(prefix="transpile-tune-") as folder:
             path = Path(folder) / "variants.so"
@@ -279,7 +281,7 @@ class _Variants:
         return best
 
 
-def _plan(kernels: Sequence[tuple[Group, Lowered]]) -> KernelPlan:
+def plan_of_calls(kernels: Sequence[tuple[Group, Lowered]]) -> KernelPlan:
     """A function that calls every kernel once; it is never run as a whole."""
     return KernelPlan(
         function="variants",

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.conformance.compare import check
 from tests.conformance.kernels import array_type, op_group
 from tests.conformance.programs import Programs, op_program
 from tests.conformance.targets import build, unexpected
@@ -53,28 +53,6 @@ def double_reference(sample: Sample) -> list[Array]:
     with np.errstate(all="ignore"):
         result = sample.op.reference(*wide)
     return list(result) if isinstance(result, tuple) else [result]
-
-
-def check(name: str, got: Array, single: Array, double: Array) -> list[str]:
-    if got.dtype != single.dtype or got.shape != single.shape:
-        return [f"{name}: {got.dtype}{got.shape}, expected {single.dtype}{single.shape}"]
-    if not array_type(got).is_float:
-        return [] if np.array_equal(got, single) else [f"{name}: {got.ravel()[:8]} expected {single.ravel()[:8]}"]
-    kinds = np.where(np.isnan(single), 2, np.where(np.isinf(single), np.sign(single), 0))
-    own = np.where(np.isnan(got), 2, np.where(np.isinf(got), np.sign(got), 0))
-    if not np.array_equal(kinds, own):
-        return [f"{name}: NaN or infinities differ: {got.ravel()[:8]} expected {single.ravel()[:8]}"]
-    finite = (kinds == 0) & np.isfinite(double)
-    if not finite.any():
-        return []
-    with np.errstate(all="ignore"):
-        double = double.astype(np.float64)
-        error = np.abs(got[finite].astype(np.float64) - double[finite]).max()
-        base = np.abs(single[finite].astype(np.float64) - double[finite]).max()
-        facts = ml_dtypes.finfo(got.dtype)
-        eps = float(facts.eps) * (2 if str(got.dtype) in HALF else 128)
-        tolerance = 4 * base + eps * max(np.abs(double[finite]).max(), float(facts.tiny))
-    return [] if error <= tolerance else [f"{name}: off by {error:.3g}, tolerance {tolerance:.3g}"]
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))

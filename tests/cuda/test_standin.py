@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cuda import on_gpu, standin
+from tests.cuda import standin
 from tests.cuda.foreign import Library
 from transpiler import transpile
 from transpiler.api import Package
@@ -138,13 +138,3 @@ def test_launches_that_cannot_be(model: Any) -> None:
         (code,) = driver.cuLaunchKernel(driver.CUfunction(64), 1, 1, 1, 1, 1, 1, 0, driver.CUstream(0), 0, 0)
         assert code.name == "CUDA_ERROR_INVALID_HANDLE"
         assert "not loaded" in standin.faults()
-
-
-def test_the_script_for_gpus_runs_kernels_and_models(driver: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert on_gpu.main(["check", "--only", "kernels rounding", "--sanitizer", "none"]) == 0
-    assert on_gpu.main(["check", "--only", "model mlp", "--sanitizer", "none"]) == 0
-    assert capsys.readouterr().out == "ok kernels rounding\nok model mlp\n"
-    assert on_gpu.report("a check", lambda: ["a problem"]) == 1
-    assert capsys.readouterr().out == "FAILED a check: a problem\n"
-    gc.collect()
-    assert standin.left() == ""

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             results.write(f"{line}\n")
             results.flush()
 
-        timer = _Timer(folder, job["launches"])
+        timer = Timer(folder, job["launches"])
         end = time.monotonic() + job["seconds"]
         for together in _alike(job["calls"]):
             if time.monotonic() > end:
@@ -57,7 +57,9 @@ def _alike(calls: Mapping[str, Mapping[str, Any]]) -> list[dict[int, list[str]]]
     return list(groups.values())
 
 
-class _Timer:
+class Timer:
+    """Calls of the list `launches` in a folder, on the first device. Raises RuntimeError where there is none."""
+
     def __init__(self, folder: Path, launches: str) -> None:
         self.device_module, self.memory, self.recording, self.launches = (
             import_runtime(name) for name in ("cuda.device", "cuda.memory", "cuda.recording", "launches")
@@ -72,7 +74,7 @@ class _Timer:
         graphs: dict[int, Any] = {}
         for call, dtypes in calls.items():
             try:
-                graphs[call] = self._recorded(call, dtypes)
+                graphs[call] = self.recorded(call, dtypes)
             except (MemoryError, RuntimeError, ValueError):
                 if self.device.lost:
                     raise
@@ -84,16 +86,16 @@ class _Timer:
             if turn >= LEAST and time.monotonic() > end:
                 break
             for call, (recording, repeats) in graphs.items():
-                taken[call].append(self._once(recording) / repeats)
+                taken[call].append(self.once(recording) / repeats)
         for recording, _ in graphs.values():
             recording.free()
         return {call: statistics.median(values) for call, values in taken.items()}
 
     def _warm(self, call: int, recording: Any, tell: Any) -> float:
         tell(f"{BEGINS} {call}")
-        return min(self._once(recording) for _ in range(WARMING))
+        return min(self.once(recording) for _ in range(WARMING))
 
-    def _recorded(self, call: int, dtypes: Sequence[str]) -> tuple[Any, int]:
+    def recorded(self, call: int, dtypes: Sequence[str]) -> tuple[Any, int]:
         """A graph that makes a call several times, and how often."""
         program = self.list.single(0, call, {})
         last = max((region.offset + region.nbytes for region in program.inputs), default=0)
@@ -122,7 +124,7 @@ class _Timer:
                     recording._work.write(moved(region, turn).offset, data)
         return recording, repeats
 
-    def _once(self, recording: Any) -> float:
+    def once(self, recording: Any) -> float:
         """Seconds of a graph by the device's clock."""
         with self.device.current():
             clock = self.recording._Clock(self.device)

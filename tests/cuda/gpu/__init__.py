@@ -1,0 +1,1 @@
+"""What `python -m tests.cuda.on_gpu` does: cases, their preparation without a GPU, checks, times, the report."""
