@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,3 +87,37 @@ def test_a_device_gets_the_variant_for_its_kind(
     monkeypatch.setattr(variants, "read_list", lambda folder, variant: lists[variant])
     monkeypatch.setattr(variants, "faults", lambda device, found: ["no memory"] if found.bytes > shared else [])
     assert variants.runnable_variants(device, Path(), ["base", "staged"]) == expected
+
+
+THREADS_OF_THE_DRIVER = """
+import sys
+import sys
+from pathlib import Path
+import numpy as np
+import {name}
+with {name}.Model() as model:
+    model(np.zeros({shape}, np.float32))
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    print(model._running().library.pipelines().device.name, sum("llvmpipe" in name for name in names))
+"""
+
+
+@pytest.mark.parametrize(("size", "setting", "helped"), [(4, None, False), (4, "2", True), (700, None, True)])
+def test_small_launches_are_not_shared_among_threads(
+    size: int, setting: str | None, helped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mesa's driver for processors wakes its threads for every dispatch: only for models that are worth it, or where
+    the user says so."""
+    package = transpile(
+        nn.Linear(size, size).eval(), (torch.zeros(64, size),), target="vulkan", name="wide", out=tmp_path
+    )
+    monkeypatch.setenv("PYTHONPATH", str(package.path / "src"))
+    monkeypatch.delenv("LP_NUM_THREADS", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("LP_NUM_THREADS", setting)
+    code = THREADS_OF_THE_DRIVER.format(name="wide", shape=(64, size))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    name, _, threads = done.stdout.strip().rpartition(" ")
+    if "llvmpipe" not in name or (setting is None and os.cpu_count() == 1):
+        pytest.skip(f"{name} has no threads of its own to choose")
+    assert (int(threads) > 0) == helped

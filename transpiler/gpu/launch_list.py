@@ -6,13 +6,16 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from transpiler.dims import Dim
+from transpiler.dims import Dim, evaluate, free_symbols
 from transpiler.gpu.launches import Compiled, Launch
 from transpiler.naming import source_line
 from transpiler.plan import Call, Kernel, KernelPlan, Storage, storage_of
 
 FORMAT = 1
 STATUS_BYTES = 4
+# Operations and bytes of a launch, on the average of a call, that are not worth the waking of other threads to help:
+# a processor takes 30 to 50 us for either.
+SMALL = 1 << 16
 
 
 def render_launches(plans: Sequence[KernelPlan], compiled: Compiled) -> bytes:
@@ -25,6 +28,7 @@ def render_launches(plans: Sequence[KernelPlan], compiled: Compiled) -> bytes:
     content = {
         "format": FORMAT,
         "kinds": list(compiled.kinds),
+        "small": all(_is_small(plan, compiled) for plan in plans),
         "symbols": sorted({name for plan in plans for name in plan.symbols}),
         "kernels": {
             kernel.name: _kernel(kernel, compiled.launches[kernel.name], kernel.name in reports)
@@ -33,6 +37,17 @@ def render_launches(plans: Sequence[KernelPlan], compiled: Compiled) -> bytes:
         "functions": {plan.function: _function(plan, reports) for plan in plans},
     }
     return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _is_small(plan: KernelPlan, compiled: Compiled) -> bool:
+    """Whether launches do little work each, at the upper bounds of sizes that vary; False where one has none."""
+    highest = {name: bounds.high for name, bounds in plan.symbols.items() if bounds.high is not None}
+    kernels = [plan.kernel(call.kernel) for call in plan.calls()]
+    work = [part for kernel in kernels for part in (kernel.flops, kernel.bytes)]
+    if not all(highest.keys() >= free_symbols(part) for part in work):
+        return False
+    launches = sum(len(compiled.launches[kernel.name]) for kernel in kernels)
+    return sum(evaluate(part, highest) for part in work) <= SMALL * launches
 
 
 def _size(size: Dim) -> int | str:

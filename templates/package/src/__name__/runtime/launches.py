@@ -181,7 +181,8 @@ class _Function:
 
 
 class LaunchList:
-    """launches.json of a package; `kinds` of devices that it is for, none: all.
+    """launches.json of a package; `kinds` of devices that it is for, none: all. `small`: its launches do so
+    little that threads of a processor need not share one.
 
     Raises:
         PackageError: it cannot be read, or is of another format.
@@ -195,6 +196,7 @@ class LaunchList:
         if content["format"] != FORMAT:
             raise PackageError(f"{path} has format {content['format']}; this runtime knows format {FORMAT}.")
         self.kinds: tuple[str, ...] = tuple(content["kinds"])
+        self.small = bool(content["small"])
         self._symbols: tuple[str, ...] = tuple(content["symbols"])
         self.kernels = {name: _read_kernel(name, entry) for name, entry in content["kernels"].items()}
         self.functions = tuple(content["functions"])

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import PackageError
-from .driver import FORKED, LOST, create_instance, explained, load_vulkan, no_driver
+from .driver import FORKED, LOST, create_instance, explained, load_vulkan, no_driver, opening
 
 VARIABLE = "VULKAN_DEVICE"
 STAGING = "TRANSPILE_VULKAN_STAGING"
@@ -75,15 +75,17 @@ def choose(found: list[Found], wanted: str | None) -> Found:
 class Device:
     """A logical device with one compute queue. It is destroyed when the last one who uses it is gone.
 
-    `mapped`: the host sees all of its memory, as on integrated devices and processors.
+    `alone`: a processor shall compute on the queue's thread alone. `mapped`: the host sees all of its memory,
+    as on integrated devices and processors.
     """
 
-    def __init__(self, wanted: str | None = None) -> None:
+    def __init__(self, wanted: str | None = None, *, alone: bool = False) -> None:
         vk = load_vulkan()
         self.vk, self.lost, self._process = vk, False, os.getpid()
-        instance = create_instance(vk)
-        self._finalizer: Any = weakref.finalize(self, vk.vkDestroyInstance, instance, None)
-        self.found = choose(list_devices(vk, instance), wanted)
+        with opening(alone=alone):
+            instance = create_instance(vk)
+            self._finalizer: Any = weakref.finalize(self, vk.vkDestroyInstance, instance, None)
+            self.found = choose(list_devices(vk, instance), wanted)
         if self.found.api < (1, 1):
             raise PackageError(
                 f"{self.found} has Vulkan {self.found.api[0]}.{self.found.api[1]}; 1.1 is needed"

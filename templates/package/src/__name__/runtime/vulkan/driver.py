@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ FORKED = (
     "a forked process cannot use the Vulkan device of its parent: make the model after the fork, "
     "in processes that are spawned"
 )
+THREADS = "LP_NUM_THREADS"
+_opening = threading.Lock()
 LOST = "the Vulkan device was lost (reset, updated, or a kernel ran too long): make the model anew"
 
 
@@ -33,6 +36,22 @@ def load_vulkan() -> Any:
             "this machine has no Vulkan loader (libvulkan.so.1): install it, on Debian and Ubuntu libvulkan1"
         ) from error
     return vulkan
+
+
+@contextmanager
+def opening(*, alone: bool) -> Iterator[None]:
+    """The time in which an instance and its list of devices are made. With `alone`, Mesa's driver for
+    processors makes devices without threads to help them, which it would wake for every dispatch: it reads
+    the number then, from the environment. One that the user has set stays."""
+    with _opening:
+        alone = alone and THREADS not in os.environ
+        if alone:
+            os.environ[THREADS] = "0"
+        try:
+            yield
+        finally:
+            if alone:
+                del os.environ[THREADS]
 
 
 def create_instance(vk: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +70,15 @@ class VulkanLibrary:
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], wanted: str | None) -> None:
-        device = Device(wanted)
+        small = read_list(folder, manifest["isas"][0]).small
+        self._open = partial(Device, wanted, alone=small)
+        device = self._open()
         self.variant = choose_variant(device, folder, manifest["isas"])
         self.list = read_list(folder, self.variant)
         self.functions, self.calls = self.list.functions, self.list.calls
         self._folder, self._key = folder, str(manifest["sha256"])
         prepared = manifest["weights"]["prepared"].values()
         self.tensors = [(item["offset"], _nbytes(item)) for item in prepared]
-        self._wanted = wanted
         self._opening = threading.Lock()
         first = self._make(device)
         self._pipelines = weakref.ref(first)
@@ -89,7 +91,7 @@ class VulkanLibrary:
         with self._opening:
             found = self._pipelines()
             if found is None:
-                found = self._make(Device(self._wanted))
+                found = self._make(self._open())
                 self._pipelines = weakref.ref(found)
             return found
 

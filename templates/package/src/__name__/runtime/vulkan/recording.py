@@ -95,19 +95,23 @@ class Recording:
         info = vk.VkCommandBufferAllocateInfo(commandPool=pool, level=0, commandBufferCount=1)
         self._command = command = vk.vkAllocateCommandBuffers(device.handle, info)[0]
         sets = self._descriptors(made)
+        transfer = vk.VK_PIPELINE_STAGE_TRANSFER_BIT
+        steps = vk.VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT
+        if any(isinstance(step, Copy) for step in program.steps):
+            steps |= transfer
         vk.vkBeginCommandBuffer(command, vk.VkCommandBufferBeginInfo())
         if self.calls:
             self._start_clock()
         if self._staging is not None:
             self._copy_shared(self._staging, self._work, program.upload)
-            self._barrier()
+            self._barrier(transfer, steps | transfer)
         call, bound = -1, None
         for step, wait, pipeline, descriptors in zip(
             program.steps, program.needs_barrier(), made, sets, strict=True
         ):
             new_call = isinstance(step, Dispatch) and step.call != call
             if wait or (self.calls and new_call):
-                self._barrier()
+                self._barrier(steps, steps)
             if isinstance(step, Copy):
                 self._copy(step)
                 continue
@@ -128,12 +132,12 @@ class Recording:
                 )
             vk.vkCmdDispatch(command, *groups(device, step))
         if self.calls:
-            self._barrier()
+            self._barrier(steps, steps)
             self._read_clock(len(self.calls))
         if self._staging is not None:
-            self._barrier()
+            self._barrier(steps, transfer)
             self._copy_shared(self._work, self._staging, program.download)
-        self._barrier(host=True)
+        self._barrier(steps if self._staging is None else transfer, vk.VK_PIPELINE_STAGE_HOST_BIT)
         vk.vkEndCommandBuffer(command)
 
     def _descriptors(self, made: Sequence[Pipeline | None]) -> list[Any]:
@@ -201,17 +205,27 @@ class Recording:
         region = vk.VkBufferCopy(srcOffset=start, dstOffset=place, size=nbytes)
         vk.vkCmdCopyBuffer(self._command, source.handle, target.handle, 1, [region])
 
-    def _barrier(self, *, host: bool = False) -> None:
-        """What comes later sees what was written; with `host`, the host does."""
+    def _barrier(self, before: int, after: int) -> None:
+        """What comes later in the stages `after` waits for those `before`, and sees what they wrote."""
         vk = self.device.vk
-        work = vk.VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | vk.VK_PIPELINE_STAGE_TRANSFER_BIT
-        written = vk.VK_ACCESS_SHADER_WRITE_BIT | vk.VK_ACCESS_TRANSFER_WRITE_BIT
-        used = written | vk.VK_ACCESS_SHADER_READ_BIT | vk.VK_ACCESS_TRANSFER_READ_BIT
-        stage = vk.VK_PIPELINE_STAGE_HOST_BIT if host else work
-        barrier = vk.VkMemoryBarrier(
-            srcAccessMask=written, dstAccessMask=vk.VK_ACCESS_HOST_READ_BIT if host else used
-        )
-        vk.vkCmdPipelineBarrier(self._command, work, stage, 0, 1, [barrier], 0, None, 0, None)
+        read, written = 0, 0
+        for stage, reads, writes in (
+            (
+                vk.VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT,
+                vk.VK_ACCESS_SHADER_READ_BIT,
+                vk.VK_ACCESS_SHADER_WRITE_BIT,
+            ),
+            (
+                vk.VK_PIPELINE_STAGE_TRANSFER_BIT,
+                vk.VK_ACCESS_TRANSFER_READ_BIT,
+                vk.VK_ACCESS_TRANSFER_WRITE_BIT,
+            ),
+            (vk.VK_PIPELINE_STAGE_HOST_BIT, vk.VK_ACCESS_HOST_READ_BIT, 0),
+        ):
+            written |= writes if before & stage else 0
+            read |= reads | writes if after & stage else 0
+        barrier = vk.VkMemoryBarrier(srcAccessMask=written, dstAccessMask=read)
+        vk.vkCmdPipelineBarrier(self._command, before, after, 0, 1, [barrier], 0, None, 0, None)
 
     # --- the clock ----------------------------------------------------------------------------------------
 
@@ -250,11 +264,12 @@ class Recording:
         """
         for place, array in zip(self._inputs, inputs, strict=True):
             place[...] = _bytes(array)
-        self._status[...] = 0
+        if self._status.size:
+            self._status[...] = 0
         self.replay()
         for place, array in zip(self._outputs, outputs, strict=True):
             _bytes(array)[...] = place
-        if self._status.any():
+        if self._status.size and self._status.any():
             first = int(np.flatnonzero(self._status)[0])
             return int(self._status[first]), self.program.checked[first]
         return 0, -1
