@@ -82,9 +82,10 @@ def kernel_library(fatbin: Path, capability: tuple[int, int]) -> Path:
     from tests.cuda.emulator import _KERNEL, translate
     from transpiler.gpu.here import runs_code
 
-    texts = {path.name.split(".")[1]: path for path in fatbin.parent.glob("kernels.*.cu")}
-    fitting = [arch for arch in sorted(texts, reverse=True) if runs_code(capability, arch)]
-    text = texts[fitting[0]].read_text()
+    archs = sorted((path.name.split(".")[1] for path in fatbin.parent.glob("launches.*.json")), reverse=True)
+    fitting = [arch for arch in archs if runs_code(capability, arch)]
+    parts = [fatbin.with_name(name) for name in ("kernels.cu", f"kernels.{fitting[0]}.cu")]
+    text = "".join(path.read_text() for path in parts if path.exists())
     launchers = [_launcher(name, parameters) for name, parameters in _KERNEL.findall(text)]
     return build("\n".join([translate(text), *launchers, f"// {_headers()}"]), "kernels.so")
 

@@ -11,6 +11,7 @@ from typing import Any
 import tvm
 
 from transpiler.errors import Location, Problem, TranspileErrors
+from transpiler.gpu.cuda_text import shared_text
 from transpiler.gpu.host import HostLaunch, read_launches
 from transpiler.gpu.launches import Compiled, Launch, Scalar
 from transpiler.gpu.lowering import lower
@@ -20,7 +21,7 @@ from transpiler.special_functions import PREFIX, special_functions
 from transpiler.target import Target
 from transpiler.tvm_lock import LOWERING
 
-FILE = "kernels.fatbin"
+FILE, TEXT = "kernels.fatbin", "kernels.cu"
 UNNAMED = "*(*)("  # a pointer to vectors for which TVM has no name, and no error either
 _BITS = re.compile(r"(\d+)$")
 # What TVM's text begins with, down to its own names of unsigned types, which needs headers of a toolkit.
@@ -68,7 +69,8 @@ def compile_kernels(
     """By variant the launches of every kernel; the first variant has `kernels.fatbin`, which is for all of them.
 
     The file holds machine code for each variant's architecture, and PTX of the oldest one, which devices that are newer
-    than all of them run. `kernels.<variant>.cu` is the text that it was made from, for people.
+    than all of them run. It was made from `kernels.cu` and, behind that, `kernels.<variant>.cu` with what only this
+    variant has, if anything.
 
     Args:
         kernels: by variant.
@@ -79,16 +81,17 @@ def compile_kernels(
         TranspileErrors: kernels without CUDA text, all of them; or what NVRTC says.
     """
     sources = cuda_sources(kernels, targets, places=places, progress=progress)
-    texts = {target.gpu.arch: sources[target.variant.name].text for target in targets}
+    shared, own = shared_text({name: source.text for name, source in sources.items()})
+    texts = {target.gpu.arch: shared + own[target.variant.name] for target in targets}
     with ThreadPoolExecutor() as pool:
         codes = dict(zip(texts, pool.map(compile_code, texts.values(), texts), strict=True))
     # Code of an architecture with a letter runs on no other one, and neither does its PTX.
     portable = [arch for arch in texts if arch[-1].isdigit()][-1:]
     binary = fatbin({arch: code.cubin for arch, code in codes.items()}, {arch: codes[arch].ptx for arch in portable})
-    files: dict[str, bytes] = {FILE: binary}
+    files: dict[str, bytes] = {FILE: binary} | ({TEXT: shared.encode()} if shared else {})
     compiled = {}
     for name, source in sources.items():
-        text = {f"kernels.{name}.cu": source.text.encode()}
+        text = {f"kernels.{name}.cu": own[name].encode()} if own[name] else {}
         compiled[name] = Compiled(source.launches, {**files, **text}, f"launches.{name}.json")
         files = {}
     return compiled
