@@ -17,9 +17,9 @@ from tests.conformance.compare import check
 from tests.conformance.kernels import array_type, op_group
 from tests.conformance.programs import Programs, op_program
 from tests.conformance.targets import build, unexpected
-from transpiler.ir import Array
+from transpiler.ir import Array, TensorType
 from transpiler.ops import REGISTRY
-from transpiler.ops.base import Sample
+from transpiler.ops.base import Op, Sample
 from transpiler.ops.dtypes import HALF, numpy_dtype
 from transpiler.target import Target
 
@@ -63,20 +63,28 @@ def test_samples(family: str, target: Target) -> None:
 
 
 def check_samples(chosen: Sequence[Sample], target: Target) -> list[str]:
-    """What is wrong: another result, another second call, a refusal that is not listed."""
-    samples = {f"k{number}": sample for number, sample in enumerate(chosen)}
-    names = {key: f"{sample.op.name}/{sample.id}" for key, sample in samples.items()}
+    """What is wrong: another result, another second call, a refusal that is not listed.
+
+    Samples that differ in nothing but their numbers share a kernel.
+    """
+    keys: dict[tuple[Op, tuple[TensorType, ...]], str] = {}
+    calls = [
+        (keys.setdefault((sample.op, tuple(map(array_type, sample.inputs))), f"k{number}"), sample)
+        for number, sample in enumerate(chosen)
+    ]
+    samples = dict(reversed(calls))  # the first of each
     half = {key for key, sample in samples.items() if not dtypes(sample).isdisjoint(HALF)}
     programs = Programs({key: op_program(samples[key].op, samples[key].inputs) for key in half}, target)
     library, refused = build(
         {key: op_group(sample.op, sample.inputs) for key, sample in samples.items() if key not in half}, target
     )
     refused = refused | programs.refused
-    problems = unexpected({names[key]: reason for key, reason in refused.items()}, names.values(), target)
-    for key, sample in samples.items():
+    names = [f"{sample.op.name}/{sample.id}" for _, sample in calls]
+    reasons = {name: refused[key] for name, (key, _) in zip(names, calls, strict=True) if key in refused}
+    problems = unexpected(reasons, names, target)
+    for name, (key, sample) in zip(names, calls, strict=True):
         if key in refused:
             continue
-        name = names[key]
         run = programs.run if key in half else library.run
         first, second = run(key, *sample.inputs), run(key, *sample.inputs)
         for got, again, single, double in zip(first, second, reference(sample), double_reference(sample), strict=True):
