@@ -90,11 +90,11 @@ def transpile(
 
     Args:
         model: an nn.Module, a torch.export.ExportedProgram, or the path of a model.py, .pt2 or .graph.json.
-        args, kwargs: example inputs of an nn.Module; their shapes and dtypes are the package's.
+        args, kwargs: example inputs of an nn.Module, tensors; their shapes and dtypes are the package's.
         functions: example inputs of several functions, by name, in place of args and kwargs: each a tuple of arguments
             or `(args, kwargs)`. A function is the module's method of that name, or `forward` with these inputs if
             it has none. They share weights and state: `{"prefill": (ids,), "decode": (token, position)}`.
-        target: "cpu" or "vulkan", or several: the package runs on the first unless it is asked for another.
+        target: "cpu", "vulkan" or "cuda", or several: the package runs on the first unless it is asked for another.
         name: import name of the package; from the model by default.
         version: of the package, its wheel and its pkg-config file (PEP 440).
         out: the folder that gets the package's folder; `generated` by default.
@@ -129,7 +129,8 @@ def transpile(
     report = build(
         Request(
             model=model,
-            args=None if args is None else tuple(args),
+            # One tensor stands for its tuple, as what example_inputs() returns.
+            args=None if args is None else (args,) if hasattr(args, "shape") else tuple(args),
             kwargs=kwargs,
             functions=functions,
             targets=(target,) if isinstance(target, str) else tuple(target),

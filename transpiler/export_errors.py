@@ -103,8 +103,14 @@ def export_error(error: Exception, files: Files) -> TranspileError:
         "export-failed",
         f"torch.export cannot trace the model: {type(error).__name__}: {first_line(error)}",
         locations=locations,
-        hints=["check that model(*args, **kwargs) runs on the example inputs"] if location else [],
+        hints=_hints(text, bool(location)),
     )
+
+
+def _hints(text: str, located: bool) -> list[str]:
+    if "numpy.ndarray" in text:
+        return ["example inputs are tensors: torch.from_numpy(array)"]
+    return ["check that model(*args, **kwargs) runs on the example inputs"] if located else []
 
 
 # A guard that torch could not prove, of one size: the Dim's name, the size, its condition.

@@ -22,14 +22,13 @@ from typing import Any, Literal
 from transpiler.c_compiler import check_glibc
 from transpiler.errors import Problem, TranspileErrors, UsageError, render
 from transpiler.naming import DEFAULT_VERSION, package_name, package_version
-from transpiler.request import PRECISIONS, Precision
+from transpiler.request import PRECISIONS, TUNE, Precision
 from transpiler.specs import parse_dynamic, parse_init, parse_input
 from transpiler.target import host_triple, known_targets, load_groups
 from transpiler.wheels import BundleWeights
 
 FILE = "pyproject.toml"
 TABLE = "tool.transpile.models"
-TUNE = ("none", "fast", "full")
 BUNDLES = ("embed", "separate", "none")
 
 

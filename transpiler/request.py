@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from transpiler.errors import TranspileError, TranspileErrors
+from transpiler.errors import TranspileError, TranspileErrors, UsageError
 from transpiler.naming import DEFAULT_VERSION
 from transpiler.specs import DynamicSpec, InputSpec
 
@@ -18,11 +18,16 @@ if TYPE_CHECKING:
 
 Precision = Literal["float32", "tf32", "float16", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "float16", "bfloat16")
+Tune = Literal["none", "fast", "full"]
+TUNE: tuple[Tune, ...] = ("none", "fast", "full")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to transpile and how. `model` is a path, an nn.Module or an ExportedProgram."""
+    """What to transpile and how. `model` is a path, an nn.Module or an ExportedProgram.
+
+    Raises UsageError for words that are not known.
+    """
 
     model: Any
     args: tuple[Any, ...] | None = None
@@ -44,11 +49,16 @@ class Request:
     triple: str | None = None  # of the machine that is built for; this one's by default
     glibc: str | None = None  # the oldest version that the package shall run with; this machine's by default
     rng: bool = False
-    tune: Literal["none", "fast", "full"] = "none"
+    tune: Tune = "none"
     tuning_record: Path | None = None
     exact: bool = False
     precision: Precision = "float32"
     test: bool = True
+
+    def __post_init__(self) -> None:
+        for what, word, known in (("precision", self.precision, PRECISIONS), ("tune", self.tune, TUNE)):
+            if word not in known:
+                raise UsageError(f"bad-{what}", f"Unknown {what} {word!r}; known: {', '.join(known)}.")
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,13 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tests.failures.command import HEAD, UNSUPPORTED
+from transpiler import transpile
 from transpiler.capture import capture_file, capture_module
 from transpiler.errors import TranspileErrors, UsageError
 from transpiler.importer import import_program
@@ -216,6 +219,30 @@ def test_example_inputs_that_do_not_fit_forward(write: Write, returned: str, rea
           Note: given: {given}
           Hint: example_inputs() returns a tuple of the positional arguments, or (args, kwargs)
     """)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"precision": "fp16"}, "Unknown precision 'fp16'; known: float32, tf32, float16, bfloat16."),
+        ({"tune": "quick"}, "Unknown tune 'quick'; known: none, fast, full."),
+    ],
+)
+def test_words_that_the_function_does_not_know(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError) as info:
+        transpile(nn.Linear(4, 4), (torch.ones(1, 4),), **options)
+    assert str(info.value) == text
+
+
+def test_arrays_are_no_example_inputs(tmp_path: Path) -> None:
+    with pytest.raises(TranspileErrors, match=r"Hint: example inputs are tensors: torch\.from_numpy\(array\)"):
+        transpile(nn.Linear(4, 4), (np.ones((1, 4), np.float32),), out=tmp_path)
+
+
+def test_one_tensor_stands_for_its_tuple(tmp_path: Path) -> None:
+    """Its rows are not the arguments; as for what example_inputs() returns."""
+    with pytest.raises(TranspileErrors, match="same reduction dim"):
+        transpile(nn.Linear(4, 4), torch.ones(2, 3), out=tmp_path)
 
 
 def test_export_fails(write: Write) -> None:

@@ -98,7 +98,8 @@ class Maps(nn.Module):
 
 
 class Shared(nn.Module):
-    """Two arguments that share a size, and one of twice that size."""
+    """Two arguments that share a size, and one of twice that size. Drawn positive: one number alone, of sums that
+    cancel, has no error to compare with its size."""
 
     def forward(self, x, y, z):
         return x @ y.transpose(0, 1) + z[::2].sum(), z.reshape(-1, 2, 3)
@@ -125,7 +126,7 @@ def nets() -> dict[str, Built]:
         ),
         "shared": (
             Shared(),
-            lambda batch, seq: (torch.randn(batch, 3), torch.randn(seq, 3), torch.randn(2 * seq, 3)),
+            lambda batch, seq: (torch.rand(batch, 3), torch.rand(seq, 3), torch.rand(2 * seq, 3)),
             ({0: batch}, {0: rows}, {0: 2 * rows}),
         ),
     }
