@@ -44,6 +44,9 @@ class Library:
     def tensor(self, values: Array, stream: int = 1, strides: Sequence[int] | None = None) -> Tensor:
         return Tensor(self, values, stream, strides)
 
+    def versioned(self, values: Array, major: int = 1) -> Versioned:
+        return Versioned(self, values, 1, None, major)
+
     def read(self, value: Any, stream: int = 1) -> Array:
         """The content of what speaks DLPack, for work on `stream`."""
         found = self.dlpack.imported(value.__dlpack__(stream=stream))
@@ -86,3 +89,28 @@ class Tensor:
             self._kept = (self._library.dlpack.ctypes.c_int64 * len(self._strides))(*self._strides)
             managed.tensor.strides = self._kept
         return capsule
+
+
+class Versioned(Tensor):
+    """One that gives capsules of DLPack's version 1, read-only, as newer libraries may; `given` of them are not given
+    back yet."""
+
+    def __init__(self, library: Library, values: Array, stream: int, strides: Sequence[int] | None, major: int) -> None:
+        super().__init__(library, values, stream, strides)
+        self.major, self.given = major, 0
+        self._kept_alive: list[Any] = []
+
+    def __dlpack__(self, *, stream: int | None = None) -> Any:
+        dlpack, ctypes = self._library.dlpack, self._library.dlpack.ctypes
+        old = super().__dlpack__(stream=stream)
+        managed = dlpack._Versioned()
+        managed.major, managed.minor, managed.flags = self.major, 2, 1
+        managed.tensor = dlpack._Managed.from_address(dlpack._pointer(old, b"dltensor")).tensor
+        deleter = dlpack._Deleter(self._taken_back)
+        managed.deleter = ctypes.cast(deleter, ctypes.c_void_p)
+        self.given += 1
+        self._kept_alive.append((old, managed, deleter))
+        return dlpack._new(ctypes.addressof(managed), b"dltensor_versioned", None)
+
+    def _taken_back(self, address: int) -> None:
+        self.given -= 1

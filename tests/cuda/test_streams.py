@@ -149,6 +149,25 @@ def test_outputs_live_as_long_as_somebody_has_them(package: Package) -> None:
                 y.__dlpack__(**wrong)
 
 
+def test_capsules_of_the_next_version(package: Package) -> None:
+    """Read-only ones, too: nobody writes to inputs."""
+    with package.load() as model, Library(model) as other:
+        tensor, unknown = other.versioned(x_of(3)), other.versioned(x_of(3), major=2)
+        np.testing.assert_array_equal(other.read(model(tensor)), model(x_of(3)))
+        with pytest.raises(TypeError, match=r"input: this Versioned cannot be read: DLPack 2\.2 is not known, 1 is"):
+            model(unknown)
+        assert unknown.given == 1  # the capsule is still its owner's
+        model(tensor)
+        # The next call of these sizes finds out that the device has passed it.
+        other.__exit__()
+        gc.collect()
+        model(x_of(3), stream=1)
+        gc.collect()
+        assert tensor.given == 0
+        tensor._kept_alive.clear()
+        unknown._kept_alive.clear()
+
+
 def test_what_does_not_fit_is_refused(package: Package) -> None:
     with (
         package.load() as model,

@@ -133,10 +133,9 @@ def take(device: Device, value: Any, name: str, stream: int) -> DeviceArray:
     if (kind, number) != (CUDA, device.number):
         raise ValueError(f"{name}: is on cuda:{number}, the model on cuda:{device.number}")
     try:
-        capsule = value.__dlpack__(stream=stream)
-    except (BufferError, RuntimeError, TypeError) as error:
+        found: Imported = imported(value.__dlpack__(stream=stream))
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(f"{name}: this {type(value).__name__} cannot be read: {error}") from error
-    found: Imported = imported(capsule)
     if not found.contiguous:
         raise ValueError(f"{name}: is not contiguous; pass {name}.contiguous() or a copy of it")
     return DeviceArray(device, found.address, found.dtype, found.shape, stream, found)

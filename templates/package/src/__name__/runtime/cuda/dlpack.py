@@ -1,4 +1,5 @@
-"""DLPack's structures (dlpack.h of version 0.8, which all libraries give and take)."""
+"""DLPack's structures: those of dlpack.h of version 0.8, which all libraries give and take, and what version
+1 puts around the tensor, which is taken as well."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from typing import Any
 
 CUDA = 2  # kDLCUDA
 NAME, USED = b"dltensor", b"used_dltensor"
+VERSIONED, VERSIONED_USED = b"dltensor_versioned", b"used_dltensor_versioned"
+MAJOR = 1  # of the version that is known; a minor one changes no structure
 _CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4, "bool": 6}
 _NAMES = {code: name for name, code in _CODES.items()}
 
@@ -41,6 +44,17 @@ class _Managed(ctypes.Structure):
     _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", ctypes.c_void_p))
 
 
+class _Versioned(ctypes.Structure):
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("context", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+        ("flags", ctypes.c_uint64),
+        ("tensor", _Tensor),
+    )
+
+
 _api = ctypes.pythonapi
 _new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
     ("PyCapsule_New", _api)
@@ -49,6 +63,7 @@ _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
     ("PyCapsule_GetPointer", _api)
 )
 _rename = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_SetName", _api))
+_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_IsValid", _api))
 # For a capsule that is being destroyed: it must not be made an object again.
 _is_valid_raw = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", _api))
 _pointer_raw = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
@@ -109,7 +124,7 @@ _destroy = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(_forget_capsule)
 class Imported:
     """A tensor of another library. It is given back when nobody holds this any more."""
 
-    def __init__(self, managed: _Managed, address: int) -> None:
+    def __init__(self, managed: _Managed | _Versioned, address: int) -> None:
         tensor = managed.tensor
         self.address = (tensor.data or 0) + tensor.byte_offset
         self.shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
@@ -143,7 +158,15 @@ def imported(capsule: Any) -> Imported:
 
     Raises:
         ValueError: the capsule was used before, or is none of DLPack.
+        BufferError: it is of a later version.
     """
+    if _is_valid(capsule, VERSIONED):
+        address = _pointer(capsule, VERSIONED)
+        versioned = _Versioned.from_address(address)
+        if versioned.major != MAJOR:  # nothing else of it may be read; it stays with its owner
+            raise BufferError(f"DLPack {versioned.major}.{versioned.minor} is not known, {MAJOR} is")
+        _rename(capsule, VERSIONED_USED)
+        return Imported(versioned, address)
     address = _pointer(capsule, NAME)
     _rename(capsule, USED)
     return Imported(_Managed.from_address(address), address)
