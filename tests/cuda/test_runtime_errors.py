@@ -4,9 +4,6 @@ sizes that are too large, a kernel that failed."""
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.models.on_device import said
 from transpiler import transpile
 from transpiler.api import Package
 from transpiler.errors import TranspileError, TranspileErrors
@@ -29,23 +27,6 @@ def package(standin_log: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack
     return transpile(
         module, (torch.zeros(3, 4),), target="cuda", arch="sm_80", name="tiny", out=tmp_path_factory.mktemp("tiny")
     )
-
-
-def said(package: Package, code: str = "Model()", **environment: str) -> str:
-    """The last line that a process prints which makes a model."""
-    script = (
-        "import numpy as np\nfrom tiny import Model\nX = np.ones((3, 4), np.float32)\n"
-        f"try:\n    {code}\nexcept Exception as error:\n    print(type(error).__name__, error)"
-    )
-    path = os.pathsep.join([environment.pop("path", ""), str(package.path / "src")]).strip(os.pathsep)
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path, **environment},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from torch import nn
 
 from tests.cuda import standin
 from tests.cuda.foreign import Library
+from tests.models.on_device import Odd, drawn
 from tests.models.redraw import redraw
 from tests.models.test_state import Counters
-from tests.vulkan.test_models import Odd, drawn
 from transpiler import transpile
 from transpiler.api import Package
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from tests.models import hf
 from tests.models.layers import LAYERS
+from tests.models.on_device import CallsOfOdd, drawn, odd_model, odd_sizes
 from tests.models.redraw import redraw
 from tests.models.support import FILES, Built, assert_equal_to_pytorch, load
 from transpiler import transpile
@@ -83,96 +83,18 @@ def test_file_through_staging_memory(name: str, tmp_path: Path, monkeypatch: pyt
         assert all(recording._staging is not None for recording in recordings)
 
 
-class Odd(nn.Module):
-    """Sizes that no workgroup divides, values that are read long after they were written, and a choice of rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 5, 3, padding=1)
-        self.norm = nn.LayerNorm(13)
-        self.table = nn.Embedding(7, 11 * 13)
-
-    def forward(self, x: torch.Tensor, row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        y = torch.relu(self.conv(x))
-        z = torch.softmax(self.norm(y), -1) + y
-        return z + self.table(row).reshape(-1, 1, 11, 13), z.sum((1, 2, 3)).cumsum(0)
-
-
 @pytest.fixture(scope="module")
 def odd() -> Built:
-    torch.manual_seed(3)
-    rows = torch.arange(4) % 7
-    return redraw(Odd().eval(), 1), (torch.randn(4, 3, 11, 13), rows), {}
+    return odd_model()
 
 
 @pytest.fixture(scope="module")
 def package(odd: Built, tmp_path_factory: pytest.TempPathFactory) -> Package:
-    batch = torch.export.Dim("batch", min=1, max=40)
-    return build(odd, "odd", tmp_path_factory.mktemp("odd"), dynamic_shapes=({0: batch}, {0: batch}))
+    return build(odd, "odd", tmp_path_factory.mktemp("odd"), dynamic_shapes=odd_sizes())
 
 
-def drawn(batch: int, seed: int = 0) -> tuple[Any, Any]:
-    rng = np.random.default_rng(seed)
-    return rng.standard_normal((batch, 3, 11, 13), np.float32), rng.integers(0, 7, batch)
-
-
-def test_sizes_that_vary(package: Package, odd: Built) -> None:
-    module = odd[0]
-    with package.load() as model:
-        for batch in (1, 3, 40, 2, 1):
-            x, row = drawn(batch, batch)
-            got = model(x, row)
-            with torch.no_grad():
-                want = module(torch.from_numpy(x), torch.from_numpy(row))
-            for ours, theirs in zip(got, want, strict=True):
-                np.testing.assert_allclose(ours, theirs.numpy(), rtol=2e-5, atol=2e-5)
-            assert all(a.tobytes() == b.tobytes() for a, b in zip(got, model(x, row), strict=True))
-
-
-def test_the_tenth_call_and_kernel_by_kernel_give_the_same_bits(package: Package) -> None:
-    x, row = drawn(5)
-    with package.load() as model, type(model)(native=False) as stepwise:
-        first = [array.tobytes() for array in model(x, row)]
-        for _ in range(9):
-            assert [array.tobytes() for array in model(x, row)] == first
-        assert [array.tobytes() for array in stepwise(x, row)] == first
-
-
-def test_threads_do_not_disturb_each_other(package: Package) -> None:
-    """More sizes and callers at once than recordings are kept."""
-    with package.load() as model:
-        calls = [drawn(1 + index % 12, index) for index in range(36)]
-        alone = [[array.tobytes() for array in model(*call)] for call in calls]
-        with ThreadPoolExecutor(3) as pool:
-            together = list(pool.map(lambda call: [array.tobytes() for array in model(*call)], calls))
-        assert together == alone
-
-
-def test_weights_are_exchanged_while_calls_run(package: Package, odd: Built) -> None:
-    state = {name: value.numpy() for name, value in odd[0].state_dict().items()}
-    other = {name: value + np.float32(0.5) for name, value in state.items()}
-    x, row = drawn(4)
-    with package.load() as model:
-        old = model(x, row)[0].tobytes()
-        with ThreadPoolExecutor(2) as pool:
-            calls = [pool.submit(lambda: model(x, row)[0].tobytes()) for _ in range(30)]
-            model.load_weights(other)
-            new = model(x, row)[0].tobytes()
-            assert {call.result() for call in calls} <= {old, new}
-        assert new != old
-        model.load_weights(state)
-        assert model(x, row)[0].tobytes() == old
-
-
-def test_data_that_do_not_fit(package: Package) -> None:
-    x, row = drawn(4)
-    with package.load() as model:
-        good = model(x, row)[0].tobytes()
-        row[2] = 7
-        with pytest.raises(IndexError, match=r"index out of bounds in kernel .*take"):
-            model(x, row)
-        row[2] = 0
-        assert model(x, drawn(4)[1])[0].tobytes() == good
+class TestCalls(CallsOfOdd):
+    repeated, batch, callers, exchanges = 10, 5, 36, 30
 
 
 def test_everything_is_given_back(package: Package) -> None:

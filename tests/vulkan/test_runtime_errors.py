@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.models.on_device import said
 from tests.vulkan.emitted import runtime
 from tests.vulkan.test_validation_layer import LAYER
 from transpiler import transpile
@@ -31,22 +32,6 @@ X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
 def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
     module = nn.Sequential(nn.Linear(4, 5), nn.Tanh()).eval()
     return transpile(module, (torch.zeros(3, 4),), target="vulkan", name="tiny", out=tmp_path_factory.mktemp("tiny"))
-
-
-def said(package: Package, code: str = "Model()", **environment: str) -> str:
-    """The last line that a process prints which makes a model."""
-    script = (
-        f"from tiny import Model\ntry:\n    {code}\nexcept Exception as error:\n    print(type(error).__name__, error)"
-    )
-    path = os.pathsep.join([environment.pop("path", ""), str(package.path / "src")]).strip(os.pathsep)
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path, **environment},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
 
 
 def test_without_a_driver(package: Package) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
+from tests.models.on_device import assert_twins, twins
 from tests.models.test_random_models import Noisy
 from tests.models.test_random_models import inputs as noisy_inputs
 from tests.models.test_state import Cache, Counters, RunningLstm, StreamingConv
@@ -112,31 +112,6 @@ def test_a_state_of_other_sizes_is_refused(cache: Package) -> None:
         model.state["keys"] = np.zeros((2, 2), np.float32)
 
 
-class Twins(nn.Module):
-    """Outputs that are an input, a weight, a part of the state, and the same value twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.arange(4.0))
-        self.register_buffer("count", torch.zeros(4))
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        before = self.count.clone()
-        self.count += x
-        y = x * 2
-        return x, self.weight, before, y, y, self.count.clone()
-
-
 def test_outputs_that_no_kernel_writes(tmp_path: Path) -> None:
-    package = transpile(Twins().eval(), (torch.ones(4),), target="vulkan", name="twins", out=tmp_path)
-    x = np.array([1, 2, 3, 4], np.float32)
-    with package.load() as model, package.load(native=False) as stepwise:
-        for owner in (model, stepwise):
-            for turn in range(3):
-                given, weight, before, y, again, after = owner(x)
-                np.testing.assert_array_equal(given, x)
-                np.testing.assert_array_equal(weight, np.arange(4))
-                np.testing.assert_array_equal(before, turn * x)
-                np.testing.assert_array_equal(y, 2 * x)
-                np.testing.assert_array_equal(again, y)
-                np.testing.assert_array_equal(after, (turn + 1) * x)
+    module, args, _ = twins()
+    assert_twins(transpile(module, args, target="vulkan", name="twins", out=tmp_path))
