@@ -327,7 +327,7 @@ def _target(name: str, variant: Isa | Gpu) -> Target:
         strided=frozenset(facts.get("strided", ())),
         widened=frozenset(facts.get("widened", ())), narrowed=frozenset(facts.get("narrowed", ())),
         half_activations=facts.get("half_activations", False),
-        half_operands=facts.get("half_operands", False), tf32=facts.get("tf32", facts["kind"] == "cuda"),
+        half_operands=facts.get("half_operands", False), tf32=facts.get("tf32", False),
         alignment=facts["alignment"], variant=variant,
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ import pytest
 from tests.conformance.kernels import array_type, op_group
 from tests.conformance.targets import build
 from tests.conformance.test_ops_on_targets import FAMILIES, check, double_reference, dtypes, reference
-from tests.vulkan.device import device
+from tests.vulkan.device import require_device
 from transpiler.compile import compile_kernels
 from transpiler.group import Group, make_group
 from transpiler.ir import Array, Node, TensorType, Value
@@ -160,7 +160,6 @@ def test_every_sample(dtype: str, target: Target) -> None:
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_on_vulkan(dtype: str) -> None:
-    if device() is None:
-        pytest.skip("no Vulkan driver")
+    require_device()
     wrong = problems(load_target("vulkan"), dtype, every=False)
     assert not wrong, "\n".join(wrong)

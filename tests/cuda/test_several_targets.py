@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.packaging.test_several_targets import assert_runs, tally
-from tests.vulkan.device import device as find_vulkan
+from tests.vulkan.device import require_device
 from transpiler import transpile
 
 pytestmark = pytest.mark.usefixtures("driver")
@@ -17,8 +17,7 @@ ALL = ("cuda", "cpu", "vulkan")
 
 
 def test_three_targets_share_what_they_can(tmp_path: Path) -> None:
-    if find_vulkan() is None:
-        pytest.skip("no Vulkan driver")
+    require_device()
     package = transpile(
         tally(1), (torch.arange(6).reshape(2, 3),), target=ALL, name="tally", arch="sm_80", isa="native",
         dynamic=["ids.0=rows:1..40"], out=tmp_path,

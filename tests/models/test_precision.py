@@ -17,7 +17,7 @@ from torch import nn
 from tests.models.precise import MODELS, Perceptron, Transformer
 from tests.models.redraw import redraw
 from tests.models.support import convert, fresh, pairs, to_double
-from tests.vulkan.device import device
+from tests.vulkan.device import require_device
 from transpiler import transpile
 from transpiler.api import Package
 from transpiler.errors import TranspileErrors
@@ -94,8 +94,7 @@ CASES = [(name, precision) for name in sorted(MODELS) for precision in sorted(DT
     [pytest.param(*case, marks=[] if case == ("norms", "float16") else [pytest.mark.slow]) for case in CASES],
 )
 def test_on_vulkan(name: str, precision: Half, tmp_path: Path) -> None:
-    if device() is None:
-        pytest.skip("no Vulkan driver")
+    require_device()
     check(name, precision, build(name, precision, tmp_path, target="vulkan", isa=()))
 
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from tests.models.support import load
 from tests.packaging.support import Environment, run
-from tests.vulkan.device import device as find_device
+from tests.vulkan.device import require_device
 from transpiler import Package, pipeline, transpile
 from transpiler.backends.vulkan import Vulkan
 from transpiler.errors import TranspileError, TranspileErrors
@@ -51,8 +51,7 @@ class Tally(nn.Module):
 
 @pytest.fixture(scope="session", autouse=True)
 def device() -> None:
-    if find_device() is None:
-        pytest.skip("no Vulkan driver")
+    require_device()
 
 
 def tally(seed: int) -> Tally:

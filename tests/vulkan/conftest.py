@@ -6,16 +6,12 @@ import shutil
 
 import pytest
 
-from tests.vulkan.device import Device
-from tests.vulkan.device import device as find_device
+from tests.vulkan.device import Device, require_device
 
 
 @pytest.fixture(scope="session")
 def device() -> Device:
-    found = find_device()
-    if found is None:
-        pytest.skip("no Vulkan driver")
-    return found
+    return require_device()
 
 
 @pytest.fixture(scope="session")

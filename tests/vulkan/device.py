@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 
 from transpiler.spirv.control import LIMITED
 from transpiler.spirv.kernel import Kernel, require_features
@@ -261,3 +262,11 @@ def device() -> Device | None:
         if type(error).__module__.startswith("vulkan"):
             return None  # a loader without a driver
         raise
+
+
+def require_device() -> Device:
+    """The device of this process; the test that asks is skipped where there is no Vulkan driver."""
+    found = device()
+    if found is None:
+        pytest.skip("no Vulkan driver")
+    return found
