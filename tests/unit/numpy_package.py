@@ -15,7 +15,7 @@ import numpy as np
 from transpiler.cases import Argument
 from transpiler.draw import Array
 from transpiler.formatting import format_python
-from transpiler.recorded import OutputSpec, Recording
+from transpiler.recorded import Lower, OutputSpec, Recording
 from transpiler.structure import Leaf, Mapping_, Sequence_
 from transpiler.testing import FunctionTests, emit_tests
 from transpiler.verify import record
@@ -132,7 +132,19 @@ def reference(
     return _run(flat_inputs, weights, "float64" if double else "float32")
 
 
-def recording() -> Recording:
+def _rounded(
+    inputs: Sequence[Array],
+    /,
+    *,
+    capture_values: Sequence[str],
+    weights: Mapping[str, Array] | None,
+    state: Mapping[str, Array] | None,
+) -> Outputs:
+    return _run(inputs, weights, "float32")
+
+
+def recording(precision: str = "float32") -> Recording:
+    """What PyTorch gives; with a lower precision, as if no rounding to it mattered."""
     example = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3)
     return record(
         [Argument("x", "float32", (2, 3))],
@@ -142,10 +154,18 @@ def recording() -> Recording:
         reference=reference,
         state=weights(),
         taps={"fc": "linear"},
+        lower=None if precision == "float32" else Lower(precision, _rounded),
     )
 
 
-def write_package(folder: Path, *, scale: str = "x", axis: int = 1, state: dict[str, Array] | None = None) -> Path:
+def write_package(
+    folder: Path,
+    *,
+    scale: str = "x",
+    axis: int = 1,
+    state: dict[str, Array] | None = None,
+    precision: str = "float32",
+) -> Path:
     """Write the package `tiny`; `scale` replaces the input, `axis` the summed axis, `state` the weights."""
     root = folder / "src" / "tiny"
     root.mkdir(parents=True)
@@ -172,7 +192,7 @@ def write_package(folder: Path, *, scale: str = "x", axis: int = 1, state: dict[
     tests = emit_tests(
         [
             FunctionTests(
-                recording(),
+                recording(precision),
                 in_structure=Sequence_("tuple", (Sequence_("tuple", (Leaf(0),)), Mapping_("dict", ()))),
                 out_structure=Mapping_("dict", (("hidden", Leaf(0)), ("total", Leaf(1)))),
             )
