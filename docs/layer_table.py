@@ -44,7 +44,6 @@ class OwnAttention(nn.MultiheadAttention):
         return super().forward(x, x, x, need_weights=False, **options)[0]
 
 
-_MAP = ("pack_channels", "unpack_channels")
 _PLAIN = "plain reduction loops"
 _HIDDEN = "`weight_ih` is packed, `weight_hh` stays as it is; the time loop is one kernel"
 _ADDED = "`weight_ih` is packed, the two biases are added up, `weight_hh` stays as it is; the time loop is one kernel"

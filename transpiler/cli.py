@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transpiler.request import Precision, Report, Request, TestsFailed
     from transpiler.wheels import BundleWeights, Wheel
 
-DONE, FAILED, USAGE, TESTS_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+FAILED, USAGE, TESTS_FAILED, INTERRUPTED = 1, 2, 3, 130
 MAX_FAILURES = 20
 
 

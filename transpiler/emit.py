@@ -237,7 +237,7 @@ def make_view(
                 f"{extra} = [{', '.join(map(_toml, needed))}]" for extra, needed in sorted(manifest["extras"].items())
             ),
         ),
-        readme=readme_view(name, source.docstring or what, arguments, plans, manifest),
+        readme=readme_view(source.docstring or what, arguments, plans, manifest),
         manifest=manifest,
         binaries=_binaries(name, parts, plan, sample, graph_json),
         targets=targets,

@@ -48,10 +48,9 @@ OUTPUT = (f"-Wl,--version-script={EXPORTS}", "-o", "out.so")
 
 @dataclass(frozen=True)
 class Linked:
-    """A library for one ISA, the C text of its plan, and whose code it holds besides (`transpiler.sbom`)."""
+    """A library for one ISA, and whose code it holds besides (`transpiler.sbom`)."""
 
     library: bytes
-    plan_source: str
     third_party: tuple[str, ...] = ()
 
 
@@ -147,7 +146,7 @@ def link_library(
         define = f"-DTRANSPILE_PREFIX={prefix}"
         compiler.run([*COMPILE, define, "plan.c", "exports.c", *names, *OUTPUT, *LINK], work)
         third_party = ("cephes",) if any(mark in item for item in objects for mark in CEPHES) else ()
-        return Linked((work / "out.so").read_bytes(), source, third_party)
+        return Linked((work / "out.so").read_bytes(), third_party)
 
 
 @cache

@@ -39,11 +39,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Built:
-    """A model's generated project: `package` is the folder that is imported. `rebuilt`: it was made just now."""
+    """A model's generated project: `package` is the folder that is imported."""
 
     model: ModelSpec
     project: Path
-    rebuilt: bool
 
     @property
     def package(self) -> Path:
@@ -83,7 +82,7 @@ def build_model(project: Project, model: ModelSpec, say: Say) -> Built:
         generated = folder / model.package
         if is_current(project, model):
             say(f"{model.name}: up to date")
-            return Built(model, generated, rebuilt=False)
+            return Built(model, generated)
         say(f"{model.name}: transpiling {model.source}")
         (folder / STAMP).unlink(missing_ok=True)
         read = _transpile(project, model, folder, kept)
@@ -96,7 +95,7 @@ def build_model(project: Project, model: ModelSpec, say: Say) -> Built:
             "beside": _hashes(folder, beside),
         }
         (folder / STAMP).write_text(json.dumps(stamp, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        return Built(model, generated, rebuilt=True)
+        return Built(model, generated)
 
 
 def _bundle(model: ModelSpec, folder: Path, say: Say) -> list[str]:

@@ -47,7 +47,6 @@ class FunctionReadme:
 
 
 def readme_view(
-    name: str,
     summary: str,
     arguments: Mapping[str, Sequence[Argument]],
     plans: Sequence[KernelPlan],

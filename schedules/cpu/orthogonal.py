@@ -106,7 +106,7 @@ def _turn(x: Matrix, p: Expr, q: Expr, cosine: Expr, sine: Expr, count: int, *, 
         x[second] = sine * a + cosine * b
 
 
-def _pairs(t: Task, n: int, rotate: Any) -> None:
+def _pairs(n: int, rotate: Any) -> None:
     """Sweeps over all pairs p < q until one needs no rotation; `rotate(p, q, moved)` sets `moved` to 1."""
     moved = Variable("int32", tirx.const(1, "int32"))
     with T.serial(0, SWEEPS):
@@ -153,7 +153,7 @@ def _eigh(t: Task) -> None:
             _turn(work, p, q, cosine, sine, n, columns=True)
             _turn(turned, p, q, cosine, sine, n)
 
-    _pairs(t, n, rotate)
+    _pairs(n, rotate)
     with T.serial(0, n) as i:
         place = _rank_of(t, lambda j: work[j, j], i, n, descending=False)
         values[0, place] = T.Cast(t.dtype, work[i, i])
@@ -200,7 +200,7 @@ def _svd(t: Task) -> None:
             _turn(work, p, q, cosine, sine, columns)
             _turn(turned, p, q, cosine, sine, n)
 
-    _pairs(t, n, rotate)
+    _pairs(n, rotate)
     total = sums[0]
     with T.serial(0, n) as i:
         total.set(zero)

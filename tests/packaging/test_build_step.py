@@ -274,7 +274,7 @@ def test_what_is_not_ours_is_not_replaced(bench: Bench) -> None:
     kept.parent.mkdir()
     kept.write_text("precious")
     spec = read_project(folder).models[0]
-    built = Built(spec, folder / "build/transpile/shop.ratings/ratings", rebuilt=False)
+    built = Built(spec, folder / "build/transpile/shop.ratings/ratings")
     with pytest.raises(TranspileError, match="was not made by transpile"):
         put_in_place(built, folder / "src/shop")
     with pytest.raises(TranspileError, match="goes into the package 'shop', which is not here"):

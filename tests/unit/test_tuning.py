@@ -163,7 +163,7 @@ def test_a_record_that_cannot_be_used_is_refused(tmp_path: Path, text: str, mess
     assert message in str(error.value)
 
 
-def test_every_variant_computes_the_same(tmp_path: Path) -> None:
+def test_every_variant_computes_the_same() -> None:
     """Each candidate of the tile, compiled; float64 is the reference."""
     target = load_target("cpu", "baseline")
     (point,) = schedule(group(), target, "linear").points

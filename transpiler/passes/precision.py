@@ -73,7 +73,7 @@ def half_weights(graph: Graph, target: Target, dtype: str) -> Graph:
     for value in graph.values():
         readers = [node for node in consumers[value.name] if _stays(node, weights)]
         fits = value.name in weights and value.dtype == "float32" and value.type.rank >= 2 and value.name not in kept
-        if fits and value.name in products and all(_takes_half(node, value, target) for node in readers):
+        if fits and value.name in products and all(_takes_half(node, target) for node in readers):
             chosen.add(value.name)
     return _stored(graph, chosen, dtype, lambda node: _stays(node, weights))
 
@@ -101,7 +101,7 @@ def half_activations(graph: Graph, target: Target, dtype: str) -> Graph:
             return False
         seen_as = views.get(value.name, [])
         readers = [node for node in consumers[value.name] if node.outputs[0] not in seen_as]
-        return all(_takes_half(node, value, target) for node in readers) and all(map(fits, seen_as))
+        return all(_takes_half(node, target) for node in readers) and all(map(fits, seen_as))
 
     chosen: set[str] = set()
     for step in steps:
@@ -159,8 +159,8 @@ def _stays(node: Node, weights: frozenset[str]) -> bool:
     return isinstance(node.op, BroadcastTo) or any(value.name not in weights for value in node.outputs)
 
 
-def _takes_half(node: Node, value: Value, target: Target) -> bool:
-    """Whether the kernels of a node read half floats in the place of `value`."""
+def _takes_half(node: Node, target: Target) -> bool:
+    """Whether the kernels of a node read half floats."""
     if node.op.name in WRITERS or isinstance(node.op, BroadcastTo):
         return False
     if node.op.name in target.widened:

@@ -87,11 +87,11 @@ class _Parser:
             type_ = self.take(*_TYPES)
             name = self.take()
             if self.peek() != "(":
-                self._constant(type_, name)
+                self._constant(name)
             else:
                 self._function(type_, name)
 
-    def _constant(self, type_: str, name: str) -> None:
+    def _constant(self, name: str) -> None:
         table = self.accept("[")
         if table:
             self.take("]")

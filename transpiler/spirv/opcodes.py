@@ -113,10 +113,6 @@ class Glsl(IntEnum):
     FLOOR = 8
     CEIL = 9
     SQRT = 31
-    U_MIN = 38
-    S_MIN = 39
-    U_MAX = 41
-    S_MAX = 42
     FMA = 50
     FIND_U_MSB = 75
 

@@ -16,7 +16,7 @@ from .memory import Event
 
 Array = npt.NDArray[Any]
 # Streams as the array API standard numbers them for CUDA; others are handles of the driver.
-LEGACY, PER_THREAD, NO_WAIT = 1, 2, -1
+LEGACY, NO_WAIT = 1, -1
 
 
 class DeviceArray:
