@@ -8,10 +8,8 @@ the same bytes; what is not known to be harmless is refused.
 
 from __future__ import annotations
 
-import ast
 import io
 import json
-import keyword
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +20,16 @@ import torch
 from torch.export import ExportedProgram
 
 from transpiler.errors import TranspileError
-from transpiler.ops.base import ATEN
+from transpiler.exported_text import (
+    MAX_DEPTH,
+    bad,
+    check_expression,
+    check_name,
+    check_nesting,
+    check_operator,
+    check_path,
+    unsafe,
+)
 
 MODEL = "models/model.json"
 EXAMPLES = "data/sample_inputs/model.pt"
@@ -33,41 +40,11 @@ RECORDS = re.compile(
     r"|data/weights/weight_\d+|data/constants/tensor_\d+|extra/[\w. -]+"
 )
 MAX_JSON = 256 << 20
-MAX_DEPTH = 100
 MAX_SIZE = 2**48
 MAX_ELEMENTS = 2**31 - 1  # of one value: kernels count in 32 bits
 # A weight may be a view that repeats its data; this is what it may grow to.
 MAX_REPEATED = 1 << 30
-
-# What sizes are written with: sympy's constructors and torch's functions, none of which can grow a constant.
-FUNCTIONS = frozenset({
-    "Add", "Mul", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CleanDiv", "CeilDiv", "ModularIndexing", "IntTrueDiv",
-    "FloatTrueDiv", "CeilToInt", "FloorToInt", "TruncToInt", "TruncToFloat", "RoundToInt", "ToFloat", "Identity",
-    "Where", "And", "Or", "Not", "Equality", "Unequality", "Eq", "Ne", "StrictLessThan", "LessThan",
-    "StrictGreaterThan", "GreaterThan", "Pow", "PowByNatural", "Rational",
-})  # fmt: skip
-POWERS = frozenset({"Pow", "PowByNatural"})
-MAX_EXPONENT = 8
-SYMBOL = re.compile(r"(s|u|f|zf|zuf)\d{1,9}")
 RANGED = re.compile(r"[\w*+/%(), -]{1,1000}", re.ASCII)
-
-HIGHER_ORDER = frozenset({
-    "cond", "while_loop", "map_impl", "scan", "associative_scan", "wrap_with_set_grad_enabled", "wrap_with_autocast",
-    "invoke_subgraph",
-})  # fmt: skip
-ON_SIZES = frozenset({
-    *(f"_operator.{name}" for name in (
-        "eq", "ne", "le", "ge", "lt", "gt", "neg", "pos", "mul", "add", "sub", "floordiv", "mod", "pow", "truediv",
-        "and_", "or_", "getitem",
-    )),
-    *(f"torch.sym_{name}" for name in ("not", "int", "float", "ite", "max", "min", "sqrt")),
-    "math.trunc", "math.ceil", "math.floor",
-})  # fmt: skip
-OPERATOR = re.compile(r"torch\.ops\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)(?:\.(\w+))?", re.ASCII)
-# Operators of PyTorch's own that reach for files, or for more than their tensors.
-NEVER = frozenset({"from_file", "save", "load", "warn", "_print", "manual_seed", "seed", "set_grad_enabled"})
-NESTED = frozenset({"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"})
-FACTORIES = frozenset({"dict", "float", "int", "list", "set", "tuple"})
 NAMED = ("parameter_name", "buffer_name", "tensor_constant_name", "user_input_name", "fqn")
 
 
@@ -108,16 +85,16 @@ def check_records(reader: Any, file_bytes: int) -> None:
     """Raises TranspileError "unsafe-pt2" or "bad-pt2" unless all records of an archive are harmless."""
     names = reader.get_all_records()
     if len(set(names)) != len(names):
-        raise _bad("two records have the same name")
+        raise bad("two records have the same name")
     for name in names:
         if not RECORDS.fullmatch(name):
-            raise _unsafe(f"it holds {name[:200]!r}, which no traced model has")
+            raise unsafe(f"it holds {name[:200]!r}, which no traced model has")
     sizes = {name: reader.get_record_size(name) for name in names}
     if sum(sizes.values()) > file_bytes:
-        raise _bad("its records are larger than the file")
+        raise bad("its records are larger than the file")
     missing = [name for name in (MODEL, EXAMPLES, *CONFIGS) if name not in sizes]
     if missing:
-        raise _bad(f"{missing[0]} is missing")
+        raise bad(f"{missing[0]} is missing")
     program = _json(reader, MODEL, sizes)
     for config in CONFIGS:
         _check_payloads(_json(reader, config, sizes), config.rpartition("/")[0], sizes)
@@ -127,18 +104,18 @@ def check_records(reader: Any, file_bytes: int) -> None:
 
 def _json(reader: Any, name: str, sizes: Mapping[str, int]) -> Any:
     if sizes[name] > MAX_JSON:
-        raise _bad(f"{name} is larger than {MAX_JSON >> 20} MiB")
+        raise bad(f"{name} is larger than {MAX_JSON >> 20} MiB")
     data = json.loads(reader.get_record(name), object_pairs_hook=_unique)
     for _, _, depth in _walk(data):
         if depth > MAX_DEPTH:
-            raise _bad(f"{name} is nested too deeply")
+            raise bad(f"{name} is nested too deeply")
     return data
 
 
 def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise _bad("a key is given twice")
+        raise bad("a key is given twice")
     return found
 
 
@@ -164,25 +141,25 @@ def _check_payloads(config: Any, folder: str, sizes: Mapping[str, int]) -> None:
     for name, entry in config["config"].items():
         check_path(name)
         if entry.get("use_pickle") is not False:
-            raise _unsafe(f"{name!r} is pickled")
+            raise unsafe(f"{name!r} is pickled")
         record = f"{folder}/{entry['path_name']}"
         if not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]) or record not in sizes:
-            raise _unsafe(f"{name!r} is kept in {entry['path_name']!r}, which holds no tensor")
+            raise unsafe(f"{name!r} is kept in {entry['path_name']!r}, which holds no tensor")
         meta = entry["tensor_meta"]
         if meta["device"]["type"] != "cpu":
-            raise _bad(f"{name!r} is on {meta['device']['type']!r}, expected cpu")
+            raise bad(f"{name!r} is on {meta['device']['type']!r}, expected cpu")
         shape, strides = ([_number(size) for size in meta[key]] for key in ("sizes", "strides"))
         _number(meta["storage_offset"])
         elements = math.prod(shape)
         limit = sizes[record] if all(strides) else max(sizes[record], MAX_REPEATED)
         if elements > limit:
-            raise _bad(f"{name!r} has {elements} elements and {sizes[record]} bytes")
+            raise bad(f"{name!r} has {elements} elements and {sizes[record]} bytes")
 
 
 def _number(size: Any) -> int:
     value = size["as_int"]
     if type(value) is not int or not 0 <= value < MAX_SIZE:
-        raise _bad(f"{value!r} is not a size")
+        raise bad(f"{value!r} is not a size")
     return value
 
 
@@ -211,24 +188,24 @@ def _check_program(program: Any) -> None:
             case (("target" | "as_operator"), str()):
                 check_operator(value)
             case (("name" | "as_name" | "forward_arg_names"), str()):
-                _check_name(value)
+                check_name(value)
             case (("tensor_values" | "sym_int_values" | "sym_bool_values" | "sym_float_values"), dict()):
                 for name, meta in value.items():
-                    _check_name(name)
+                    check_name(name)
                     if key == "tensor_values":
                         _check_shape(name, meta["sizes"])
             case (("as_custom_obj" | "custom_obj" | "token" | "custom_obj_values"), _) if value:
-                raise _unsafe("it has an object that is no tensor")
+                raise unsafe("it has an object that is no tensor")
             case (("in_spec" | "out_spec"), str()):
                 check_nesting(value)
             case _, str() if key in NAMED and value:
                 check_path(value)
             case "as_int", int() if not -(2**63) <= value < 2**63:
-                raise _bad(f"{value} is too large for a size")
+                raise bad(f"{value} is too large for a size")
             case "range_constraints", dict():
                 for name in value:  # texts of sizes, which are compared with, and never parsed
                     if not RANGED.fullmatch(name):
-                        raise _unsafe(f"{name[:100]!r} is not a size")
+                        raise unsafe(f"{name[:100]!r} is not a size")
             case _:
                 pass
     _check_keywords(program)
@@ -238,149 +215,7 @@ def _check_shape(name: str, sizes: Sequence[Any]) -> None:
     """Of a value of the graph; sizes that vary have bounds of their own."""
     elements = math.prod(_number(size) for size in sizes if "as_int" in size)
     if elements > MAX_ELEMENTS:
-        raise _bad(f"{name[:100]!r} has {elements} elements; a value has at most {MAX_ELEMENTS}")
-
-
-def _check_name(name: str) -> None:
-    """Names of values become Python source."""
-    if name and (not name.isascii() or not name.isidentifier() or keyword.iskeyword(name) or len(name) > 1000):
-        # Operators have parameters called `from` and `lambda`; as values they could only fail.
-        if name in ("from", "lambda", "in", "is", "or", "and", "not"):
-            return
-        raise _unsafe(f"{name[:100]!r} is not a name")
-
-
-def check_path(path: str) -> None:
-    """Names of weights and modules become attribute lookups in Python source."""
-    if not path.isprintable() or any(mark in path for mark in "\"'\\{}") or len(path) > 4096:
-        raise _unsafe(f"{path[:100]!r} is not the name of a weight or module")
-
-
-def check_operator(target: str) -> None:
-    """Only operators on tensors and sizes. Raises TranspileError "unsafe-pt2"."""
-    if target in ON_SIZES:
-        return
-    match = OPERATOR.fullmatch(target)
-    if match is None:
-        raise _unsafe(f"{target[:200]!r} is no operator")
-    namespace, name, overload = match[1], match[2], match[3] or "default"
-    if namespace == "higher_order":
-        known = name in HIGHER_ORDER
-    elif namespace in ("aten", "prims"):
-        known = name not in NEVER and _is_on_tensors(namespace, name, overload)
-    else:  # a user's own: known if it was registered here (docs/custom_operators.md)
-        known = f"{namespace}.{name}.{overload}" in ATEN
-    if not known:
-        raise TranspileError(
-            "unsafe-pt2",
-            f"it calls {target[:200]!r}, which is not known here",
-            hints=["operators of your own are registered by an installed package (docs/custom_operators.md)"],
-        )
-
-
-def _is_on_tensors(namespace: str, name: str, overload: str) -> bool:
-    found = getattr(getattr(getattr(torch.ops, namespace), name, None), overload, None)
-    if not isinstance(found, torch._ops.OpOverload):
-        return False
-    schema = found._schema
-    types = [str(item.type) for item in (*schema.arguments, *schema.returns)]
-    return any("Tensor" in text for text in types) or name.startswith("sym_") or name == "_assert_scalar"
-
-
-def check_expression(text: str) -> None:
-    """A size as torch prints it: `FloorDiv(Symbol('s77', integer=True), Integer(2))`. Nothing is evaluated.
-
-    Raises:
-        TranspileError: "unsafe-pt2".
-    """
-    if len(text) > 10_000:
-        raise _unsafe("a size is longer than 10000 characters")
-    try:
-        tree = ast.parse(text, mode="eval").body
-        fine = _is_size(tree, 0)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        fine = False
-    if not fine:
-        raise _unsafe(f"{text[:200]!r} is not a size")
-
-
-def _is_size(node: ast.expr, depth: int) -> bool:
-    if depth > MAX_DEPTH:
-        return False
-    match node:
-        case ast.Constant(value=bool()):
-            return True
-        case ast.Constant(value=int() as value):
-            return abs(value) < 2**63
-        case ast.Constant(value=float()):
-            return True
-        case ast.Name(id="true" | "false" | "oo" | "int_oo"):
-            return True
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return _is_size(operand, depth + 1)
-        case ast.Call(func=ast.Name(id="Symbol"), args=[ast.Constant(value=str() as name)], keywords=words):
-            return bool(SYMBOL.fullmatch(name)) and all(_is_flag(word) for word in words)
-        case ast.Call(func=ast.Name(id="Integer"), args=[argument], keywords=[]):
-            return isinstance(argument, ast.Constant | ast.UnaryOp) and _is_size(argument, depth + 1)
-        case ast.Call(func=ast.Name(id="Float"), args=[ast.Constant(value=str() as number)], keywords=words):
-            precise = all(word.arg in ("precision", "dps") and _is_size(word.value, depth + 1) for word in words)
-            return precise and bool(re.fullmatch(r"-?\d{1,40}(\.\d{0,40})?(e[+-]?\d{1,3})?", number))
-        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in FUNCTIONS:
-            if name in POWERS and not (len(arguments) == 2 and _is_exponent(arguments[1])):
-                return False
-            return all(_is_size(item, depth + 1) for item in arguments)
-    return False
-
-
-def _is_flag(word: ast.keyword) -> bool:
-    known = word.arg in ("integer", "positive", "nonnegative", "real", "finite", "commutative")
-    return known and isinstance(word.value, ast.Constant) and isinstance(word.value.value, bool)
-
-
-def _is_exponent(node: ast.expr) -> bool:
-    inner = node.args[0] if isinstance(node, ast.Call) and len(node.args) == 1 else node
-    if isinstance(inner, ast.UnaryOp):
-        inner = inner.operand
-    return isinstance(inner, ast.Constant) and type(inner.value) is int and abs(inner.value) <= MAX_EXPONENT
-
-
-# --- nesting of arguments and results -----------------------------------------------------------------------
-
-
-def check_nesting(text: str) -> Any:
-    """A pytree as JSON, whose contexts may name modules to be imported. Returns it, parsed.
-
-    Raises:
-        TranspileError: "unsafe-pt2"; "bad-pt2".
-    """
-    if not text:
-        return None
-    protocol, top = json.loads(text)
-    if protocol != 1:
-        raise _bad(f"nested arguments of protocol {protocol!r}")
-    waiting = [(top, 0)]
-    while waiting:
-        node, depth = waiting.pop()
-        if depth > MAX_DEPTH:
-            raise _bad("arguments are nested too deeply")
-        _check_context(node["type"], node["context"])
-        waiting.extend((child, depth + 1) for child in node["children_spec"])
-    return top
-
-
-def _check_context(kind: object, context: object) -> None:
-    if kind is None:
-        return
-    if kind == "collections.defaultdict":
-        harmless = isinstance(context, dict) and (
-            context.get("default_factory_module"), context.get("default_factory_name") in FACTORIES
-        ) == ("builtins", True)  # fmt: skip
-        if not harmless:
-            raise _unsafe("arguments hold a defaultdict of an unknown type")
-    elif kind not in NESTED and kind not in torch.utils._pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE:
-        raise _bad(f"arguments hold the unknown type {str(kind)[:200]!r}")
-    if "__enum__" in json.dumps(context):
-        raise _unsafe("arguments hold an enumeration")
+        raise bad(f"{name[:100]!r} has {elements} elements; a value has at most {MAX_ELEMENTS}")
 
 
 def _check_keywords(program: Any) -> None:
@@ -393,18 +228,10 @@ def _check_keywords(program: Any) -> None:
         for node in (top or {}).get("children_spec", ())[1:2]:
             if node["type"] == "builtins.dict":
                 for name in json.loads(node["context"]):
-                    _check_name(name)
+                    check_name(name)
 
 
 # --- errors -------------------------------------------------------------------------------------------------
-
-
-def _unsafe(why: str) -> TranspileError:
-    return TranspileError("unsafe-pt2", why)
-
-
-def _bad(why: str) -> TranspileError:
-    return TranspileError("bad-pt2", why)
 
 
 def _named(path: Path, error: TranspileError) -> TranspileError:

@@ -9,7 +9,8 @@ import numpy as np
 
 from transpiler.interpreter import run_graph
 from transpiler.ir import Array, Graph, Program, Role, verify
-from transpiler.text import parse_graph, print_graph
+from transpiler.text import print_graph
+from transpiler.text_parser import parse_graph
 
 
 def graph(text: str) -> Graph:

@@ -32,7 +32,8 @@ from transpiler.naming import c_comment, c_string, comment, docstring, identifie
 from transpiler.prepared import runtime_module
 from transpiler.project import read_project
 from transpiler.serialize import from_json, to_json
-from transpiler.text import parse_program, print_program
+from transpiler.text import print_program
+from transpiler.text_parser import parse_program
 from transpiler.weights import load_weights
 
 CANARY = "canary"

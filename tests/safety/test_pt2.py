@@ -15,7 +15,8 @@ import torch
 from tests.safety.archives import CONSTANTS, EXAMPLES, MODEL, WEIGHTS, Net, changed, records, saved, write
 from transpiler import transpile
 from transpiler.errors import TranspileError
-from transpiler.exported_file import check_expression, check_nesting, check_operator, load_exported_program
+from transpiler.exported_file import load_exported_program
+from transpiler.exported_text import check_expression, check_nesting, check_operator
 
 RUN = "__import__('pathlib').Path({!r}).touch()"
 

@@ -12,7 +12,8 @@ from transpiler.errors import TranspileError
 from transpiler.interpreter import run_graph
 from transpiler.ir import IRError, verify
 from transpiler.serialize import from_json, to_json
-from transpiler.text import parse_program, print_program
+from transpiler.text import print_program
+from transpiler.text_parser import parse_program
 
 TEXT = """constant "total"
 

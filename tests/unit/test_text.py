@@ -6,7 +6,8 @@ from graphs import everything
 
 from transpiler.errors import TranspileError
 from transpiler.ir import Program
-from transpiler.text import parse_graph, parse_program, print_attribute, print_graph, print_program
+from transpiler.text import print_attribute, print_graph, print_program
+from transpiler.text_parser import parse_graph, parse_program
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ import numpy as np
 from transpiler.ir import Array, Value
 from transpiler.ops import compose
 from transpiler.ops.base import ImportContext, normalize_axis
-from transpiler.ops.complex_pairs import Pair, on_complex, times
+from transpiler.ops.complex_math import times
+from transpiler.ops.complex_pairs import Pair, on_complex
 from transpiler.ops.dtypes import out_type
 from transpiler.ops.elementwise_unary import Neg
 from transpiler.ops.linalg import Linear

@@ -20,6 +20,7 @@ from transpiler.special_functions import FILES, special_file
 from . import doubles
 from .arithmetic import Arithmetic, Value
 from .c_source import Function, Node, Source
+from .c_statements import always_returns, as_block, as_node, calls, leaves, names, returns_in_part, walk
 from .control import choose, repeat_while
 from .dtypes import BOOL, FLOAT64, INT32, INT64, UINT32, DType, unsupported
 from .memory import Memory, Storage
@@ -74,7 +75,7 @@ class _Frame:
         self.result: Storage | None = None
         self.done: Storage | None = None
         self.broken: list[Storage] = []
-        self.assigned = {str(node[1]) for node in _walk(function.body) if node[0] == "set"}
+        self.assigned = {str(node[1]) for node in walk(function.body) if node[0] == "set"}
 
 
 class _Caller:
@@ -117,13 +118,13 @@ class _Caller:
         for (type_, name), argument in zip(function.parameters, args, strict=True):
             self.declare(type_, name, argument)
         *before, last = function.body
-        if last[0] == "return" and not any(node[0] == "return" for node in _walk(before)):
+        if last[0] == "return" and not any(node[0] == "return" for node in walk(before)):
             self.run(before)
-            result = self.converted(function.type, self.value(_node(last[1])))
+            result = self.converted(function.type, self.value(as_node(last[1])))
         else:
             dtype = _INTS.get(function.type, FLOAT64)
             frame.result = self.cell("result", dtype, self.s.const(0, dtype))
-            if _returns_in_part(function.body):
+            if returns_in_part(function.body):
                 frame.done = self.cell("done", BOOL, self.s.const(False, BOOL))
             self.run(function.body)
             result = self.read(frame.result)
@@ -158,7 +159,7 @@ class _Caller:
                     self.loop(node)
                 case "return":
                     assert frame.result is not None
-                    value = self.value(_node(node[1]))
+                    value = self.value(as_node(node[1]))
                     self.write(frame.result, self.double(value) if frame.result.dtype == FLOAT64 else
                                self.whole(value, frame.result.dtype))  # fmt: skip
                     if frame.done is not None:
@@ -168,25 +169,25 @@ class _Caller:
                     self.write(frame.broken[-1], self.s.const(True, BOOL))
                     return
                 case "declare":
-                    self.declare(str(node[1]), str(node[2]), None if node[3] is None else self.value(_node(node[3])))
+                    self.declare(str(node[1]), str(node[2]), None if node[3] is None else self.value(as_node(node[3])))
                 case "table":
                     frame.names[str(node[1])] = node[2]
                 case _:
-                    self.value(_node(node[1]))
-            if rest and _leaves(node):
+                    self.value(as_node(node[1]))
+            if rest and leaves(node):
                 self.unless_left(rest)
                 return
 
     def choice(self, node: Node, rest: Sequence[Node]) -> bool:
         """Whether `rest` has been run too."""
-        then, otherwise = _block(node[2]), _block(node[3])
+        then, otherwise = as_block(node[2]), as_block(node[3])
         name = self.frames[-1].function.name
         again = any(frame.function.name == name for frame in self.frames[:-1])
-        condition = False if again and _calls(then, name) else self.truth(self.value(_node(node[1])))
+        condition = False if again and calls(then, name) else self.truth(self.value(as_node(node[1])))
         if not isinstance(condition, Value):
             self.run([*(then if condition else otherwise), *rest])
             return True
-        if then and _always_returns(then):
+        if then and always_returns(then):
             self.choose(condition, then, [*otherwise, *rest])
             return True
         self.choose(condition, then, otherwise)
@@ -209,15 +210,15 @@ class _Caller:
         self.choose(left, (), rest)
 
     def loop(self, node: Node) -> None:
-        begin, condition, steps, body = _block(node[1]), _node(node[2]), _block(node[3]), _block(node[4])
+        begin, condition, steps, body = as_block(node[1]), as_node(node[2]), as_block(node[3]), as_block(node[4])
         frame = self.frames[-1]
         self.run(begin)
-        if all(self.is_known(name) for name in _names(condition)):
+        if all(self.is_known(name) for name in names(condition)):
             while self.value(condition):
                 self.run(body)
                 self.run(steps)
             return
-        changed = {str(item[1]) for item in _walk((*steps, *body)) if item[0] == "set"}
+        changed = {str(item[1]) for item in walk((*steps, *body)) if item[0] == "set"}
         for name in changed:
             value = frame.names.get(name)
             if isinstance(value, int | Value) and not isinstance(value, bool):
@@ -255,27 +256,27 @@ class _Caller:
             case "name":
                 return self.variable(str(parts[0]))
             case "item":
-                index = self.value(_node(parts[1]))
+                index = self.value(as_node(parts[1]))
                 assert isinstance(index, int), "a table is read at places that are known"
-                return self.value(_node(self.variable(str(parts[0]))[index]))
+                return self.value(as_node(self.variable(str(parts[0]))[index]))
             case "set":
-                return self.assign(str(parts[0]), self.value(_node(parts[1])))
+                return self.assign(str(parts[0]), self.value(as_node(parts[1])))
             case "negate":
-                x = self.value(_node(parts[0]))
+                x = self.value(as_node(parts[0]))
                 return self.s.negate(x) if isinstance(x, Value) else -x
             case "not":
-                x = self.truth(self.value(_node(parts[0])))
+                x = self.truth(self.value(as_node(parts[0])))
                 return self.s.logical_not(x) if isinstance(x, Value) else not x
             case "cast":
-                return self.converted(str(parts[0]), self.value(_node(parts[1])))
+                return self.converted(str(parts[0]), self.value(as_node(parts[1])))
             case "?":
-                return self.conditional(*map(_node, parts))
+                return self.conditional(*map(as_node, parts))
             case "call":
-                return self.named(str(parts[0]), [_node(item) for item in _block(parts[1])])
+                return self.named(str(parts[0]), [as_node(item) for item in as_block(parts[1])])
             case "&&" | "||":
-                return self.logical(str(kind), _node(parts[0]), _node(parts[1]))
+                return self.logical(str(kind), as_node(parts[0]), as_node(parts[1]))
             case _:
-                return self.binary(str(kind), self.value(_node(parts[0])), self.value(_node(parts[1])))
+                return self.binary(str(kind), self.value(as_node(parts[0])), self.value(as_node(parts[1])))
 
     def variable(self, name: str) -> Any:
         for frame in self.frames[-1:]:
@@ -379,60 +380,3 @@ _BUILT_IN: Mapping[str, Callable[..., Value]] = {
     "exp": doubles.exp,
     "log": doubles.log,
 }
-
-
-# --- what the statements do
-def _node(part: object) -> Node:
-    assert isinstance(part, tuple)
-    return part
-
-
-def _block(part: object) -> Sequence[Node]:
-    assert isinstance(part, tuple)
-    return part
-
-
-def _walk(part: object) -> list[Node]:
-    """All nodes in it."""
-    if not isinstance(part, tuple | list):
-        return []
-    own = [part] if part and isinstance(part[0], str) and isinstance(part, tuple) else []
-    return [*own, *(node for item in part for node in _walk(item))]
-
-
-def _names(node: Node) -> list[str]:
-    return [str(item[1]) for item in _walk(node) if item[0] in ("name", "item")]
-
-
-def _calls(part: object, name: str) -> bool:
-    return any(node[:2] == ("call", name) for node in _walk(part))
-
-
-def _leaves(node: Node) -> bool:
-    """Whether the statement may return or break, and may not."""
-    if node[0] == "for":
-        return any(item[0] == "return" for item in _walk(node))
-    return node[0] == "if" and any(item[0] in ("return", "break") for item in _walk(node))
-
-
-def _always_returns(statements: Sequence[Node]) -> bool:
-    if not statements:
-        return False
-    last = statements[-1]
-    if last[0] == "if":
-        return _always_returns(_block(last[2])) and _always_returns(_block(last[3]))
-    return last[0] == "return"
-
-
-def _returns_in_part(statements: Sequence[Node]) -> bool:
-    """Whether a flag must say that the function has returned."""
-    for node in statements:
-        if node[0] == "for" and any(item[0] == "return" for item in _walk(node)):
-            return True
-        if node[0] == "if":
-            then, otherwise = _block(node[2]), _block(node[3])
-            inside = _returns_in_part(then) or _returns_in_part(otherwise)
-            partly = any(item[0] == "return" for item in _walk((then, otherwise))) and not _always_returns(then)
-            if inside or partly:
-                return True
-    return False
