@@ -15,13 +15,13 @@ tensor cores and exponentials. A row that may attend to nothing is 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from transpiler.dims import Dim, floordiv
+from transpiler.dims import Dim
 from transpiler.group import Group, Lowered
 from transpiler.ir import fixed_size
 from transpiler.ops.dtypes import HALF
@@ -29,7 +29,7 @@ from transpiler.target import Target
 
 from ..cpu.epilogue import elementwise_epilogue
 from ..fuse import lowered
-from ..gpu.attention import reciprocal
+from ..gpu.attention import broadcast_offset, matrix_offset, reciprocal
 from ..gpu.workgroup import barrier, private, workgroups
 from ..halves import operand
 from ..scalar import Tir
@@ -143,7 +143,7 @@ class Attention:
 
     # --- the loop over the keys
     def _walk(self, stage: int) -> None:
-        queries, keys, values = (held(self._base(which)) for which in range(3))
+        queries, keys, values = (self._matrix(which) for which in range(3))
         self._copy(self.sources[0], queries, self.query, self.memory, self.first, self.L)
         stop = held(T.min(self.S, self.first + self.rows)) if self.op.causal else self.S
         steps = ceil_div(stop, KEYS)
@@ -235,21 +235,14 @@ class Attention:
     def _masked(self, score: Expr, row: Expr, column: Expr) -> Expr:
         s = self.s
         if self.mask is not None:
-            place = held(self._mask_offset(held(T.min(row, self.L - 1)), held(T.min(column, self.S - 1))))
+            inner = held(T.min(row, self.L - 1)), held(T.min(column, self.S - 1))
+            place = held(broadcast_offset([*self.index, *inner], self.shapes[3]))
             if self.mask.dtype == "bool":
                 score = s.select(self.mask[place], score, self.lowest)
             else:
                 score = score + s.cast(self.mask[place], "float32")
         inside = column < self.S
         return s.select(tirx.And(inside, column <= row) if self.op.causal else inside, score, self.lowest)
-
-    def _mask_offset(self, row: Expr, column: Expr) -> Expr:
-        shape = self.shapes[3]
-        index = [*self.index, row, column]
-        offset: Expr = 0
-        for position, size in zip(index[len(index) - len(shape) :], shape, strict=True):
-            offset = offset * extent(size) + (0 if size == 1 else position)
-        return offset
 
     def _softmax(self, half: int) -> None:
         """Scores of one of the lane's two rows become weights; what was summed before is scaled down."""
@@ -323,13 +316,6 @@ class Attention:
     def _reciprocal(self, largest: Expr, total: Expr) -> Expr:
         return reciprocal(self.op, len(self.shape), self.mask is not None, self.S, largest, total, "float32")
 
-    def _base(self, which: int) -> Expr:
-        """Flat offset of the matrix of input `which`, which may broadcast the batch."""
-        batch: Sequence[Dim] = self.shapes[which][:-2]
-        own = list(self.index[len(self.index) - len(batch) :]) if batch else []
-        if which and self.op.enable_gqa and batch[-1] != self.batch[-1]:
-            own[-1] = tirx.floordiv(own[-1], extent(floordiv(self.batch[-1], batch[-1])))
-        offset: Expr = 0
-        for position, size in zip(own, batch, strict=True):
-            offset = offset * extent(size) + (0 if size == 1 else position)
-        return offset * extent(count(self.shapes[which][-2:]))
+    def _matrix(self, which: int) -> Expr:
+        gqa = which > 0 and self.op.enable_gqa
+        return held(matrix_offset(self.index, self.batch, self.shapes[which], gqa=gqa))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
 
+from transpiler.dims import Dim, floordiv
 from transpiler.ops.attention import MASKING_KEYS, Attention
 
 from ..scalar import Tir
-from ..sizes import Extent, is_fixed
+from ..sizes import Extent, count, extent, is_fixed
 from ..vectors import held
 
 Expr = Any
@@ -26,3 +28,20 @@ def reciprocal(op: Attention, rank: int, mask: bool, keys: Extent, largest: Expr
         nothing = nothing if is_fixed(keys) else s.logical_and(keys < MASKING_KEYS, nothing)
         empty = s.logical_or(empty, nothing)
     return held(s.select(empty, zero, tirx.const(1.0, dtype) / total))
+
+
+def broadcast_offset(index: Sequence[Expr], shape: Sequence[Dim]) -> Expr:
+    """Row-major offset in a tensor of `shape` for an index of the shape that it is broadcast to."""
+    offset: Expr = 0
+    for position, size in zip(index[len(index) - len(shape) :], shape, strict=True):
+        offset = offset * extent(size) + (0 if size == 1 else position)
+    return offset
+
+
+def matrix_offset(index: Sequence[Expr], batch: Sequence[Dim], shape: Sequence[Dim], *, gqa: bool) -> Expr:
+    """Offset of a matrix of a tensor of `shape` for an index of the batch, which the tensor may broadcast; if `gqa`,
+    neighbouring heads of the batch share one of the tensor's."""
+    own = list(index[len(index) - len(shape) + 2 :])
+    if gqa and shape[-3] != batch[-1]:
+        own[-1] = tirx.floordiv(own[-1], extent(floordiv(batch[-1], shape[-3])))
+    return broadcast_offset(own, shape[:-2]) * extent(count(shape[-2:]))

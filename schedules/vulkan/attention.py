@@ -22,13 +22,12 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from transpiler.dims import floordiv
 from transpiler.group import Group, Lowered
 from transpiler.ir import fixed_size
 from transpiler.target import Target
 
 from ..fuse import lowered
-from ..gpu.attention import reciprocal
+from ..gpu.attention import broadcast_offset, matrix_offset, reciprocal
 from ..gpu.threads import each_thread
 from ..gpu.workgroup import barrier, combined, private, shared, workgroups
 from ..halves import narrows, only_operands, operand, result
@@ -104,10 +103,9 @@ class _Attention:
         self.index, self.first = index, first
         # Rows beyond the last one compute it again and are not stored.
         self.own = [held(T.min(first + row, self.L - 1)) for row in range(self.rows)]
-        base = held(self._base(index, 0))
+        base = self._matrix(0)
         self.query = [held(base + row * self.E) for row in self.own]
-        self.key_base = held(self._base(index, 1, self.op.enable_gqa))
-        self.value_base = held(self._base(index, 2, self.op.enable_gqa))
+        self.key_base, self.value_base = self._matrix(1), self._matrix(2)
         self.largest, self.total = private(self.rows, self.dtype), private(self.rows, self.dtype)
         self.sums = private(self.rows * self.Ev, self.dtype) if self.Ev else None
         for row in range(self.rows):
@@ -127,16 +125,9 @@ class _Attention:
                 self._tile(held((step * SPLIT + thread) * KEYS))
             self._meet(item, thread)
 
-    def _base(self, index: Sequence[Expr], which: int, gqa: bool = False) -> Expr:
-        """Flat offset of the matrix of input `which` for the batch index, which it may broadcast."""
-        batch = self.shapes[which][:-2]
-        own = list(index[len(index) - len(batch) :]) if batch else []
-        if gqa and batch[-1] != self.batch[-1]:
-            own[-1] = tirx.floordiv(own[-1], extent(floordiv(self.batch[-1], batch[-1])))
-        offset: Expr = 0
-        for position, size in zip(own, batch, strict=True):
-            offset = offset * extent(size) + (0 if size == 1 else position)
-        return offset * extent(count(self.shapes[which][-2:]))
+    def _matrix(self, which: int) -> Expr:
+        gqa = which > 0 and self.op.enable_gqa
+        return held(matrix_offset(self.index, self.batch, self.shapes[which], gqa=gqa))
 
     def _tile(self, start: Expr) -> None:
         """KEYS keys from `start` on."""
@@ -208,17 +199,9 @@ class _Attention:
     def _masked(self, score: Expr, row: Expr, column: Expr) -> Expr:
         s = self.s
         if self.mask is not None:
-            mask = self.mask[self._mask_offset(row, column)]
+            mask = self.mask[broadcast_offset([*self.index, row, column], self.shapes[3])]
             score = s.select(mask, score, self.lowest) if self.mask.dtype == "bool" else score + mask
         return s.select(column <= row, score, self.lowest) if self.op.causal else score
-
-    def _mask_offset(self, row: Expr, column: Expr) -> Expr:
-        shape = self.shapes[3]
-        index = [*self.index, row, column]
-        offset: Expr = 0
-        for position, size in zip(index[len(index) - len(shape) :], shape, strict=True):
-            offset = offset * extent(size) + (0 if size == 1 else position)
-        return offset
 
     def _reciprocal(self, largest: Expr, total: Expr) -> Expr:
         return reciprocal(self.op, len(self.out_shape), self.mask is not None, self.S, largest, total, self.dtype)

@@ -11,7 +11,7 @@ from transpiler.ir import Array, TensorType, fixed_size
 from transpiler.ops.base import Opaque, OpError, Sample, rng
 from transpiler.ops.conv import Conv
 from transpiler.ops.packed import BLOCK, Ints, PackConvStem, blocks, require_float32
-from transpiler.ops.winograd import POINTS, PackWinograd, filter_from_rows
+from transpiler.ops.winograd import POINTS, PackWinograd, unpacked_filters
 
 
 class PlanesConv(Opaque):
@@ -102,16 +102,7 @@ class WinogradPlanes(PlanesConv, name="winograd_planes"):
     def reference(self, *inputs: Array) -> Array:
         """The direct convolution with the filter that the packed weight stands for."""
         x, packed, *bias = inputs
-        o, _, i, _, _ = packed.shape
-        width = self.tile + 2
-        wide = packed.astype(np.float64).transpose(0, 4, 2, 3, 1).reshape(o * BLOCK, i * BLOCK, width, width)
-        for axis in (2, 3):
-            taps = [
-                sum(factor * np.take(wide, position, axis=axis) for position, factor in terms)
-                for terms in filter_from_rows(self.tile)
-            ]
-            wide = np.stack(taps, axis=axis)
-        filters = wide[: self.channels, : x.shape[1]].astype(packed.dtype)
+        filters = unpacked_filters(packed, self.tile)[: self.channels, : x.shape[1]].astype(packed.dtype)
         return self.plain().reference(x, filters, *bias)
 
     @classmethod

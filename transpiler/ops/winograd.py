@@ -118,6 +118,20 @@ class PackWinograd(Injective, name="pack_winograd"):
                 yield Sample(label, cls(tile, stride), (weight,))
 
 
+def unpacked_filters(packed: Array, tile: int, stride: int = 1) -> Array:
+    """The filters [O, I, 3, 3] in float64 that `pack_winograd` made the weight of, channels in whole blocks."""
+    o, _, i, _, _ = packed.shape
+    width = tile + 2
+    wide = packed.astype(np.float64).transpose(0, 4, 2, 3, 1).reshape(o * BLOCK, i * BLOCK, width, width)
+    for axis in (2, 3):
+        taps = [
+            sum(factor * np.take(wide, position, axis=axis) for position, factor in terms)
+            for terms in filter_from_rows(tile, stride)
+        ]
+        wide = np.stack(taps, axis=axis)
+    return wide
+
+
 class ConvWinograd(BlockedConv, name="conv_winograd"):
     """(x[N, ceil(I/16), H, W, 16], weight[ceil(O/16), (M+2)^2, ceil(I/16), 16, 16][, bias[16*ceil(O/16)]])
     -> [N, ceil(O/16), H', W', 16]: a 3x3 convolution of stride 1 or 2 with the weight of `pack_winograd`.
@@ -137,16 +151,7 @@ class ConvWinograd(BlockedConv, name="conv_winograd"):
     def reference(self, *inputs: Array) -> Array:
         """The direct convolution with the filter that the packed weight stands for."""
         x, packed, *bias = inputs
-        o, _, i, _, _ = packed.shape
-        width = self.tile + 2
-        wide = packed.astype(np.float64).transpose(0, 4, 2, 3, 1).reshape(o * BLOCK, i * BLOCK, width, width)
-        for axis in (2, 3):
-            taps = [
-                sum(factor * np.take(wide, position, axis=axis) for position, factor in terms)
-                for terms in filter_from_rows(self.tile, self.stride[0])
-            ]
-            wide = np.stack(taps, axis=axis)
-        weight = wide[:, : self.in_channels].astype(packed.dtype)
+        weight = unpacked_filters(packed, self.tile, self.stride[0])[:, : self.in_channels].astype(packed.dtype)
         return self._dense(UnpackChannels(self.in_channels).reference(x), weight, bias)
 
     @classmethod
