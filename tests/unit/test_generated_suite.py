@@ -24,39 +24,35 @@ def test_a_right_package_passes(tmp_path: Path) -> None:
     assert report.skipped == 0, "a test that does not apply is not emitted"
 
 
-def test_the_live_comparison_runs_against_a_source(tmp_path: Path) -> None:
-    write_package(tmp_path)
-    (tmp_path / "model.py").write_text(
+def _live(folder: Path, begin: str = "pass") -> TestReport:
+    """The comparison with a module whose `forward` starts with the statement `begin`."""
+    source = folder / "model.py"
+    source.write_text(
         "import torch\n"
         "class Tiny(torch.nn.Module):\n"
         "    def __init__(self):\n"
         "        super().__init__()\n"
         "        self.fc = torch.nn.Linear(3, 4)\n"
         "    def forward(self, x):\n"
+        f"        {begin}\n"
         "        hidden = self.fc(x).relu()\n"
         "        return {'hidden': hidden, 'total': hidden.sum(dim=1)}\n"
     )
-    arguments = ("-k", "live", "--live", str(tmp_path / "model.py"))
-    report = run_generated_tests(tmp_path, arguments=arguments)
+    return run_generated_tests(folder, arguments=("-k", "live", "--live", str(source)))
+
+
+def test_the_live_comparison_runs_against_a_source(tmp_path: Path) -> None:
+    report = _live(write_package(tmp_path))
     assert (report.passed, report.failed, report.skipped) == (4, 0, 0), report.output
 
 
 def test_the_live_comparison_leaves_out_only_what_pytorch_has_no_half_form_of(tmp_path: Path) -> None:
     """The example, whose first element is -2, meets such a layer; the drawn cases meet another error."""
-    write_package(tmp_path, precision="float16")
-    (tmp_path / "model.py").write_text(
-        "import torch\n"
-        "class Tiny(torch.nn.Module):\n"
-        "    def __init__(self):\n"
-        "        super().__init__()\n"
-        "        self.fc = torch.nn.Linear(3, 4)\n"
-        "    def forward(self, x):\n"
-        "        if torch.is_autocast_enabled('cpu'):\n"
-        "            raise RuntimeError('\"fc\" not implemented for \\'Half\\'' if x[0, 0] == -2 else 'sizes differ')\n"
-        "        hidden = self.fc(x).relu()\n"
-        "        return {'hidden': hidden, 'total': hidden.sum(dim=1)}\n"
+    said = """"'fc' not implemented for 'Half'" if x[0, 0] == -2 else "sizes differ\""""
+    report = _live(
+        write_package(tmp_path, precision="float16"),
+        f"if torch.is_autocast_enabled('cpu'): raise RuntimeError({said})",
     )
-    report = run_generated_tests(tmp_path, arguments=("-k", "live", "--live", str(tmp_path / "model.py")))
     assert (report.passed, report.failed, report.skipped) == (0, 3, 1), report.output
     assert "sizes differ" in report.output
 
