@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,42 +72,11 @@ def draw_inputs(
     ]
     stored = {f"example/{item.name}": np.array(array) for item, array in zip(arguments, examples, strict=True)}
     keep: list[Recipe] = [{"kind": "stored", "key": f"example/{item.name}"} for item in arguments]
-    cases: list[tuple[str, list[Recipe]]] = [("example", keep)]
-
-    for number in range(1, draws + 1):
-        recipes = [
-            _random_recipe(item, array, seed_of(f"drawn_{number}/{item.name}"))
-            for item, array in zip(arguments, examples, strict=True)
-        ]
-        if recipes == keep:  # nothing can be varied
-            break
-        cases.append((f"drawn_{number}", recipes))
-        if not any("seed" in recipe for recipe in recipes):  # the next draw would be the same
-            break
-
-    floats = [i for i, item in enumerate(arguments) if is_float(item.dtype) and examples[i].size]
-    plain = [i for i in floats if np.isfinite(examples[i]).all()]
-    if plain:
-        cases.append(("zeros", _with(keep, {i: {"kind": "fill", "value": 0.0} for i in plain})))
-        for name, scale in (("large", 1e4), ("denormal", 1e-40)):
-            if scale < 1 and any(arguments[i].dtype == "float16" for i in plain):
-                continue  # 1e-40 is zero in float16
-            cases.append(
-                (
-                    name,
-                    _with(keep, {i: _normal(seed_of(f"{name}/{arguments[i].name}"), 0.0, scale) for i in plain}),
-                )
-            )
-    for i in floats[:EDGE_INPUTS]:
-        at = int(integers(seed_of(f"poke/{arguments[i].name}"), 1, 0, examples[i].size - 1)[0])
-        for label, value in (("nan", "nan"), ("plus_inf", "inf"), ("minus_inf", "-inf")):
-            poke = {"kind": "poke", "base": keep[i], "at": at, "value": value}
-            cases.append((f"{label}_in_{arguments[i].name}", _with(keep, {i: poke})))
-    bounded = {i: item.bounds for i, item in enumerate(arguments) if item.bounds and not is_float(item.dtype)}
-    if bounded:
-        cases.append(("lowest", _with(keep, {i: {"kind": "fill", "value": b[0]} for i, b in bounded.items()})))
-        cases.append(("highest", _with(keep, {i: {"kind": "fill", "value": b[1]} for i, b in bounded.items()})))
-
+    cases = [
+        ("example", keep),
+        *_random_cases(arguments, examples, keep, draws),
+        *_edge_cases(arguments, examples, keep),
+    ]
     drawn = tuple(
         Drawn(
             name,
@@ -118,6 +87,43 @@ def draw_inputs(
     )
     resized = tuple(_resized(name, values, arguments, examples, stored) for name, values in sizes)
     return Inputs((*drawn, *resized), stored)
+
+
+def _random_cases(
+    arguments: Sequence[Argument], examples: Sequence[Array], keep: list[Recipe], draws: int
+) -> Iterator[tuple[str, list[Recipe]]]:
+    for number in range(1, draws + 1):
+        recipes = [
+            _random_recipe(item, array, seed_of(f"drawn_{number}/{item.name}"))
+            for item, array in zip(arguments, examples, strict=True)
+        ]
+        if recipes == keep:  # nothing can be varied
+            return
+        yield f"drawn_{number}", recipes
+        if not any("seed" in recipe for recipe in recipes):  # the next draw would be the same
+            return
+
+
+def _edge_cases(
+    arguments: Sequence[Argument], examples: Sequence[Array], keep: list[Recipe]
+) -> Iterator[tuple[str, list[Recipe]]]:
+    floats = [i for i, item in enumerate(arguments) if is_float(item.dtype) and examples[i].size]
+    plain = [i for i in floats if np.isfinite(examples[i]).all()]
+    if plain:
+        yield "zeros", _with(keep, {i: {"kind": "fill", "value": 0.0} for i in plain})
+        for name, scale in (("large", 1e4), ("denormal", 1e-40)):
+            if scale < 1 and any(arguments[i].dtype == "float16" for i in plain):
+                continue  # 1e-40 is zero in float16
+            yield name, _with(keep, {i: _normal(seed_of(f"{name}/{arguments[i].name}"), 0.0, scale) for i in plain})
+    for i in floats[:EDGE_INPUTS]:
+        at = int(integers(seed_of(f"poke/{arguments[i].name}"), 1, 0, examples[i].size - 1)[0])
+        for label, value in (("nan", "nan"), ("plus_inf", "inf"), ("minus_inf", "-inf")):
+            poke = {"kind": "poke", "base": keep[i], "at": at, "value": value}
+            yield f"{label}_in_{arguments[i].name}", _with(keep, {i: poke})
+    bounded = {i: item.bounds for i, item in enumerate(arguments) if item.bounds and not is_float(item.dtype)}
+    if bounded:
+        yield "lowest", _with(keep, {i: {"kind": "fill", "value": b[0]} for i, b in bounded.items()})
+        yield "highest", _with(keep, {i: {"kind": "fill", "value": b[1]} for i, b in bounded.items()})
 
 
 def _resized(

@@ -170,18 +170,7 @@ def make_view(
         )
         for item in plans
     }
-    modules = [f"model_{part.target}" for part in parts]
-    found = Records([*modules, *(argument.name for items in arguments.values() for argument in items)])
-    note = "The state (`model.state`) moves on." if plan.state else ""
-    calls = {
-        item.function: interface(
-            arguments[item.function], item.user_inputs, item.outputs, output_names(item),
-            program.functions[item.function].out_structure, found, item.function, note,
-            streams=any(backend(part.target).streams for part in parts),
-        )
-        for item in plans
-    }  # fmt: skip
-    records = tuple(found.views)
+    calls, records = _calls(program, parts, arguments, bool(plan.state))
     what = f"{source.model_class or name}, transpiled from PyTorch"
     targets = tuple(_target_view(part, what, source, [record.name for record in records]) for part in parts)
     manifest = build_manifest(
@@ -227,21 +216,41 @@ def make_view(
             for index, item in enumerate(plans)
         ),
         keeps_state=bool(plan.state),
-        toml=TomlView(
-            _toml(name.replace("_", "-")),
-            _toml(version),
-            _toml(comment(what)),
-            _toml(name),
-            ", ".join(map(_toml, manifest["requires"])),
-            tuple(
-                f"{extra} = [{', '.join(map(_toml, needed))}]" for extra, needed in sorted(manifest["extras"].items())
-            ),
-        ),
+        toml=_toml_view(manifest, what),
         readme=readme_view(source.docstring or what, arguments, plans, manifest),
         manifest=manifest,
         binaries=_binaries(name, parts, plan, sample, graph_json),
         targets=targets,
         alone=None if several else targets[0],
+    )
+
+
+def _calls(
+    program: Program, parts: Sequence[Part], arguments: Mapping[str, Sequence[Argument]], state: bool
+) -> tuple[dict[str, CallView], tuple[RecordView, ...]]:
+    """How every function is called, and the classes of results that this takes."""
+    modules = [f"model_{part.target}" for part in parts]
+    found = Records([*modules, *(argument.name for items in arguments.values() for argument in items)])
+    calls = {
+        item.function: interface(
+            arguments[item.function], item.user_inputs, item.outputs, output_names(item),
+            program.functions[item.function].out_structure, found, item.function,
+            "The state (`model.state`) moves on." if state else "",
+            streams=any(backend(part.target).streams for part in parts),
+        )
+        for item in parts[0].plans
+    }  # fmt: skip
+    return calls, tuple(found.views)
+
+
+def _toml_view(manifest: Mapping[str, Any], what: str) -> TomlView:
+    return TomlView(
+        _toml(manifest["name"].replace("_", "-")),
+        _toml(manifest["version"]),
+        _toml(comment(what)),
+        _toml(manifest["name"]),
+        ", ".join(map(_toml, manifest["requires"])),
+        tuple(f"{extra} = [{', '.join(map(_toml, needed))}]" for extra, needed in sorted(manifest["extras"].items())),
     )
 
 

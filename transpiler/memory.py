@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from transpiler.dims import Dim
 from transpiler.ir import fixed_size
@@ -108,17 +109,17 @@ def plan_arena(
     places = {position: blocks[f"workspace of step {position}"].offset for position, size in workspaces.items() if size}
     if not symbolic:
         return Arena(offsets, places, total)
-    # The runtime counts calls: views are no steps for it.
-    call_of, calls = {}, 0
-    for position, step in enumerate(steps):
-        call_of[position] = calls
-        calls += isinstance(step, GroupStep)
-    call_of[len(steps)] = calls
+    call_of = _calls_before(steps)
     numbered = tuple(
         Block(name, block.size, block.width, call_of[block.first], call_of[block.last])
         for name, block in blocks.items()
     )
     return Arena(offsets, places, 0, numbered)
+
+
+def _calls_before(steps: Sequence[FusedStep]) -> list[int]:
+    """For every step, and the end, how many calls come before it: views are no steps for the runtime."""
+    return list(accumulate((int(isinstance(step, GroupStep)) for step in steps), initial=0))
 
 
 def _number(blocks: list[_Block]) -> int:
