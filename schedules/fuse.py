@@ -327,4 +327,4 @@ def lowered(
         checks_index=builder.checks_index,
         in_place=in_place,
     )
-    return Lowered(kernel, builder.function)
+    return Lowered(kernel, builder.function, tensor_maps=tuple(builder.tensor_maps))

@@ -18,6 +18,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.dims import Dim
+from transpiler.gpu.host import TENSOR_MAP
+from transpiler.gpu.launches import TensorMap
 from transpiler.ir import TensorType
 
 from .sizes import Extent, ceil_div, extent, extents, machine, symbol_parameters
@@ -115,6 +117,7 @@ class KernelBuilder:
         self.inputs: list[Buffer] = []
         self.outputs: list[Buffer] = []
         self.status: Buffer | None = None
+        self.tensor_maps: list[TensorMap] = []
 
     def __enter__(self) -> KernelBuilder:
         self._builder = IRBuilder()
@@ -157,6 +160,14 @@ class KernelBuilder:
             assert self._taken + size <= self._workspace[0], f"{self.name}: workspace is too small"
         self._taken = self._taken + extent(ceil_div(size, LANES) * LANES)
         return buffer
+
+    def tensor_map(self, buffer: Buffer, tensor: TensorMap) -> Any:
+        """A descriptor of a tensor in `buffer`, for launches of the function that come after: a variable, whose address
+        copies take."""
+        descriptor = T.bind(T.tvm_stack_alloca("tensormap", 1))
+        T.evaluate(T.call_packed(TENSOR_MAP, descriptor, len(self.tensor_maps), buffer.handle.data, buffer.base))
+        self.tensor_maps.append(tensor)
+        return descriptor
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if kind is None:

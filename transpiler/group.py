@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from transpiler.choices import Point
+from transpiler.gpu.launches import TensorMap
 from transpiler.ir import Node, Value
 from transpiler.ops.base import Opaque, Reduce
 from transpiler.plan import Kernel
@@ -100,11 +101,13 @@ def _prologue_first(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
 
 @dataclass(frozen=True)
 class Lowered:
-    """A scheduled kernel: its description, its TIR function (a tvm PrimFunc) and the choice points of its schedule."""
+    """A scheduled kernel: its description, its TIR function (a tvm PrimFunc), the choice points of its schedule, and
+    the tensors that its function has descriptors of, by the numbers that it calls them (GPUs of NVIDIA)."""
 
     kernel: Kernel
     function: Any
     points: tuple[Point, ...] = ()
+    tensor_maps: tuple[TensorMap, ...] = ()
 
 
 class Rule(Protocol):

@@ -6,13 +6,13 @@ from transpiler.target import Target
 
 from ..gpu.workgroup import workgroups
 from ..sizes import ceil_div
-from . import gemv, ptx
+from . import gemv, hopper, ptx
 from .epilogue import RunEpilogue
 from .mma import MmaBlock
 from .product import DEPTHS, Block, Product
 from .simt import SimtBlock
 from .table import choose_tile
-from .tiles import MMA, MMA_ON_HOPPER, SIMT, WGMMA, Tile
+from .tiles import CARDS, MMA, MMA_ON_HOPPER, SIMT, SPECIALISED, WGMMA, Tile
 from .wgmma import WgmmaBlock
 
 HOPPER = "sm_90a"
@@ -28,17 +28,22 @@ def emit(product: Product, epilogue: RunEpilogue, target: Target) -> None:
     sizes = (product.batches, product.rows, product.columns, chunks)
     tile = choose_tile([*forms], target.gpu.arch, product.kind, sizes)
     form = forms[tile]
+    if form is None:
+        hopper.emit(product, tile, epilogue, CARDS[target.gpu.arch].processors)
+        return
     with workgroups(product.blocks(tile), tile.threads) as (number, thread), ptx.resident(form.resident):
         form(product, tile, epilogue, number, thread).emit()
 
 
-def _forms(product: Product, target: Target) -> dict[Tile, type[Block]]:
-    """What can compute a product: the form by its tile."""
+def _forms(product: Product, target: Target) -> dict[Tile, type[Block] | None]:
+    """What can compute a product: the form by its tile; None: that of `hopper`."""
     if product.kind == "float32":
         return dict.fromkeys(SIMT, SimtBlock)
     if target.gpu.arch != HOPPER:
         return dict.fromkeys(MMA, MmaBlock)
-    forms: dict[Tile, type[Block]] = dict.fromkeys(MMA_ON_HOPPER, MmaBlock)
+    forms: dict[Tile, type[Block] | None] = dict.fromkeys(MMA_ON_HOPPER, MmaBlock)
+    if hopper.takes(product):
+        return forms | dict.fromkeys(SPECIALISED)
     # wgmma would cut off what TF32 has to round.
     if product.kind != "tf32":
         forms |= dict.fromkeys(WGMMA, WgmmaBlock)

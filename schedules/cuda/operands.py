@@ -28,7 +28,7 @@ from ..sizes import Extent, ceil_div, count, extent
 from ..tir import Buffer, KernelBuilder, unflatten
 from ..vectors import held
 from . import ptx
-from .product import DEPTHS, Chunks, Operand
+from .product import DEPTHS, Chunks, Operand, Tensor
 
 Expr = Any
 THREADS = 256  # of a launch that only copies
@@ -132,7 +132,20 @@ class Matrices:
             start = held(self.which(batch) * (lines * pitch) + (line if across else line * pitch))
             return lambda k: (start + (k * lines if across else k), None)
 
-        return Operand(buffer, chunks, across)
+        return Operand(buffer, chunks, across, self._tensor(buffer, inner, across=across))
+
+    def _tensor(self, buffer: Buffer, inner: Dim, *, across: bool) -> Tensor | None:
+        """None where the summed dim varies: it might be empty, which no tensor is."""
+        if not isinstance(inner, int):
+            return None
+        size = ptx.CHUNK // self.chunk
+        sizes = (self.lines, inner) if across else (inner, self.lines)
+
+        def places(batch: Expr, line: Expr) -> Callable[[Expr], Sequence[Expr]]:
+            which = held(self.which(batch))
+            return lambda k: (line, k, which) if across else (k, line, which)
+
+        return Tensor(buffer, (*sizes, self.number), (sizes[0] * size, sizes[0] * sizes[1] * size), places)
 
     def _pack(self, source: Buffer, target: Buffer) -> None:
         number, lines, inner = extent(self.number), extent(self.lines), extent(self.inner)

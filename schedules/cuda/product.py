@@ -21,6 +21,8 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from transpiler.dims import Dim
+
 from ..gpu.workgroup import barrier, private
 from ..sizes import Extent, ceil_div, is_fixed
 from ..tir import Buffer, unflatten, when
@@ -38,17 +40,38 @@ BAND = 8  # rows of tiles that are taken together, so that what they share is st
 
 
 @dataclass(frozen=True)
+class Tensor:
+    """An operand as a device's copy unit is told of it: `sizes` in elements, innermost first, of which no copy reads
+    more (what lies outside is zero), `strides` in bytes of all dims but the innermost. Its lines are along dim `lines`.
+
+    `places(batch, line)` emits what is worth computing once, and gives the coordinates of a copy by the summed index.
+    With `corners` (im2col: those of the first and of the last pixel that a filter's first tap meets, by dim; positions
+    are `steps` apart) lines are pixels, and the tap's offsets follow the coordinates.
+    """
+
+    buffer: Buffer
+    sizes: tuple[Dim, ...]
+    strides: tuple[Dim, ...]
+    places: Callable[[Expr, Expr], Callable[[Expr], Sequence[Expr]]]
+    lines: int = 1
+    corners: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    steps: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Operand:
     """A matrix of 16-bit elements or float32 in memory, in chunks of 16 bytes that are aligned to that.
 
     `chunks(batch, line)` emits what is worth computing once. Where `across` is False a line is a row of the left
     operand or a column of the right one, and chunks lie along the summed dim. Where it is True (right operand)
     chunks lie along the columns, and `chunks(batch, column)` takes a chunk's first column.
+    `tensor`: the same for a copy unit, where it takes it; across, its dims are lines, then the summed dim.
     """
 
     buffer: Buffer
     chunks: Callable[[Expr, Expr], Chunks]
     across: bool = False
+    tensor: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -251,42 +274,69 @@ class Block(ABC):
             barrier()
 
     def _store_rows(self, i: Expr) -> None:
-        size, lanes = self._vector(), 32 * self.tile.slices
-        runs = 16 * self.warp_columns // size
-        with ptx.rolled(ceil_div(runs, lanes)) as turn:
-            number = held(turn * lanes + self.slice * 32 + self.lane)
-            down, part = (held(x) for x in _quotient(number, self.warp_columns // size))
-            across = held(part * size)
-            row = held(self.row + self.own_row + i * 16 + down)
-            column = held(self.column + self.own_column + across)
-            fits = [
-                position < end
-                for position, end, block in (
-                    (row, self.product.rows, self.tile.rows), (column, self.product.columns, self.tile.columns)
-                )
-                if not (is_fixed(end) and end % block == 0)
-            ]  # fmt: skip
-            fits += [number < runs] if runs % lanes else []
-            condition = functools.reduce(tirx.And, fits) if fits else None
-            source = held(ptx.moved(self.team_sums, down * self.pitch + across * 4))
-            with when(condition):
-                self.epilogue.store_run(
-                    lambda e: self.product.place(self.batch, row, column + e),
-                    lambda e: self._result(source, row, column, e),
-                    size,
-                )
+        slices, lane = self.tile.slices, self.slice * 32 + self.lane
+        store_rows(
+            self.product, self.tile, self.epilogue, Rows(self.team_sums, self.warp_columns, self.pitch), self.batch,
+            self.row + self.own_row + i * 16, self.column + self.own_column, lane, 32 * slices,
+            [other * self.tile.team * self.sums_bytes for other in range(1, slices)],
+        )  # fmt: skip
 
-    def _vector(self) -> int:
-        """Elements that a lane stores at once: 16 bytes, if that many lie side by side, or 1."""
-        size = ptx.CHUNK // self.epilogue.bytes
-        run = self.product.run
-        return size if is_fixed(run) and run % size == 0 and self.warp_columns % size == 0 else 1
 
-    def _result(self, source: Expr, row: Expr, column: Expr, e: Expr) -> Expr:
+@dataclass(frozen=True)
+class Rows:
+    """16 rows of sums in shared memory at an address, each of `columns` float32, `pitch` bytes apart."""
+
+    address: Expr
+    columns: int
+    pitch: int
+
+
+def store_rows(
+    product: Product,
+    tile: Tile,
+    epilogue: RunEpilogue,
+    rows: Rows,
+    batch: Expr,
+    first_row: Expr,
+    first_column: Expr,
+    lane: Expr,
+    lanes: int,
+    others: Sequence[int] = (),
+) -> None:
+    """Stores sums through the epilogue, by `lanes` threads. The sums of other slices of the summed dim lie `others`
+    bytes behind, and are added in that order."""
+    size = _vector(product, epilogue, rows.columns)
+    runs = 16 * rows.columns // size
+
+    def result(source: Expr, row: Expr, column: Expr, e: Expr) -> Expr:
         value = ptx.load_shared(ptx.moved(source, e * 4))
-        for other in range(1, self.tile.slices):
-            value = value + ptx.load_shared(ptx.moved(source, e * 4 + other * self.tile.team * self.sums_bytes))
-        return self.product.biased(value, self.batch, row, column + e)
+        for other in others:
+            value = value + ptx.load_shared(ptx.moved(source, e * 4 + other))
+        return product.biased(value, batch, row, column + e)
+
+    with ptx.rolled(ceil_div(runs, lanes)) as turn:
+        number = held(turn * lanes + lane)
+        down, part = (held(x) for x in _quotient(number, rows.columns // size))
+        across = held(part * size)
+        row, column = held(first_row + down), held(first_column + across)
+        fits = [
+            position < end
+            for position, end, block in ((row, product.rows, tile.rows), (column, product.columns, tile.columns))
+            if not (is_fixed(end) and end % block == 0)
+        ]
+        fits += [number < runs] if runs % lanes else []
+        condition = functools.reduce(tirx.And, fits) if fits else None
+        source = held(ptx.moved(rows.address, down * rows.pitch + across * 4))
+        with when(condition):
+            epilogue.store_run(
+                lambda e: product.place(batch, row, column + e), lambda e: result(source, row, column, e), size
+            )
+
+
+def _vector(product: Product, epilogue: RunEpilogue, columns: int) -> int:
+    """Elements that a lane stores at once: 16 bytes, if that many lie side by side, or 1."""
+    size = ptx.CHUNK // epilogue.bytes
+    return size if is_fixed(product.run) and product.run % size == 0 and columns % size == 0 else 1
 
 
 def place(line: Expr, chunk: Expr, per_line: int) -> Expr:

@@ -51,10 +51,12 @@ def _wgmma_text(name: str) -> str:
     _, word, columns, *across = name.split("_")
     sums, operands = _sums(int(columns) // 2)
     count = int(columns) // 2
+    # Elements of 32 bits have to lie along the summed dim.
+    forms, depth = ("1, 1, 1", 8) if word == "tf32" else (f"1, 1, 1, 0, {len(across)}", 16)
     return (
         f"void {name}(float *sum, unsigned long long a, unsigned long long b) {{ "
-        f'asm volatile("wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{word}.{word} {{{sums}}}, %{count}, '
-        f'%{count + 1}, 1, 1, 1, 0, {len(across)};" : {operands} : "l"(a), "l"(b)); }}'
+        f'asm volatile("wgmma.mma_async.sync.aligned.m64n{columns}k{depth}.f32.{word}.{word} {{{sums}}}, %{count}, '
+        f'%{count + 1}, {forms};" : {operands} : "l"(a), "l"(b)); }}'
     )
 
 
@@ -120,7 +122,9 @@ def _call(name: str, *arguments: Expr, returns: str = "void") -> Expr:
 def _text(name: str) -> str:
     """Of a family that is made when it is needed."""
     if name.startswith("wgmma_"):
-        return _wgmma_text(name) if name.split("_")[1] in ("f16", "bf16") else _holding_text(name)
+        if name.startswith("wgmma_pending_"):
+            return f'void {name}() {{ asm volatile("wgmma.wait_group.sync.aligned {name[-1]};" : : : "memory"); }}'
+        return _holding_text(name) if name.split("_")[1] in ("begin", "wait") else _wgmma_text(name)
     newest = name.removeprefix("copies_wait_")
     return f'void {name}() {{ asm volatile("cp.async.wait_group {newest};" : : : "memory"); }}'
 
@@ -173,7 +177,8 @@ def wgmma_begin(sums: Buffer, count: int) -> None:
 
 
 def wgmma(kind: str, sums: Buffer, columns: int, left: Expr, right: Expr, *, across: bool) -> None:
-    """Begins sums[64 x columns] += left[64 x 16] @ right[16 x columns] by a warpgroup, operands by descriptors."""
+    """Begins sums[64 x columns] += left[64 x depth] @ right[depth x columns] by a warpgroup, operands by
+    descriptors."""
     name = f"wgmma_{KINDS[kind][0]}_{columns}{'_across' if across else ''}"
     T.evaluate(_call(name, pointer(sums, 0), left, right))
 
@@ -181,6 +186,11 @@ def wgmma(kind: str, sums: Buffer, columns: int, left: Expr, right: Expr, *, acr
 def wgmma_end_group() -> None:
     """What was begun since the last one is a group."""
     T.evaluate(_call("wgmma_end_group"))
+
+
+def wgmma_pending(newest: int) -> None:
+    """Waits for all groups but the `newest`; the sums are still theirs."""
+    T.evaluate(_call(f"wgmma_pending_{newest}"))
 
 
 def wgmma_wait(sums: Buffer, count: int) -> None:

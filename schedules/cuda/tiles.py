@@ -102,6 +102,14 @@ WGMMA = (
     Tile(64, 128, 4, 1, 4, 0.65, 8),
     Tile(64, 64, 4, 1, 5, 0.5, 8),
 )
+# The same by blocks that share their work out (`hopper`): a warpgroup that copies comes on top.
+SPECIALISED = (
+    Tile(128, 256, 8, 1, 4, 1.1, 8),
+    Tile(128, 128, 8, 1, 6, 1.0, 8),
+    Tile(128, 64, 8, 1, 7, 0.75, 8),
+    Tile(64, 128, 4, 1, 7, 0.7, 8),
+    Tile(64, 64, 4, 1, 8, 0.55, 8),
+)
 MMA_ON_HOPPER = tuple(replace(tile, rate=tile.rate * 0.6) for tile in MMA)
 # Of multiply-adds: a warp's tile is 16 or 32 x 32 or 64.
 SIMT = (

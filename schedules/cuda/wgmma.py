@@ -53,8 +53,8 @@ class WgmmaBlock(MmaBlock):
 
     def step(self, stage: Expr, copy: Callable[[], None]) -> None:
         across = self.product.right.across
-        left = held(_descriptor(ptx.moved(stage, self.first_row * (self.tile.chunks * ptx.CHUNK)), ptx.CHUNK))
-        right = held(_descriptor(ptx.moved(stage, self.right_start), self._panel_bytes if across else ptx.CHUNK))
+        left = held(descriptor(ptx.moved(stage, self.first_row * (self.tile.chunks * ptx.CHUNK)), ptx.CHUNK))
+        right = held(descriptor(ptx.moved(stage, self.right_start), self._panel_bytes if across else ptx.CHUNK))
         ptx.wgmma_begin(self.sums, self.wide * 4)
         for k in range(self.depth // 16):
             # Along a line 16 elements are 32 bytes; across, 16 lines are 2048.
@@ -71,7 +71,7 @@ class WgmmaBlock(MmaBlock):
         ptx.fence_async()
 
 
-def _descriptor(address: Expr, leading: int) -> Expr:
+def descriptor(address: Expr, leading: int) -> Expr:
     """Of a matrix at an address, permuted within 128 bytes: eight lines after ATOM bytes; across, the next panel after
     `leading` bytes. In units of 16 bytes."""
     start = tirx.Cast("uint64", tirx.shift_right(address, tirx.const(4, "uint32")))

@@ -8,7 +8,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <vector>
+
+#include "tensor_maps.h"
 
 using std::isinf;
 using std::isnan;
@@ -19,6 +22,7 @@ typedef unsigned short ushort;
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) alignas(n)
 
 struct Index {
@@ -61,6 +65,8 @@ static long progress;  // of anything: a round over all threads without any is a
 static long block_number;
 static char failure[200];
 static void begin_shared(int threads);
+static bool land_one();
+static const char *left_over();
 
 static void wait() { switch_stack(&running->stack_pointer, scheduler); }
 
@@ -163,11 +169,15 @@ static const char *run(Index groups, Index threads, int order, std::function<voi
             left += !running->finished;
             if (failure[0]) return failure;
           }
-          if (left && progress == before) {
+          if (left && progress == before && !land_one()) {
             std::snprintf(failure, sizeof failure, "deadlock in block (%d, %d, %d): %d of %d threads wait", block.x, block.y,
                           block.z, left, count);
             return failure;
           }
+        }
+        if (const char *left = left_over(); *left) {
+          std::snprintf(failure, sizeof failure, "block (%d, %d, %d) ends with %s", block.x, block.y, block.z, left);
+          return failure;
         }
       }
   return "";
@@ -249,5 +259,13 @@ static int2 make_int2(int x, int y) { return {x, y}; }
 static int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 struct uint2 { uint x, y; };
 struct uint4 { uint x, y, z, w; };
+
+// For callers: a descriptor of a tensor; "" or what is wrong with it.
+extern "C" const char *encode_tensor_map(CUtensorMap *result, int kind, uint32_t rank, uint64_t address,
+                                         const uint64_t *sizes, const uint64_t *strides, const uint32_t *box,
+                                         const int *lower, const int *upper, const uint32_t *steps) {
+  return tensor_maps::encode(result, kind, rank, address, sizes, strides, box, lower, upper, steps, 0,
+                             tensor_maps::SWIZZLE_128, 0);
+}
 
 #include "tensor_cores.h"

@@ -5,14 +5,20 @@ from __future__ import annotations
 import ctypes
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from transpiler.gpu.cuda import TYPES
+from transpiler.dims import evaluate
+from transpiler.gpu.cuda import TENSOR_MAP, TYPES
+from transpiler.gpu.launches import TensorMap
 from transpiler.ir import Array
 
+LATE_COPIES, LATE_PRODUCTS = 1, 2
+ELEMENTS = {"uint16": 1, "float32": 7, "tfloat32": 11}  # CUtensorMapDataType
 HEADER = Path(__file__).with_name("emulator.h")
 _KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([\d, ]+\) )?(\w+)\(([^)]*)\);')
 _SHARED = re.compile(
@@ -31,7 +37,7 @@ class EmulationError(Exception):
 
 def translate(text: str) -> str:
     """C++ of the kernels: their own text between the header and one function per kernel that launches it."""
-    body = re.sub(r"^#include .*\n", "", text, flags=re.MULTILINE).replace(TYPES, "")
+    body = re.sub(r"^#include .*\n", "", text, flags=re.MULTILINE).replace(TYPES, "").replace(TENSOR_MAP, "")
     body = _DYNAMIC.sub(r"uchar *\1 = emulator::shared;", _MACHINE.sub(_meaning, body))
     body = _SHARED.sub(r"alignas(16) static \1 \2[\3]; static long \2_block = -1; emulator::fresh(\2, \2_block);", body)
     if "__shared__" in body:
@@ -45,7 +51,13 @@ def _meaning(found: re.Match[str]) -> str:
     name = found[1]
     if parts := re.fullmatch(r"copies_wait_(\d+)", name):
         return f"static void {name}() {{ copies_wait<{parts[1]}>(); }}\n"
-    if parts := re.fullmatch(r"wgmma_(f16|bf16)_(\d+)(_across)?", name):
+    if parts := re.fullmatch(r"registers_(?:up|down)_\d+", name):
+        return f"static void {name}() {{}}\n"
+    if parts := re.fullmatch(r"wgmma_pending_(\d+)", name):
+        return f"static void {name}() {{ wgmma_pending({parts[1]}); }}\n"
+    if parts := re.fullmatch(r"tensor_copy_(\d)(_pixels)?", name):
+        return _tensor_copy(name, int(parts[1]), pixels=bool(parts[2]))
+    if parts := re.fullmatch(r"wgmma_(f16|bf16|tf32)_(\d+)(_across)?", name):
         kind = f"{parts[1]}, {parts[2]}, {'true' if parts[3] else 'false'}"
         head = f"static void {name}(float *sum, uint64_t a, uint64_t b)"
         return f"{head} {{ wgmma<emulator::{kind}>(sum, a, b); }}\n"
@@ -54,10 +66,19 @@ def _meaning(found: re.Match[str]) -> str:
     return ""
 
 
+def _tensor_copy(name: str, rank: int, *, pixels: bool) -> str:
+    places, offsets = ([f"{letter}{i}" for i in range(count)] for letter, count in (("c", rank), ("o", rank - 2)))
+    taken = [*places, *offsets] if pixels else places
+    taps = f"int offsets[] = {{{', '.join(offsets)}}}; " if pixels else "const int *offsets = nullptr; "
+    return (
+        f"static void {name}(unsigned to, uint64_t map, unsigned barrier, {', '.join(f'int {x}' for x in taken)}) {{ "
+        f"int places[] = {{{', '.join(places)}}}; {taps}"
+        f"emulator::tensor_copy(to, (const void *)map, barrier, {rank}, places, offsets); }}\n"
+    )
+
+
 def _launcher(name: str, parameters: str) -> str:
-    types = [
-        re.sub(r"\b__restrict__\b|\bconst\b", "", item).rpartition(" ")[0].strip() for item in parameters.split(",")
-    ]
+    types = [parameter_type(item) for item in parameters.split(",")]
     arguments = ", ".join(f"*static_cast<{type_}*>(arguments[{index}])" for index, type_ in enumerate(types))
     return (
         f'extern "C" const char *launch_{name}(const int *grid, const int *block, int order, int late, int shared,\n'
@@ -66,6 +87,11 @@ def _launcher(name: str, parameters: str) -> str:
         f"  return emulator::run({{grid[0], grid[1], grid[2]}}, {{block[0], block[1], block[2]}}, order,\n"
         f"                       [=] {{ {name}({arguments}); }});\n}}\n"
     )
+
+
+def parameter_type(text: str) -> str:
+    """Of a parameter of a kernel."""
+    return re.sub(r"\b(?:__restrict__|const|__grid_constant__)\b", "", text).rpartition(" ")[0].strip()
 
 
 class Emulator:
@@ -89,28 +115,61 @@ class Emulator:
         scalars: Sequence[bytes] = (),
         order: int = 1,
         *,
-        late: bool = False,
+        late: int = 0,
         shared: int = 0,
+        maps: Sequence[tuple[int, TensorMap]] = (),
     ) -> None:
         """One launch; the arguments are pointers to the arrays, then the scalars.
 
         Args:
             order: -1 runs the threads of a block from the last to the first.
-            late: asynchronous copies land when they are waited for, not where they begin.
+            late: LATE_COPIES: asynchronous copies land when they are waited for, not where they begin; LATE_PRODUCTS:
+                likewise products of warpgroups.
             shared: bytes of dynamic shared memory.
+            maps: descriptors of the last of the arrays, with their places among the arguments; their sizes are numbers.
 
         Raises:
             EmulationError: threads wait for others that never come, or an access is misaligned or out of bounds.
         """
-        pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
+        own = len(arrays) - len(maps)
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays[:own]]
         values = [ctypes.create_string_buffer(value, len(value)) for value in scalars]
         places = [ctypes.addressof(item) for item in [*pointers, *values]]
+        memory = np.zeros(128 * (len(maps) + 1), np.uint8)
+        for index, ((position, tensor), array) in enumerate(zip(maps, arrays[own:], strict=True)):
+            place = -(-memory.ctypes.data // 128) * 128 + 128 * index
+            self._describe(place, tensor, array.ctypes.data)
+            places.insert(position, place)
         function = getattr(self._library, f"launch_{kernel}")
         function.restype = ctypes.c_char_p
         sizes = [(ctypes.c_int * 3)(*size) for size in (grid, block)]
-        wrong = function(*sizes, order, int(late), shared, (ctypes.c_void_p * len(places))(*places))
+        wrong = function(*sizes, order, late, shared, (ctypes.c_void_p * len(places))(*places))
         if wrong:
             raise EmulationError(f"{kernel}: {wrong.decode()}")
+
+    def _describe(self, place: int, tensor: TensorMap, address: int) -> None:
+        """A descriptor at `place`. Raises EmulationError: a driver would not take the tensor."""
+
+        def array(kind: type[Any], values: Sequence[Any]) -> Any:
+            return (kind * max(len(values), 1))(*values)
+
+        corners = [array(ctypes.c_int, corner) if tensor.lower else None for corner in (tensor.lower, tensor.upper)]
+        function = self._library.encode_tensor_map
+        function.restype = ctypes.c_char_p
+        wrong = function(
+            ctypes.c_void_p(place), ELEMENTS[tensor.element], len(tensor.sizes),
+            ctypes.c_uint64(address + evaluate(tensor.offset, {})), array(ctypes.c_uint64, tensor.sizes),
+            array(ctypes.c_uint64, tensor.strides), array(ctypes.c_uint32, tensor.box), *corners,
+            array(ctypes.c_uint32, tensor.steps),
+        )  # fmt: skip
+        if wrong:
+            raise EmulationError(f"no descriptor of a tensor: {wrong.decode()}")
+
+
+def at_sizes(tensor: TensorMap, symbols: Mapping[str, int]) -> TensorMap:
+    """The tensor with numbers for its sizes."""
+    sizes, strides = (tuple(evaluate(dim, symbols) for dim in dims) for dims in (tensor.sizes, tensor.strides))
+    return replace(tensor, sizes=sizes, strides=strides, offset=evaluate(tensor.offset, symbols))
 
 
 def padded(array: Array, guard: int) -> Array:

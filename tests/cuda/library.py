@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.conformance.launches import LaunchLibrary, scalar_bytes
-from tests.cuda.emulator import Emulator
+from tests.cuda.emulator import LATE_COPIES, LATE_PRODUCTS, Emulator, at_sizes
 from transpiler.dims import evaluate
 from transpiler.errors import TranspileErrors
 from transpiler.gpu.cuda import cuda_source
@@ -56,10 +56,11 @@ class CudaLibrary(LaunchLibrary):
         buffers = [memory[place] for place in launch.buffers]
         backward = [array.copy() for array in buffers]
         start = functools.partial(
-            self._emulator.launch, launch.entry, grid, launch.workgroup, shared=launch.shared_bytes
-        )
-        start(buffers, scalars, late=True)
-        start(backward, scalars, order=-1)
+            self._emulator.launch, launch.entry, grid, launch.workgroup, shared=launch.shared_bytes,
+            maps=[(position, at_sizes(tensor, symbols)) for position, tensor in launch.maps],
+        )  # fmt: skip
+        start(buffers, scalars, late=LATE_COPIES)
+        start(backward, scalars, order=-1, late=LATE_PRODUCTS)
         same = all(np.array_equal(one, two) for one, two in zip(buffers, backward, strict=True))
         assert same, f"{name}: {launch.entry} gives something else with its threads in another order"
 

@@ -20,6 +20,8 @@
 #include <string>
 #include <vector>
 
+#include "tensor_maps.h"
+
 #define API extern "C" __attribute__((visibility("default"))) int
 
 typedef uint64_t Address;
@@ -280,7 +282,12 @@ struct Launch {
     for (size_t i = 0; i < arguments.size(); i++) {
       if (kernel->sizes[1 + i] < 0) {
         Address address;
+        tensor_maps::Tensor tensor;
         memcpy(&address, arguments[i].data(), sizeof address);
+        if (kernel->sizes[1 + i] != -8) {
+          memcpy(&tensor, arguments[i].data(), sizeof tensor);
+          address = tensor.magic == tensor_maps::MAGIC ? tensor.address : 0;
+        }
         if (!on_device(address, 0)) {
           fault("kernel " + kernel->name + " gets a pointer that is none of the device's memory");
           return ILLEGAL_ADDRESS;
@@ -308,7 +315,9 @@ struct Launch {
 };
 
 const unsigned MAX_GRID[3] = {0x7FFFFFFF, 65535, 65535};
-constexpr unsigned MAX_THREADS = 1024, MAX_SHARED = 166912, USUAL_SHARED = 49152;
+constexpr unsigned MAX_THREADS = 1024, USUAL_SHARED = 49152;
+// Of a block, on the devices that the capability is of.
+int most_shared() { return atoi(setting("STANDIN_CAPABILITY", "8.0")) >= 9 ? 232448 : 166912; }
 
 int make_launch(void *function, const unsigned *grid, const unsigned *block, unsigned shared, void **arguments,
                 Launch *result) {
@@ -429,7 +438,7 @@ API cuDeviceGetAttribute(int *value, int attribute, int) {
     case 5: case 6: case 7: *value = static_cast<int>(MAX_GRID[attribute - 5]); break;
     case 75: *value = major; break;
     case 76: *value = minor; break;
-    case 97: *value = MAX_SHARED; break;
+    case 97: *value = most_shared(); break;
     case 115: *value = atoi(setting("STANDIN_POOLS", "1")); break;
     default: return INVALID_VALUE;
   }
@@ -718,7 +727,7 @@ API cuFuncGetAttribute(int *value, int attribute, Kernel *kernel) {
 API cuFuncSetAttribute(Kernel *kernel, int attribute, int value) {
   CURRENT;
   if (!kernels.count(kernel)) return INVALID_HANDLE;
-  if (attribute != 8 || value > static_cast<int>(MAX_SHARED)) return INVALID_VALUE;
+  if (attribute != 8 || value > most_shared()) return INVALID_VALUE;
   kernel->most_shared = value;
   return SUCCESS;
 }
@@ -732,6 +741,29 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
   if (int code = make_launch(function, grid, block, shared, arguments, &launch)) return code;
   add(stream, [launch] { return launch.timed(); });
   return SUCCESS;
+}
+
+// ---- descriptors of tensors
+
+static int described(const char *wrong) {
+  if (!*wrong) return SUCCESS;
+  fault(std::string("no descriptor of a tensor: ") + wrong);
+  return INVALID_VALUE;
+}
+API cuTensorMapEncodeTiled(CUtensorMap *result, int kind, uint32_t rank, Address address, const uint64_t *sizes,
+                           const uint64_t *strides, const uint32_t *box, const uint32_t *steps, int interleave,
+                           int swizzle, int, int fill) {
+  LOCKED;
+  return described(tensor_maps::encode(result, kind, rank, address, sizes, strides, box, nullptr, nullptr, steps,
+                                       interleave, swizzle, fill));
+}
+API cuTensorMapEncodeIm2col(CUtensorMap *result, int kind, uint32_t rank, Address address, const uint64_t *sizes,
+                            const uint64_t *strides, const int *lower, const int *upper, uint32_t channels,
+                            uint32_t pixels, const uint32_t *steps, int interleave, int swizzle, int, int fill) {
+  LOCKED;
+  const uint32_t box[] = {channels, pixels};
+  return described(tensor_maps::encode(result, kind, rank, address, sizes, strides, box, lower, upper, steps, interleave,
+                                       swizzle, fill));
 }
 
 // ---- graphs
@@ -867,6 +899,7 @@ static const std::map<std::string, void *> &entries() {
       ENTRY(cuEventDestroy), ENTRY(cuEventRecord), ENTRY(cuEventSynchronize), ENTRY(cuEventQuery),
       ENTRY(cuEventElapsedTime), ENTRY(cuLibraryLoadFromFile), ENTRY(cuLibraryUnload), ENTRY(cuLibraryGetKernel),
       ENTRY(cuKernelGetFunction), ENTRY(cuFuncGetAttribute), ENTRY(cuFuncSetAttribute), ENTRY(cuLaunchKernel),
+      ENTRY(cuTensorMapEncodeTiled), ENTRY(cuTensorMapEncodeIm2col),
       ENTRY(cuGraphCreate), ENTRY(cuGraphDestroy), ENTRY(cuGraphAddKernelNode), ENTRY(cuGraphAddMemcpyNode),
       ENTRY(cuGraphAddMemsetNode), ENTRY(cuGraphInstantiate), ENTRY(cuGraphExecDestroy), ENTRY(cuGraphLaunch)};
   return found;

@@ -6,7 +6,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -41,7 +40,9 @@ def build(text: str, name: str, *flags: str) -> Path:
 @cache
 def driver_folder() -> Path:
     """Where the stand-in is, as libcuda.so.1."""
-    return build(SOURCE.read_text(), "libcuda.so.1", "-fvisibility=hidden", "-Wl,-soname,libcuda.so.1").parent
+    maps = (HERE / "tensor_maps.h").read_text()
+    text = SOURCE.read_text().replace('#include "tensor_maps.h"\n', maps.replace("#pragma once\n", ""))
+    return build(text, "libcuda.so.1", "-fvisibility=hidden", "-Wl,-soname,libcuda.so.1").parent
 
 
 def environment() -> dict[str, str]:
@@ -96,10 +97,13 @@ def _headers() -> str:
 
 
 def _launcher(name: str, parameters: str) -> str:
+    from tests.cuda.emulator import parameter_type
+
     sizes = []
     for item in filter(None, map(str.strip, parameters.split(","))):
-        kind = re.sub(r"\b__restrict__\b|\bconst\b", "", item).rpartition(" ")[0].strip()
-        sizes.append("-8" if kind.endswith("*") else f"(int)sizeof({kind})")
+        kind = parameter_type(item)
+        # Below 0: what holds an address, which has to be one of the device.
+        sizes.append("-8" if kind.endswith("*") else "-128" if kind == "CUtensorMap" else f"(int)sizeof({kind})")
     return (
         f'extern "C" const char *standin_{name}(const int *grid, const int *block, int shared, void **arguments) {{\n'
         f"  return launch_{name}(grid, block, 1, 1, shared, arguments);\n}}\n"

@@ -8,8 +8,9 @@ namespace emulator {
 constexpr uint32_t SHARED_BYTES = 232448;  // what a block of the largest device may have
 alignas(1024) static uchar shared[SHARED_BYTES];
 static uint32_t shared_bytes;  // what the launch asked for
-// Copies land when they are waited for, not before. Both kinds of device are allowed.
-static bool late;
+// Copies land, products of warpgroups are done when they are waited for, not before. All kinds of device are allowed.
+enum { LATE_COPIES = 1, LATE_PRODUCTS = 2 };
+static int late;
 
 // By chunk of shared memory: written by a thread (1 + its number) that has not fenced it yet, so that wgmma may not see it.
 static uint16_t unfenced[SHARED_BYTES / 16];
@@ -27,7 +28,7 @@ static void fail(const char *what) {
   for (;;) wait();
 }
 
-// ---- wgmma: products of a warpgroup of operands in shared memory, done when they are waited for, or (not `late`) at once.
+// ---- wgmma: products of a warpgroup of operands in shared memory, done when they are waited for, or (not LATE_PRODUCTS) at once.
 
 constexpr int GROUP = 128;
 struct Begun {
@@ -38,8 +39,11 @@ struct Begun {
 struct Warpgroup {
   Meeting meeting;
   std::vector<Begun> begun;
+  std::vector<size_t> ends;  // of groups, in `begun`
 };
 static std::vector<Warpgroup> groups;
+
+static void begin_copies();
 
 // What begins with every block.
 static void begin_shared(int threads) {
@@ -48,6 +52,7 @@ static void begin_shared(int threads) {
   std::memset(unfenced, 0, sizeof unfenced);
   written.assign(threads, {});
   groups.assign((threads + GROUP - 1) / GROUP, {});
+  begin_copies();
 }
 
 static uchar *at(uint32_t address, uint32_t size, uint32_t alignment) {
@@ -97,15 +102,15 @@ static void load_four(Load **lanes) {
 }
 
 struct Half {
-  static constexpr int PACKED = 2;
+  static constexpr int PACKED = 2, BYTES = 2;
   static float get(uint32_t word, int part) { return (float)bits<half>(uint16_t(word >> 16 * part)); }
 };
 struct Brain {
-  static constexpr int PACKED = 2;
+  static constexpr int PACKED = 2, BYTES = 2;
   static float get(uint32_t word, int part) { return bits<float>(word >> 16 * part << 16); }
 };
 struct Tf32 {
-  static constexpr int PACKED = 1;
+  static constexpr int PACKED = 1, BYTES = 4;
   static float get(uint32_t word, int) { return bits<float>(word & 0xFFFFE000u); }
 };
 
@@ -134,41 +139,47 @@ static void multiply(Fragments **lanes) {
 
 struct f16 : Half {};
 struct bf16 : Brain {};
+struct tf32 : Tf32 {};
 
-// 16 bits at (line, element) behind a descriptor's start: lines of 128 bytes, permuted by the bits of the address.
-static float operand(uint64_t descriptor, int line, int element, bool across, float (*get)(uint32_t, int)) {
+// `size` bytes at (line, element) behind a descriptor's start: lines of 128 bytes, permuted by the bits of the address.
+static float operand(uint64_t descriptor, int line, int element, bool across, int size, float (*get)(uint32_t, int)) {
   uint32_t start = uint32_t(descriptor & 0x3FFF) << 4, leading = uint32_t(descriptor >> 16 & 0x3FFF) << 4;
   uint32_t stride = uint32_t(descriptor >> 32 & 0x3FFF) << 4;
   if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) fail("a descriptor of a form that is not known");
   // `across`: `line` is of the summed dim, elements lie in panels of 64.
   uint32_t place = start + line / 8 * stride + line % 8 * 128;
-  place += across ? element / 64 * leading + element % 64 * 2 : element * 2;
+  place += across ? element / 64 * leading + element % 64 * 2 : element * size;
   place ^= (place >> 7 & 7) << 4;
   if (unfenced[place / 16]) fail("wgmma reads what was not fenced");
-  uint16_t word;
-  std::memcpy(&word, at(place, 2, 2), 2);
+  uint32_t word = 0;
+  std::memcpy(&word, at(place, size, size), size);
   return get(word, 0);
 }
 
 template <class Kind, int columns, bool across>
 static void multiply_group(const Begun &begun) {
-  static float a[64][16], b[16][columns];
+  constexpr int size = Kind::BYTES, depth = 32 / size;
+  static_assert(size == 2 || !across);
+  static float a[64][depth], b[depth][columns];
   for (int row = 0; row < 64; row++)
-    for (int k = 0; k < 16; k++) a[row][k] = operand(begun.a, row, k, false, Kind::get);
-  for (int k = 0; k < 16; k++)
+    for (int k = 0; k < depth; k++) a[row][k] = operand(begun.a, row, k, false, size, Kind::get);
+  for (int k = 0; k < depth; k++)
     for (int column = 0; column < columns; column++)
-      b[k][column] = across ? operand(begun.b, k, column, true, Kind::get) : operand(begun.b, column, k, false, Kind::get);
+      b[k][column] = across ? operand(begun.b, k, column, true, size, Kind::get)
+                            : operand(begun.b, column, k, false, size, Kind::get);
   for (int thread = 0; thread < GROUP; thread++)
     for (int i = 0; i < columns / 2; i++) {
       int row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + thread % 4 * 2 + i % 2;
       float &sum = begun.sums[thread][i];
-      for (int k = 0; k < 16; k++) sum += a[row][k] * b[k][column];
+      for (int k = 0; k < depth; k++) sum += a[row][k] * b[k][column];
     }
 }
 
-static void finish(std::vector<Begun> &begun) {
-  for (auto &item : begun) item.work(item);
-  begun.clear();
+// The oldest `count` of what a warpgroup has begun.
+static void finish(Warpgroup &group, size_t count) {
+  for (size_t i = 0; i < count; i++) group.begun[i].work(group.begun[i]);
+  group.begun.erase(group.begun.begin(), group.begun.begin() + count);
+  for (auto &end : group.ends) end -= std::min(end, count);
 }
 
 static void as_group(void *own, const std::function<void(void **)> &work) {
@@ -196,16 +207,27 @@ static void wgmma(float *sum, uint64_t a, uint64_t b) {
       begun.sums[i] = lane.sum;
     }
     group.begun.push_back(begun);
-    if (!late) finish(group.begun);
+    if (!(late & LATE_PRODUCTS)) finish(group, group.begun.size());
   });
 }
 static void wgmma_begin() {}
-static void wgmma_end_group() {}
-static void wgmma_wait() {
+static void wgmma_end_group() {
   using namespace emulator;
   auto &group = groups[running->number / GROUP];
-  as_group(nullptr, [&](void **) { finish(group.begun); });
+  as_group(nullptr, [&](void **) { group.ends.push_back(group.begun.size()); });
 }
+// Waits for all groups but the newest.
+static void wgmma_pending(size_t newest) {
+  using namespace emulator;
+  auto &group = groups[running->number / GROUP];
+  as_group(nullptr, [&](void **) {
+    if (group.ends.size() <= newest) return;
+    size_t done = group.ends.size() - newest;
+    finish(group, group.ends[done - 1]);
+    group.ends.erase(group.ends.begin(), group.ends.begin() + done);
+  });
+}
+static void wgmma_wait() { wgmma_pending(0); }
 static void fence_async() {
   using namespace emulator;
   for (uint32_t chunk : written[running->number])
@@ -222,7 +244,7 @@ static void copy_async(unsigned to, const void *from, int bytes) {
   at(to, 16, 16);
   Copy copy{to, {}};
   if (bytes) std::memcpy(copy.data, from, 16);
-  if (late)
+  if (late & LATE_COPIES)
     copies[running->number].back().push_back(copy);
   else
     land(copy);
@@ -279,3 +301,15 @@ static void move_16(void *to, const void *from) { move(to, from, 16); }
 static void move_4(void *to, const void *from) { move(to, from, 4); }
 static void move_8(void *to, const void *from) { move(to, from, 8); }
 static void sync_warp() { __syncwarp(); }
+
+#include "hopper.h"
+
+namespace emulator {
+
+static const char *left_over() {
+  for (auto &group : groups)
+    if (!group.begun.empty()) return "products that nobody waits for";
+  return bulk_copies.empty() ? "" : "copies that nobody waits for";
+}
+
+}  // namespace emulator

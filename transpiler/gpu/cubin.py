@@ -31,6 +31,11 @@ OPERATIONS = {
     0x986: "STG",
     0x984: "LDS",
     0x388: "STS",
+    0x5B4: "UTMALDG",  # cp.async.bulk.tensor of a box
+    0x3B4: "UTMALDG",  # and of pixels
+    0x9A7: "SYNCS",  # mbarrier.arrive
+    0x5A7: "SYNCS",  # mbarrier.try_wait
+    0x9C8: "USETMAXREG",  # setmaxnreg
     0xB1D: "BAR",
     0xF89: "SHFL",  # by a constant
     0x589: "SHFL",  # from the lane in a register

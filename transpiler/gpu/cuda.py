@@ -39,6 +39,7 @@ typedef unsigned int uint;
 typedef unsigned char uchar;
 typedef unsigned short ushort;
 """
+TENSOR_MAP = "struct alignas(64) CUtensorMap { unsigned long long opaque[16]; };\n"
 # Around the C of special functions, which packages for processors have as well: what NVRTC has of the C library is
 # in it without headers, but for these.
 SPECIAL = """\
@@ -196,7 +197,8 @@ def _text(devices: Iterable[_Device], target: Any) -> str:
     includes = re.findall(r"^#include <cuda_(?:fp16|bf16)\.h>$|^#include <math_constants\.h>$", written, re.MULTILINE)
     body = re.sub(r"^#include .*\n", "", _PREAMBLE.sub("", written), flags=re.MULTILINE)
     special = SPECIAL.format(text=special_functions()) if PREFIX in body else ""
-    return "\n".join(dict.fromkeys(includes)) + "\n" + TYPES + special + body
+    maps = TENSOR_MAP if "CUtensorMap" in body else ""
+    return "\n".join(dict.fromkeys(includes)) + "\n" + TYPES + maps + special + body
 
 
 def _refusal(device: _Device, target: Any) -> str:
@@ -223,9 +225,11 @@ def _parameters(device: Any, found: HostLaunch) -> list[Any]:
 
 
 def _launch(item: Lowered, found: HostLaunch, parameters: Sequence[Any]) -> Launch:
-    kinds = [kind for kind, _ in found.arguments]
+    kinds = [kind == "number" for kind, _ in found.arguments]
     assert kinds == sorted(kinds), f"{found.function} takes numbers before buffers"
+    maps = [position for position, (kind, _) in enumerate(found.arguments) if kind == "map"]
     buffers = tuple(place for kind, place in found.arguments if kind == "buffer" and isinstance(place, int))
+    buffers += tuple(place for _, place, _ in found.maps)
     scalars = []
     offset = 0
     for parameter, (kind, value) in zip(parameters, found.arguments, strict=True):
@@ -249,4 +253,8 @@ def _launch(item: Lowered, found: HostLaunch, parameters: Sequence[Any]) -> Laun
         folded=None,
         shared_bytes=found.shared_bytes,
         features=(),
+        maps=tuple(
+            (position, replace(item.tensor_maps[number], offset=begin * item.tensor_maps[number].element_bytes))
+            for position, (number, _, begin) in zip(maps, found.maps, strict=True)
+        ),
     )

@@ -26,19 +26,22 @@ _INTS: Mapping[str, Callable[[Any, Any], Dim]] = {
 _GROUPS = {f"blockIdx.{axis}": position for position, axis in enumerate("xyz")}
 _THREADS = {f"threadIdx.{axis}": position for position, axis in enumerate("xyz")}
 _SHARED = "tirx.use_dyn_shared_memory"
+TENSOR_MAP = "tensor_map"  # the call that says which tensor a descriptor is of
 
 
 @dataclass(frozen=True)
 class HostLaunch:
-    """A launch of the device function `function`: per parameter a buffer (the position of one of the kernel's pointers)
-    or a number, the workgroups by axis, the threads of one, and the bytes of memory that it shares beside what the code
-    declares."""
+    """A launch of the device function `function`: per parameter a buffer (the position of one of the kernel's
+    pointers), a map (the number of one of `maps`) or a number, the workgroups by axis, the threads of one, and the
+    bytes of memory that it shares beside what the code declares. `maps` are descriptors of tensors: the number that the
+    schedule gave them, the buffer, and at which of its elements the tensor begins."""
 
     function: str
     arguments: tuple[tuple[str, Number], ...]
     grid: tuple[Dim, Dim, Dim]
     workgroup: tuple[int, int, int]
     shared_bytes: int = 0
+    maps: tuple[tuple[int, int, Dim], ...] = ()
 
 
 def read_launches(kernel: str, function: Any) -> tuple[HostLaunch, ...]:
@@ -55,6 +58,7 @@ class _Host:
         self.kernel, self.function = kernel, function
         self.places: dict[Any, int] = {}
         self.numbers: dict[Any, Number] = {}
+        self.maps: dict[Any, tuple[int, int, Dim]] = {}
         self.found: list[HostLaunch] = []
         pointers = 0
         for parameter in function.params:
@@ -80,6 +84,8 @@ class _Host:
             case "SeqStmt":
                 for child in node.seq:
                     self.statement(child)
+            case "Bind" if _is_call(node.value, "tirx.tvm_stack_alloca"):
+                pass  # the place of a descriptor, which the runtime has
             case "Bind":
                 self.numbers[node.var] = self.number(node.value)
             case "DeclBuffer":
@@ -88,6 +94,8 @@ class _Host:
                 pass
             case "Evaluate" if _is_call(node.value, "tirx.call_ffi_kernel"):
                 self.launch(node.value)
+            case "Evaluate" if _is_call(node.value, "tirx.tvm_call_packed"):
+                self.tensor_map(node.value)
             case "Evaluate" if _is_call(node.value, "tirx.ret"):
                 pass
             case "Return":
@@ -111,15 +119,24 @@ class _Host:
                 shared = int(extent.value)
             else:
                 raise self.refuse(f"the launch parameter {tag} = {extent}")
+        maps = [node for node in arguments if isinstance(node, tirx.Var) and node in self.maps]
         self.found.append(
             HostLaunch(
                 str(name.value),
-                tuple(map(self.argument, arguments)),
+                tuple(("map", maps.index(node)) if node in maps else self.argument(node) for node in arguments),
                 (grid[0], grid[1], grid[2]),
                 (threads[0], threads[1], threads[2]),
                 shared,
+                tuple(self.maps[node] for node in maps),
             )
         )
+
+    def tensor_map(self, call: Any) -> None:
+        name, variable, *rest = call.args
+        if str(getattr(name, "value", "")) != TENSOR_MAP:
+            raise self.refuse(f"the call {call}")
+        number, data, offset = rest
+        self.maps[variable] = (int(number.value), self.place(data), self.size(offset))
 
     def argument(self, node: Any) -> tuple[str, Number]:
         pointer = node in self.places if isinstance(node, tirx.Var) else _is_call(node, "tirx.buffer_data")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from transpiler.dims import Dim, evaluate, free_symbols
-from transpiler.gpu.launches import Compiled, Launch
+from transpiler.gpu.launches import Compiled, Launch, TensorMap
 from transpiler.naming import source_line
 from transpiler.plan import Call, Kernel, KernelPlan, Storage, storage_of
 
@@ -88,7 +88,22 @@ def _launch(launch: Launch) -> dict[str, Any]:
         content["fallback"] = {"file": file, "features": list(features)}
     if launch.windows:
         content["windows"] = {"bytes": launch.window_bytes, "counts": list(launch.windows)}
+    if launch.maps:
+        content["maps"] = [_tensor_map(argument, item) for argument, item in launch.maps]
     return content
+
+
+def _tensor_map(argument: int, item: TensorMap) -> Mapping[str, Any]:
+    content = {
+        "argument": argument,
+        "element": item.element,
+        "offset": _size(item.offset),
+        "sizes": list(map(_size, item.sizes)),
+        "strides": list(map(_size, item.strides)),
+        "box": list(item.box),
+        "steps": list(item.steps),
+    }
+    return {**content, "lower": list(item.lower), "upper": list(item.upper)} if item.lower else content
 
 
 def _function(plan: KernelPlan, reports: Collection[str]) -> dict[str, Any]:

@@ -20,6 +20,33 @@ class Scalar:
 
 
 @dataclass(frozen=True)
+class TensorMap:
+    """A tensor in memory as the copy unit of a device (TMA) is told of it; the driver makes a descriptor of it when a
+    call is recorded.
+
+    `element` is what the unit takes elements for: "uint16", "float32" or "tfloat32" (a float32 that it rounds). The
+    tensor begins `offset` bytes into its buffer; `sizes` are in elements, the innermost first, `strides` in bytes, of
+    all dims but the innermost. A copy takes a `box` of elements, every one of `steps` along each dim.
+
+    With corners (im2col mode; the dims are channels, then those of space, then images) a copy takes box[0] channels of
+    box[1] pixels, which follow each other within the space from `lower` to the sizes + `upper`.
+    """
+
+    element: str
+    sizes: tuple[Dim, ...]
+    strides: tuple[Dim, ...]
+    box: tuple[int, ...]
+    steps: tuple[int, ...]
+    lower: tuple[int, ...] = ()
+    upper: tuple[int, ...] = ()
+    offset: Dim = 0
+
+    @property
+    def element_bytes(self) -> int:
+        return 2 if self.element == "uint16" else 4
+
+
+@dataclass(frozen=True)
 class Launch:
     """One launch.
 
@@ -32,6 +59,8 @@ class Launch:
     `windows` are, for each of the buffers, in how many pieces of `window_bytes` it is bound at most, each at a binding
     of its own, where the device cannot bind it at once; empty: none is. One that `counts` the turns of its loops has
     the status word as its last buffer.
+    `maps` are descriptors that the function takes by value, each with its position among the arguments; the last of
+    `buffers`, as many, are what they describe, and are no arguments themselves.
     """
 
     file: str
@@ -49,6 +78,7 @@ class Launch:
     windows: tuple[int, ...] = ()
     window_bytes: int = 0
     counts: bool = False
+    maps: tuple[tuple[int, TensorMap], ...] = ()
 
 
 @dataclass(frozen=True)

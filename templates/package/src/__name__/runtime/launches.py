@@ -45,13 +45,52 @@ class Scalar:
 
 
 @dataclass(frozen=True)
+class TensorMap:
+    """A tensor that a device's copy unit is told of, for given sizes: `offset` bytes into its region, of
+    `sizes` elements, the innermost dim first; `strides` are bytes, of the dims behind the innermost. A copy
+    takes a `box`, every one of `steps` elements; with corners `lower` and `upper` (im2col) channels and
+    pixels."""
+
+    element: str
+    offset: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    box: tuple[int, ...]
+    steps: tuple[int, ...]
+    lower: tuple[int, ...]
+    upper: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TensorMapRule:
+    """A tensor map whose sizes may vary, which is an argument of a function."""
+
+    argument: int
+    element: str
+    offset: Size
+    sizes: tuple[Size, ...]
+    strides: tuple[Size, ...]
+    box: tuple[int, ...]
+    steps: tuple[int, ...]
+    lower: tuple[int, ...]
+    upper: tuple[int, ...]
+
+    def at(self, sizes: Sizes) -> TensorMap:
+        return TensorMap(
+            self.element, self.offset(sizes), tuple(size(sizes) for size in self.sizes),
+            tuple(stride(sizes) for stride in self.strides), self.box, self.steps, self.lower, self.upper,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class DeviceFunction:
     """One function of the device, and how it is launched; `kernel` is what it is a part of.
 
     `buffers` are positions among the kernel's arguments, `written` those of them that it writes. Where
     `folded` is an axis, workgroups of axis 0 may go on along that one. `fallback` is a file with the same
     function, and the features that it needs. `windows` are, by buffer, in how many pieces of `window_bytes`
-    it is bound at most, each at a binding of its own; empty: all are bound whole.
+    it is bound at most, each at a binding of its own; empty: all are bound whole. `maps` are arguments that
+    describe the last of the buffers, as many; those are no arguments themselves.
     """
 
     kernel: str
@@ -69,6 +108,7 @@ class DeviceFunction:
     fallback: tuple[str, tuple[str, ...]] | None = None
     windows: tuple[int, ...] = ()
     window_bytes: int = 0
+    maps: tuple[TensorMapRule, ...] = ()
 
     @property
     def bindings(self) -> int:
@@ -95,6 +135,7 @@ class Dispatch:
     scalars: bytes
     grid: tuple[int, int, int]
     call: int
+    maps: tuple[TensorMap, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -347,6 +388,7 @@ def _dispatches(kernel: _Kernel, arguments: Sequence[Region], sizes: Sizes, call
                     function.packed(sizes),
                     (x, y, z),
                     call,
+                    tuple(item.at(sizes) for item in function.maps),
                 )
             )
     return steps
@@ -392,6 +434,7 @@ def _read_kernel(name: str, entry: Mapping[str, Any]) -> _Kernel:
             fallback=_fallback(item["fallback"]) if "fallback" in item else None,
             windows=tuple(item["windows"]["counts"]) if "windows" in item else (),
             window_bytes=item["windows"]["bytes"] if "windows" in item else 0,
+            maps=tuple(map(_tensor_map, item.get("maps", ()))),
         )
         for item in entry["launches"]
     )
@@ -400,6 +443,14 @@ def _read_kernel(name: str, entry: Mapping[str, Any]) -> _Kernel:
 
 def _fallback(entry: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     return str(entry["file"]), tuple(map(str, entry["features"]))
+
+
+def _tensor_map(entry: Mapping[str, Any]) -> TensorMapRule:
+    return TensorMapRule(
+        entry["argument"], entry["element"], _size(entry["offset"]), tuple(map(_size, entry["sizes"])),
+        tuple(map(_size, entry["strides"])), tuple(entry["box"]), tuple(entry["steps"]),
+        tuple(entry.get("lower", ())), tuple(entry.get("upper", ())),
+    )  # fmt: skip
 
 
 def _size(size: int | str) -> Size:

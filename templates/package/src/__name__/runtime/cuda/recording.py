@@ -18,6 +18,7 @@ from ..launches import Copy, Dispatch, Program, Region
 from .arrays import DeviceArray
 from .device import Code, Device, check_grid
 from .memory import Buffer, DeviceState, DeviceWeights, Event, Pinned
+from .tensor_maps import Descriptor
 
 Array = npt.NDArray[Any]
 # Tensors of other libraries that calls on streams may still read; our own go back in the stream's order.
@@ -237,14 +238,23 @@ class Recording:
 
 
 class KernelArguments:
-    """The arguments of a launch as the driver takes them: addresses of each, at `address`."""
+    """The arguments of a launch as the driver takes them: addresses of each, at `address`. Descriptors of
+    tensors hold the addresses of the recording's memory, which never move."""
 
     def __init__(self, recording: Recording, step: Dispatch) -> None:
         function = step.function
         pointers = [recording.address(region) for region in step.regions]
         self._pointers = (ctypes.c_uint64 * len(pointers))(*pointers)
         self._scalars = ctypes.create_string_buffer(step.scalars, max(len(step.scalars), 1))
-        places = [ctypes.addressof(self._pointers) + 8 * index for index in range(len(pointers))]
+        described = pointers[len(pointers) - len(step.maps) :]
+        self._maps = [
+            Descriptor(recording.device, f"describing a tensor of kernel {function.kernel}", tensor, address)
+            for tensor, address in zip(step.maps, described, strict=True)
+        ]
+        own = len(pointers) - len(step.maps)
+        places = [ctypes.addressof(self._pointers) + 8 * index for index in range(own)]
+        for rule, made in zip(function.maps, self._maps, strict=True):
+            places.insert(rule.argument, made.address)
         places += [ctypes.addressof(self._scalars) + scalar.offset for scalar in function.scalars]
         self._places = (ctypes.c_void_p * max(len(places), 1))(*places)
         self.address = ctypes.addressof(self._places)

@@ -1,0 +1,246 @@
+"""Products on compute capability 9.0 by blocks whose warpgroups have different work.
+
+As many blocks run as the device has multiprocessors, each takes one tile after the other (persistent). One thread of
+the last warpgroup, which gives its registers away, has the copy unit (TMA) bring boxes of both operands to shared
+memory, `stages` steps ahead: a ring, in which a barrier per stage tells that its bytes have arrived, another that all
+warps have read them. The ring goes on from a tile to the next, so that copies never pause. Every other warpgroup
+multiplies 64 rows and all columns of the tile with wgmma, products of one step in flight while those of the next begin,
+and stores its sums, warp by warp, through shared memory and the epilogue of the group; its sums are in registers, in
+float32.
+
+Lines of 128 bytes are permuted by the copy unit as wgmma reads them. What lies outside of a tensor arrives as zeros:
+rests of the summed dim, and the padding of convolutions. TF32 is rounded (to nearest, ties to even) by the copy unit.
+
+Limited by tensor cores for large tiles. Sources: PTX ISA, "Asynchronous warpgroup level matrix multiply-accumulate
+operations", "cp.async.bulk.tensor", "mbarrier"; the division of work is that of CUTLASS' warp-specialised kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script.builder import ir as T
+
+from transpiler.gpu.launches import TensorMap
+
+from ..gpu.workgroup import barrier, private, workgroups
+from ..sizes import ceil_div, is_fixed
+from ..tir import when
+from ..vectors import held
+from . import bulk, ptx
+from .epilogue import RunEpilogue
+from .product import DEPTHS, SKEW, Operand, Product, Rows, store_rows
+from .tiles import Tile
+from .wgmma import ATOM, PANEL, descriptor
+
+Expr = Any
+GROUP = 128  # threads
+ROWS = 64  # of a warpgroup
+# Of a thread, where a multiprocessor has 65536 for one block of three warpgroups.
+FEW_REGISTERS, MANY_REGISTERS = 40, 232
+BARRIER = 8  # bytes
+ELEMENTS = {"float16": "uint16", "bfloat16": "uint16", "tf32": "tfloat32"}
+
+
+def takes(product: Product) -> bool:
+    """Whether the copy unit and wgmma take the operands: float32 (TF32) only along the summed dim."""
+    if product.kind not in ELEMENTS or not is_fixed(product.inner):
+        return False
+    if product.left.tensor is None or product.right.tensor is None:
+        return False
+    return not (product.kind == "tf32" and product.right.across)
+
+
+def emit(product: Product, tile: Tile, epilogue: RunEpilogue, processors: int) -> None:
+    """The kernel, at the root of the function, for a device of that many multiprocessors."""
+    depth = DEPTHS[product.kind] * tile.chunks
+    maps = [
+        epilogue.builder.tensor_map(operand.tensor.buffer, _map(product.kind, operand, lines, depth))
+        for operand, lines in ((product.left, tile.rows), (product.right, tile.columns))
+        if operand.tensor is not None
+    ]
+    tiles = product.blocks(tile)
+    blocks = min(tiles, processors) if is_fixed(tiles) else T.min(tiles, processors)
+    with workgroups(blocks, threads(tile)) as (number, thread), ptx.resident(1):
+        _Block(product, tile, epilogue, maps, thread).emit(number, tiles, blocks)
+
+
+def threads(tile: Tile) -> int:
+    """Of a block: those that multiply, and a warpgroup that copies."""
+    return tile.rows // ROWS * GROUP + GROUP
+
+
+def _map(kind: str, operand: Operand, lines: int, depth: int) -> TensorMap:
+    tensor = operand.tensor
+    assert tensor is not None
+    if tensor.corners is not None:
+        box: list[int] = [depth, lines]
+    else:
+        box = [1] * len(tensor.sizes)
+        box[0], box[tensor.lines] = (PANEL, depth) if operand.across else (depth, lines)
+    steps = tensor.steps or (1,) * len(tensor.sizes)
+    return TensorMap(ELEMENTS[kind], tensor.sizes, tensor.strides, tuple(box), steps, *(tensor.corners or ()))
+
+
+class _Block:
+    """One block; where in the ring it is, every thread knows for itself."""
+
+    def __init__(self, product: Product, tile: Tile, epilogue: RunEpilogue, maps: Sequence[Expr], thread: Expr) -> None:
+        self.product, self.tile, self.epilogue, self.maps = product, tile, epilogue, maps
+        self.thread = held(thread)
+        self.group, self.lane = held(tirx.floordiv(self.thread, GROUP)), held(tirx.floormod(self.thread, 32))
+        self.consumers = tile.rows // ROWS
+        self.depth = DEPTHS[product.kind] * tile.chunks
+        self.steps = ceil_div(product.inner, self.depth)
+        ring = tile.stages * tile.stage_bytes
+        # A warp passes so many columns of its 16 rows through shared memory at a time.
+        self.panel = 32 if tile.columns >= 128 else 64
+        self.pitch = (self.panel + SKEW) * 4
+        sums = self.consumers * 4 * 16 * self.pitch
+        memory = T.alloc_buffer((ring + sums + 2 * tile.stages * BARRIER + ATOM,), "uint8", scope="shared.dyn")
+        self.memory = held(ptx.aligned(ptx.shared_address(memory), ATOM))
+        warp = tirx.floordiv(self.thread, 32)
+        self.own_sums = held(ptx.moved(self.memory, ring + warp * (16 * self.pitch)))
+        self.filled = held(ptx.moved(self.memory, ring + sums))
+        self.emptied = held(ptx.moved(self.filled, tile.stages * BARRIER))
+        self.ring = private(2, "int32")
+
+    def emit(self, number: Expr, tiles: Expr, blocks: Expr) -> None:
+        with when(tirx.EQ(self.thread, 0)):
+            for stage in range(self.tile.stages):
+                bulk.barrier_init(self._barrier(self.filled, stage), 1)
+                bulk.barrier_init(self._barrier(self.emptied, stage), self.consumers * 4)
+            bulk.barriers_ready()
+        barrier()
+        self.ring.store(0, tirx.const(0, "int32"))
+        self.ring.store(1, tirx.const(0, "int32"))
+        turns = held(tirx.floordiv(tiles - number + (blocks - 1), blocks))
+
+        @contextmanager
+        def own_tiles() -> Iterator[tuple[Expr, Expr, Expr]]:
+            with ptx.rolled(turns) as turn:
+                batch, row, column = self.product.block(held(number + turn * blocks), self.tile)
+                yield batch, held(row * self.tile.rows), held(column * self.tile.columns)
+
+        copies = tirx.EQ(self.group, self.consumers)
+        with T.If(copies):
+            with T.Then():
+                self._give_registers(FEW_REGISTERS, more=False)
+                with when(tirx.EQ(self.thread, self.consumers * GROUP)), own_tiles() as (batch, row, column):
+                    self._copy(batch, row, column)
+            with T.Else():
+                self._give_registers(MANY_REGISTERS, more=True)
+                sums = private(self.tile.columns * ROWS // GROUP)
+                with own_tiles() as (batch, row, column):
+                    self._multiply(sums)
+                    self._store(sums, batch, row, column)
+
+    def _give_registers(self, number: int, *, more: bool) -> None:
+        # With fewer warpgroups everybody may have as many as there are.
+        if self.consumers == 2:
+            bulk.registers(number, more=more)
+
+    # --- the ring
+    def _barrier(self, first: Expr, stage: Expr) -> Expr:
+        return ptx.moved(first, stage * BARRIER)
+
+    def _advance(self) -> None:
+        following = held(self.ring[0] + 1)
+        wraps = held(tirx.Cast("int32", tirx.EQ(following, self.tile.stages)))
+        self.ring.store(0, following - wraps * self.tile.stages)
+        self.ring.store(1, tirx.bitwise_xor(self.ring[1], wraps))
+
+    def _stage(self, stage: Expr) -> Expr:
+        return ptx.moved(self.memory, stage * self.tile.stage_bytes)
+
+    @property
+    def _right_start(self) -> int:
+        return self.tile.rows * self.tile.chunks * ptx.CHUNK
+
+    # --- copies
+    def _copy(self, batch: Expr, row: Expr, column: Expr) -> None:
+        left = self._copier(0, self.product.left, batch, row)
+        right = self._copier(1, self.product.right, batch, column)
+        with ptx.rolled(self.steps) as step:
+            stage = held(self.ring[0])
+            bulk.barrier_wait(self._barrier(self.emptied, stage), tirx.bitwise_xor(self.ring[1], 1))
+            filled = held(self._barrier(self.filled, stage))
+            bulk.barrier_expect(filled, self.tile.stage_bytes)
+            at, k = held(self._stage(stage)), held(step * self.depth)
+            left(at, filled, k)
+            right(ptx.moved(at, self._right_start), filled, k)
+            self._advance()
+
+    def _copier(self, number: int, operand: Operand, batch: Expr, line: Expr) -> Callable[[Expr, Expr, Expr], None]:
+        """The copies of an operand's lines: a function of the address, the barrier and the summed index."""
+        tensor = operand.tensor
+        assert tensor is not None
+        rank = len(tensor.sizes)
+        panels = self.tile.columns // PANEL if operand.across else 1
+        places = [tensor.places(batch, line + panel * PANEL) for panel in range(panels)]
+
+        def copy(at: Expr, filled: Expr, k: Expr) -> None:
+            for panel, place in enumerate(places):
+                to = ptx.moved(at, panel * self._panel_bytes)
+                bulk.tensor_copy(to, self.maps[number], filled, [held(x) for x in place(k)], rank)
+
+        return copy
+
+    @property
+    def _panel_bytes(self) -> int:
+        return self.depth * PANEL * 2
+
+    # --- products
+    def _multiply(self, sums: Any) -> None:
+        count = int(sums.size)
+        with ptx.unrolled(count) as i:
+            sums.store(i, tirx.const(0.0, "float32"))
+        read = private(1, "int32")  # the stage whose products may be in flight
+        with ptx.rolled(self.steps) as step:
+            stage = held(self.ring[0])
+            bulk.barrier_wait(self._barrier(self.filled, stage), self.ring[1])
+            self._begin(sums, held(self._stage(stage)))
+            ptx.wgmma_pending(1)
+            with when(step > 0):
+                self._release(read[0])
+            read.store(0, stage)
+            self._advance()
+        ptx.wgmma_wait(sums, count)
+        self._release(read[0])
+
+    def _begin(self, sums: Any, stage: Expr) -> None:
+        across = self.product.right.across
+        line = self.tile.chunks * ptx.CHUNK
+        left = held(descriptor(ptx.moved(stage, self.group * (ROWS * line)), ptx.CHUNK))
+        leading = self._panel_bytes if across else ptx.CHUNK
+        right = held(descriptor(ptx.moved(stage, self._right_start), leading))
+        ptx.wgmma_begin(sums, int(sums.size))
+        for k in range(line // 32):
+            # Along a line an instruction takes 32 bytes; across, 16 lines of 128.
+            moved = (k * 2, k * (2048 // 16 if across else 2))
+            descriptors = [part + tirx.const(by, "uint64") for part, by in zip((left, right), moved, strict=True)]
+            ptx.wgmma(self.product.kind, sums, self.tile.columns, *descriptors, across=across)
+        ptx.wgmma_end_group()
+
+    def _release(self, stage: Expr) -> None:
+        """This warp has read a stage."""
+        with when(tirx.EQ(self.lane, 0)):
+            bulk.barrier_arrive(self._barrier(self.emptied, stage))
+
+    # --- results
+    def _store(self, sums: Any, batch: Expr, row: Expr, column: Expr) -> None:
+        own_row = held(row + tirx.floordiv(self.thread, 32) * 16)
+        group, pair = tirx.floordiv(self.lane, 4), tirx.floormod(self.lane, 4)
+        rows = Rows(self.own_sums, self.panel, self.pitch)
+        with ptx.unrolled(self.tile.columns // self.panel) as panel:
+            ptx.sync_warp()
+            with ptx.unrolled(self.panel // 8) as j, ptx.unrolled(2) as lower:
+                at = (panel * (self.panel // 8) + j) * 4 + lower * 2
+                offset = (group + lower * 8) * self.pitch + (j * 8 + pair * 2) * 4
+                ptx.store_shared_pair(ptx.moved(self.own_sums, offset), [sums[at], sums[at + 1]])
+            ptx.sync_warp()
+            first = held(column + panel * self.panel)
+            store_rows(self.product, self.tile, self.epilogue, rows, batch, own_row, first, self.lane, 32)
