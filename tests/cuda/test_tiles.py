@@ -17,7 +17,7 @@ from transpiler.target import load_target
 
 REGISTERS = 65536  # of a multiprocessor
 SHARED = {"sm_80": 166912, "sm_90a": 232448}  # bytes that a block may have
-LISTS = {"sm_80": {"float16": "MMA", "tf32": "MMA", "float32": "SIMT"}, "sm_90a": {"float16": "WGMMA"}}
+LISTS = {"sm_80": {"float16": "MMA", "tf32": "MMA", "float32": "SIMT"}, "sm_90a": {"float16": "SPECIALISED", "tf32": "SPECIALISED"}}
 
 
 def linear(kind: str, rows: int, inner: int, columns: int, arch: str, name: str = "linear") -> Lowered:
@@ -58,7 +58,7 @@ def test_no_tile_spills(arch: str, kind: str) -> None:
         ("sm_80", "float16", (8192, 8192, 8192), (256, 64 * 64)),  # 128 x 128
         ("sm_80", "float32", (4096, 4096, 4096), (256, 32 * 32)),
         ("sm_80", "float16", (128, 768, 768), (256, 4 * 24)),  # few tiles: small ones, four teams of warps
-        ("sm_90a", "float16", (8192, 8192, 8192), (256, 64 * 32)),  # 128 x 256
+        ("sm_90a", "float16", (8192, 8192, 8192), (384, 132)),  # as many blocks as multiprocessors
         ("sm_80", "float16", (1, 768, 50257), (128, -(-50257 // 8))),  # a warp for two columns
     ],
 )
