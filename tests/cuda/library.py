@@ -54,7 +54,8 @@ class CudaLibrary(LaunchLibrary):
             return
         scalars = [scalar_bytes(field, symbols) for field in launch.scalars]
         buffers = [memory[place] for place in launch.buffers]
-        backward = [array.copy() for array in buffers]
+        copies = {place: memory[place].copy() for place in launch.buffers}
+        backward = [copies[place] for place in launch.buffers]
         start = functools.partial(
             self._emulator.launch, launch.entry, grid, launch.workgroup, shared=launch.shared_bytes,
             maps=[(position, at_sizes(tensor, symbols)) for position, tensor in launch.maps],
