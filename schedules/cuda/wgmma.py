@@ -4,8 +4,8 @@ A warpgroup, four warps, has 64 rows and all columns of the tile; its operands n
 line has 128 bytes, whose chunks are permuted as the swizzle of 128 bytes has it, which is how `place` permutes them.
 Columns that lie across come in panels of 64. The products of a step run while the next copies are begun.
 
-Copies are those of `product` (cp.async), which wgmma does not see before a fence; where the copy unit takes the operands
-`hopper` is the form. Limited by tensor cores for large tiles, else as `mma` is.
+Copies are those of `product` (cp.async), which wgmma does not see before a fence; where the copy unit takes the
+operands `hopper` is the form. Limited by tensor cores for large tiles, else as `mma` is.
 
 Source of layouts and descriptors: PTX ISA, "Asynchronous warpgroup level matrix multiply-accumulate operations".
 """

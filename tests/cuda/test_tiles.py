@@ -17,7 +17,10 @@ from transpiler.target import load_target
 
 REGISTERS = 65536  # of a multiprocessor
 SHARED = {"sm_80": 166912, "sm_90a": 232448}  # bytes that a block may have
-LISTS = {"sm_80": {"float16": "MMA", "tf32": "MMA", "float32": "SIMT"}, "sm_90a": {"float16": "SPECIALISED", "tf32": "SPECIALISED"}}
+LISTS = {
+    "sm_80": {"float16": "MMA", "tf32": "MMA", "float32": "SIMT"},
+    "sm_90a": {"float16": "SPECIALISED", "tf32": "SPECIALISED"},
+}
 
 
 def linear(kind: str, rows: int, inner: int, columns: int, arch: str, name: str = "linear") -> Lowered:
