@@ -5,7 +5,8 @@ Two forms:
 * Without taps (1 x 1, stride 1): a product for every image, of the weights with the map as it lies, channels first.
 * With taps, an implicit product: a first launch writes the map with its channels last, filled up to whole chunks, a
   second one the weights likewise. The summed dim is taps, then channels, so that a chunk is 16 bytes of one pixel;
-  where it lies, and whether it is in the padding, is worked out as it is copied. No im2col buffer exists.
+  where it lies, and whether it is in the padding, is worked out as it is copied, by threads or by the device's copy
+  unit. No im2col buffer exists.
 
 Limited by what the product is limited by; the rearrangement reads and writes the map and the weights once.
 """
@@ -31,12 +32,17 @@ from ..fuse import lowered
 from ..sizes import ceil_div, count, extent, extents, is_empty, is_fixed
 from ..tir import Buffer, KernelBuilder, flat_offset, unflatten
 from ..vectors import held
+from . import ptx
 from .cores import emit
 from .epilogue import RunEpilogue
 from .operands import Matrices, bias_of, only_widens, or_zero, product_kind, stored_dtype, widened, write_chunks
-from .product import DEPTHS, Chunks, Operand, Product
+from .product import DEPTHS, Chunks, Operand, Product, Tensor
 
 Expr = Any
+# Of the copy unit, by dims of space: corners are from -x to x - 1, offsets below y. And of all its copies: bytes of a
+# line that comes at once, elements of a step.
+CORNERS = {1: (1 << 15, 1 << 16), 2: (1 << 7, 1 << 8), 3: (1 << 4, 1 << 5)}
+LINE, MOST_STEPS = 128, 8
 FEW_CHANNELS = 16  # output channels of a group, below which a tile would be mostly empty
 
 
@@ -169,7 +175,8 @@ class _Taps(_Form):
 
         return Product(
             self.kind, self.groups, self.rows, extent(self.shape[0] * count(self.positions)), inner,
-            Operand(packed, left), Operand(maps, lambda batch, column: self._pixels(batch, column)), place,
+            Operand(packed, left, tensor=self._weight_tensor(packed, inner)),
+            Operand(maps, lambda batch, column: self._pixels(batch, column), tensor=self._pixel_tensor(maps)), place,
             extent(count(self.positions)), row_bias=self.bias(builder, lambda batch: batch),
         )  # fmt: skip
 
@@ -190,6 +197,49 @@ class _Taps(_Form):
                 offset = offset * size + where
             exists = functools.reduce(tirx.And, inside) if inside else None
             return start + offset * pitch + tirx.floormod(k, self.filled), exists
+
+        return at
+
+    # --- for a device's copy unit
+    def _weight_tensor(self, packed: Buffer, inner: int) -> Tensor:
+        def places(batch: Expr, row: Expr) -> Callable[[Expr], Sequence[Expr]]:
+            line = held(batch * self.rows + row)
+            return lambda k: (k, line)
+
+        return Tensor(packed, (inner, self.weight[0]), (inner * (ptx.CHUNK // self.chunk),), places)
+
+    def _pixel_tensor(self, maps: Buffer) -> Tensor | None:
+        """The map for copies of pixels (im2col): the unit goes from window to window, and adds the tap's offset. None
+        where a step of a product would go over several taps, or the unit does not take the window."""
+        op, size = self.op, ptx.CHUNK // self.chunk
+        last = [dilation * (taps - 1) for dilation, taps in zip(op.dilation, self.kernel, strict=True)]
+        lower, upper = [-pad for pad in op.padding], [pad - end for pad, end in zip(op.padding, last, strict=True)]
+        far, offset = CORNERS[len(self.kernel)]
+        # In which order the driver takes different corners is not known well enough.
+        same = len(set(lower)) == len(set(upper)) == 1
+        fits = -far <= min(*lower, *upper) and max(*lower, *upper) < far and max(last) < offset
+        if self.filled * size % LINE or not same or not fits or max(op.stride) > MOST_STEPS:
+            return None
+        pitch: Dim = self.groups * self.filled
+        sizes, strides = [pitch], [pitch * size]
+        for dim in self.x[:1:-1]:
+            sizes.append(dim)
+            strides.append(strides[-1] * dim)
+        steps = (1, *reversed(op.stride), 1)
+        corners = tuple(lower), tuple(upper)
+        return Tensor(maps, (*sizes, self.x[0]), tuple(strides), self._windows, corners=corners, steps=steps)
+
+    def _windows(self, batch: Expr, column: Expr) -> Callable[[Expr], Sequence[Expr]]:
+        """Where the window of the position `column` begins, and the offsets of the tap that the summed index is of."""
+        op = self.op
+        image, *position = (held(i) for i in unflatten(column, (self.shape[0], *self.positions)))
+        corner = [held(p * stride - pad) for p, stride, pad in zip(position, op.stride, op.padding, strict=True)]
+
+        def at(k: Expr) -> Sequence[Expr]:
+            taps = unflatten(held(tirx.floordiv(k, self.filled)), self.kernel)
+            offsets = [tap * dilation for tap, dilation in zip(taps, op.dilation, strict=True)]
+            channel = batch * self.filled + tirx.floormod(k, self.filled)
+            return (channel, *reversed(corner), image, *reversed(offsets))
 
         return at
 
