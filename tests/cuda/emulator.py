@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from transpiler.dims import evaluate
-from transpiler.gpu.cuda import TENSOR_MAP, TYPES
+from transpiler.gpu.cuda import TYPES
+from transpiler.gpu.cuda_text import TENSOR_MAP
 from transpiler.gpu.launches import TensorMap
 from transpiler.ir import Array
 

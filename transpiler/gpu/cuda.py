@@ -11,7 +11,7 @@ from typing import Any
 import tvm
 
 from transpiler.errors import Location, Problem, TranspileErrors
-from transpiler.gpu.cuda_text import shared_text
+from transpiler.gpu.cuda_text import TENSOR_MAP, shared_text
 from transpiler.gpu.host import HostLaunch, read_launches
 from transpiler.gpu.launches import Compiled, Launch, Scalar
 from transpiler.gpu.lowering import lower
@@ -39,7 +39,6 @@ typedef unsigned int uint;
 typedef unsigned char uchar;
 typedef unsigned short ushort;
 """
-TENSOR_MAP = "struct alignas(64) CUtensorMap { unsigned long long opaque[16]; };\n"
 # Around the C of special functions, which packages for processors have as well: what NVRTC has of the C library is
 # in it without headers, but for these.
 SPECIAL = """\

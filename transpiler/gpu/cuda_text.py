@@ -10,11 +10,13 @@ _KERNEL = 'extern "C" __global__ '
 _NAME = re.compile(r"(\w+)\(")
 # Functions of one line with a machine instruction, which the kernels call.
 MACHINE = "__forceinline__ __device__ "
+# Descriptors of tensors, where kernels take any: the only type that just some architectures have.
+TENSOR_MAP = "struct alignas(64) CUtensorMap { unsigned long long opaque[16]; };\n"
 
 
 @dataclass(frozen=True)
 class _Pieces:
-    """Lines before the first kernel, without and with machine instructions; then prototypes and kernels by name."""
+    """Lines before the first kernel, those of all and those that some need; then prototypes and kernels by name."""
 
     head: tuple[str, ...]
     machine: tuple[str, ...]
@@ -61,5 +63,8 @@ def _pieces(text: str) -> _Pieces:
         # The name is the word before the last list in brackets of its first line: what comes before may have one, too.
         name = _NAME.findall(function.partition("\n")[0])[-1]
         (kernels if name in prototypes else prototypes)[name] = function
-    machine = tuple(line for line in lines if line.startswith(MACHINE))
-    return _Pieces(tuple(line for line in lines if not line.startswith(MACHINE)), machine, prototypes, kernels)
+    some = [line.startswith(MACHINE) or line == TENSOR_MAP for line in lines]
+    machine, rest = (
+        tuple(line for line, own in zip(lines, some, strict=True) if own is wanted) for wanted in (True, False)
+    )
+    return _Pieces(rest, machine, prototypes, kernels)
