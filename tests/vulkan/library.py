@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tests.conformance.launches import LaunchLibrary, scalar_bytes
 from tests.vulkan.device import Device, Pipeline, padded
+from tests.vulkan.kernels import code_errors
 from transpiler.dims import evaluate
 from transpiler.errors import TranspileErrors
 from transpiler.gpu.launches import Launch
@@ -18,7 +22,7 @@ MAX_GROUPS, MAX_BINDINGS = 65535, 32  # of lavapipe
 
 
 class VulkanLibrary(LaunchLibrary):
-    """Kernels of the Vulkan target, compiled one by one."""
+    """Kernels of the Vulkan target, compiled one by one, valid as far as `spirv-val` knows."""
 
     def __init__(self, kernels: Sequence[Lowered], target: Target, device: Device) -> None:
         super().__init__(kernels)
@@ -36,6 +40,10 @@ class VulkanLibrary(LaunchLibrary):
             for launch in self.launches[name]:
                 missing = set(self._code(launch)[1]) - device.available
                 assert not missing, f"{name} needs {missing}"
+        if shutil.which("spirv-val"):
+            with tempfile.TemporaryDirectory() as folder:
+                for file, code in self._files.items():
+                    assert not (errors := code_errors(file.replace("/", "."), code, Path(folder))), errors
 
     def _code(self, launch: Launch) -> tuple[str, tuple[str, ...]]:
         """The file for this device, and what it needs."""
