@@ -8,7 +8,10 @@
 | module | ids, types, constants, blocks and the words of a SPIR-V module |
 | arithmetic | typed values and their operations, with the meaning that the CPU target has |
 | conversion | casts |
-| functions, logarithm, trigonometry | mathematical functions with stated error bounds |
+| functions, logarithm, trigonometry, bits | mathematical functions with stated error bounds |
+| doubles, c_source, c_functions | those of float64: exp and log, and what the CPU target has in C |
+| half, words | elements of 8 and 16 bits for devices without such types |
+| bounds, turns | how often loops turn |
 | memory | bindings, arrays of a workgroup and of an invocation, push constants |
 | kernel | what is known about a finished kernel, the entry point |
 | expressions, statements | one method per TIR node |
