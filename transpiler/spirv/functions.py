@@ -235,6 +235,6 @@ def call(s: Arithmetic, name: str, *args: Value) -> Value:
     if dtype == FLOAT64 and function not in table and c_functions.defines(function):
         return c_functions.call(s, function, *args)
     if function not in table:
-        known_ones = ", ".join(sorted(DOUBLE)) if dtype == FLOAT64 else "floats"
+        known_ones = ", ".join(sorted({*DOUBLE, *c_functions.OF_FLOAT64})) if dtype == FLOAT64 else "floats"
         raise unsupported(f"{function} of {dtype}", hint=f"of {dtype} there are: {known_ones}")
     return table[function](s, *args)
