@@ -118,6 +118,8 @@ class KernelBuilder:
         self.outputs: list[Buffer] = []
         self.status: Buffer | None = None
         self.tensor_maps: list[TensorMap] = []
+        self.appended_bytes = 0  # of `append_workspace`
+        self._appended: Any = None
 
     def __enter__(self) -> KernelBuilder:
         self._builder = IRBuilder()
@@ -161,6 +163,19 @@ class KernelBuilder:
         self._taken = self._taken + extent(ceil_div(size, LANES) * LANES)
         return buffer
 
+    @property
+    def can_append(self) -> bool:
+        """Whether `append_workspace` is possible: not with a workspace, or with parameters that come behind one."""
+        return self._scratch is None and not self.checks_index and not symbol_parameters()
+
+    def append_workspace(self, size: int) -> Buffer:
+        """float32 of a workspace that the schedule finds to need when the function has begun. Once."""
+        assert self.can_append
+        assert not self.appended_bytes
+        self.appended_bytes = size * 4
+        self._appended = tirx.Var("workspace", T.ptr("float32").ty)
+        return self._declare(self._appended, "float32", size)
+
     def tensor_map(self, buffer: Buffer, tensor: TensorMap) -> Any:
         """A descriptor of a tensor in `buffer`, for launches of the function that come after: a variable, whose address
         copies take."""
@@ -175,7 +190,11 @@ class KernelBuilder:
         self._frame.__exit__(kind, error, traceback)
         self._builder.__exit__(kind, error, traceback)
         if kind is None:
-            self.function = self._builder.get().with_attr("global_symbol", self.name)
+            function = self._builder.get()
+            if self._appended is not None:
+                parameters = [*function.params, self._appended]
+                function = tirx.PrimFunc(parameters, function.body, function.ret_type, function.attrs)
+            self.function = function.with_attr("global_symbol", self.name)
 
 
 def local(size: int, dtype: str = "float32") -> Buffer:

@@ -66,8 +66,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     )  # fmt: skip
     with builder:
         emit(form.product(builder), RunEpilogue(group, builder), target)
-    size = int(numpy_dtype(stored_dtype(kind)).itemsize)
-    return lowered(group, builder, flops=2 * count(shape) * count(weight[1:]), workspace=elements * size)
+    workspace = elements * int(numpy_dtype(stored_dtype(kind)).itemsize) + builder.appended_bytes
+    return lowered(group, builder, flops=2 * count(shape) * count(weight[1:]), workspace=workspace)
 
 
 class _Form:

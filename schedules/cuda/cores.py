@@ -12,7 +12,7 @@ from .mma import MmaBlock
 from .product import DEPTHS, Block, Product
 from .simt import SimtBlock
 from .table import choose_tile
-from .tiles import CARDS, MMA, MMA_ON_HOPPER, SIMT, SPECIALISED, WGMMA, Tile
+from .tiles import CARDS, MMA, MMA_ON_HOPPER, SIMT, SPECIALISED, SPLIT, WGMMA, Tile
 from .wgmma import WgmmaBlock
 
 HOPPER = "sm_90a"
@@ -23,7 +23,7 @@ def emit(product: Product, epilogue: RunEpilogue, target: Target) -> None:
     if gemv.takes(product):
         gemv.emit(product, epilogue)
         return
-    forms = _forms(product, target)
+    forms = _forms(product, target, may_split=epilogue.builder.can_append)
     chunks = ceil_div(product.inner, DEPTHS[product.kind])
     sizes = (product.batches, product.rows, product.columns, chunks)
     tile = choose_tile([*forms], target.gpu.arch, product.kind, sizes)
@@ -35,7 +35,7 @@ def emit(product: Product, epilogue: RunEpilogue, target: Target) -> None:
         form(product, tile, epilogue, number, thread).emit()
 
 
-def _forms(product: Product, target: Target) -> dict[Tile, type[Block] | None]:
+def _forms(product: Product, target: Target, *, may_split: bool) -> dict[Tile, type[Block] | None]:
     """What can compute a product: the form by its tile; None: that of `hopper`."""
     if product.kind == "float32":
         return dict.fromkeys(SIMT, SimtBlock)
@@ -43,7 +43,7 @@ def _forms(product: Product, target: Target) -> dict[Tile, type[Block] | None]:
         return dict.fromkeys(MMA, MmaBlock)
     forms: dict[Tile, type[Block] | None] = dict.fromkeys(MMA_ON_HOPPER, MmaBlock)
     if hopper.takes(product):
-        return forms | dict.fromkeys(SPECIALISED)
+        return forms | dict.fromkeys([*SPECIALISED, *(SPLIT if may_split else ())])
     # wgmma would cut off what TF32 has to round.
     if product.kind != "tf32":
         forms |= dict.fromkeys(WGMMA, WgmmaBlock)

@@ -11,14 +11,20 @@ float32.
 Lines of 128 bytes are permuted by the copy unit as wgmma reads them. What lies outside of a tensor arrives as zeros:
 rests of the summed dim, and the padding of convolutions. TF32 is rounded (to nearest, ties to even) by the copy unit.
 
+Where there are few tiles and a long summed dim, blocks take parts of it (split-K): their sums go to memory, and a
+second launch adds them in order.
+
 Limited by tensor cores for large tiles. Sources: PTX ISA, "Asynchronous warpgroup level matrix multiply-accumulate
 operations", "cp.async.bulk.tensor", "mbarrier"; the division of work is that of CUTLASS' warp-specialised kernels.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from tvm import tirx
@@ -26,13 +32,14 @@ from tvm.tirx.script.builder import ir as T
 
 from transpiler.gpu.launches import TensorMap
 
+from ..gpu.threads import each_thread
 from ..gpu.workgroup import barrier, private, workgroups
 from ..sizes import ceil_div, is_fixed
-from ..tir import when
+from ..tir import Buffer, flat_offset, unflatten, when
 from ..vectors import held
 from . import bulk, ptx
 from .epilogue import RunEpilogue
-from .product import DEPTHS, SKEW, Operand, Product, Rows, store_rows
+from .product import DEPTHS, SKEW, Destination, Operand, Product, Rows, store_rows, vector
 from .tiles import Tile
 from .wgmma import ATOM, PANEL, descriptor
 
@@ -42,6 +49,7 @@ ROWS = 64  # of a warpgroup
 # Of a thread, where a multiprocessor has 65536 for one block of three warpgroups.
 FEW_REGISTERS, MANY_REGISTERS = 40, 232
 BARRIER = 8  # bytes
+ADDING = 256  # threads of a block that adds parts of sums
 ELEMENTS = {"float16": "uint16", "bfloat16": "uint16", "tf32": "tfloat32"}
 
 
@@ -62,10 +70,55 @@ def emit(product: Product, tile: Tile, epilogue: RunEpilogue, processors: int) -
         for operand, lines in ((product.left, tile.rows), (product.right, tile.columns))
         if operand.tensor is not None
     ]
-    tiles = product.blocks(tile)
+    partial = None
+    if tile.splits > 1:
+        size = tile.splits * product.batches * product.rows * product.columns
+        partial = _Partial(epilogue.builder.append_workspace(size), (tile.splits, *_shape(product)))
+    tiles = product.blocks(tile) * tile.splits
     blocks = min(tiles, processors) if is_fixed(tiles) else T.min(tiles, processors)
     with workgroups(blocks, threads(tile)) as (number, thread), ptx.resident(1):
-        _Block(product, tile, epilogue, maps, thread).emit(number, tiles, blocks)
+        _Block(product, tile, epilogue, maps, thread, partial).emit(number, tiles, blocks)
+    if partial is not None:
+        _add(product, epilogue, partial)
+
+
+class _Partial:
+    """Sums of a part of the summed dim, [split, batch, row, column] in float32, in the place of an epilogue's
+    output."""
+
+    @property
+    def bytes(self) -> int:
+        return 4
+
+    def __init__(self, buffer: Buffer, shape: Sequence[int]) -> None:
+        self.buffer, self.shape = buffer, shape
+
+    def store_run(self, index: Callable[[Expr], Sequence[Expr]], value: Callable[[Expr], Expr], size: int) -> None:
+        run = private(size)
+        with ptx.unrolled(size) as e:
+            run.store(e, value(e))
+        ptx.move(self.buffer, flat_offset(index(0), self.shape), run, 0, size * self.bytes)
+
+
+def _shape(product: Product) -> tuple[int, int, int]:
+    return product.batches, product.rows, product.columns
+
+
+def _add(product: Product, epilogue: RunEpilogue, partial: _Partial) -> None:
+    """A launch that adds the parts of every sum, in order, and stores it through the epilogue."""
+    size = vector(product, epilogue, product.columns)
+    batches, rows, columns = _shape(product)
+    turns = (batches, rows, columns // size)
+    with each_thread(batches * rows * (columns // size), ADDING) as position:
+        batch, row, part = (held(i) for i in unflatten(position, turns))
+        column = held(part * size)
+
+        def value(e: Expr) -> Expr:
+            places = [flat_offset((split, batch, row, column + e), partial.shape) for split in range(partial.shape[0])]
+            total = functools.reduce(operator.add, [partial.buffer[place] for place in places])
+            return product.biased(total, batch, row, column + e)
+
+        epilogue.store_run(lambda e: product.place(batch, row, column + e), value, size)
 
 
 def threads(tile: Tile) -> int:
@@ -88,8 +141,16 @@ def _map(kind: str, operand: Operand, lines: int, depth: int) -> TensorMap:
 class _Block:
     """One block; where in the ring it is, every thread knows for itself."""
 
-    def __init__(self, product: Product, tile: Tile, epilogue: RunEpilogue, maps: Sequence[Expr], thread: Expr) -> None:
-        self.product, self.tile, self.epilogue, self.maps = product, tile, epilogue, maps
+    def __init__(
+        self,
+        product: Product,
+        tile: Tile,
+        epilogue: RunEpilogue,
+        maps: Sequence[Expr],
+        thread: Expr,
+        partial: _Partial | None,
+    ) -> None:
+        self.product, self.tile, self.epilogue, self.maps, self.partial = product, tile, epilogue, maps, partial
         self.thread = held(thread)
         self.group, self.lane = held(tirx.floordiv(self.thread, GROUP)), held(tirx.floormod(self.thread, 32))
         self.consumers = tile.rows // ROWS
@@ -122,7 +183,8 @@ class _Block:
         @contextmanager
         def own_tiles() -> Iterator[tuple[Expr, Expr, Expr]]:
             with ptx.rolled(turns) as turn:
-                batch, row, column = self.product.block(held(number + turn * blocks), self.tile)
+                self.split, within = self._part(held(number + turn * blocks))
+                batch, row, column = self.product.block(within, self.tile)
                 yield batch, held(row * self.tile.rows), held(column * self.tile.columns)
 
         copies = tirx.EQ(self.group, self.consumers)
@@ -137,6 +199,21 @@ class _Block:
                 with own_tiles() as (batch, row, column):
                     self._multiply(sums)
                     self._store(sums, batch, row, column)
+
+    def _part(self, number: Expr) -> tuple[Expr, Expr]:
+        """Which part of the summed dim, and the number of the tile."""
+        if self.tile.splits == 1:
+            return 0, number
+        tiles = self.product.blocks(self.tile)
+        return held(tirx.floordiv(number, tiles)), held(tirx.floormod(number, tiles))
+
+    def _own_steps(self) -> tuple[Expr, Expr]:
+        """The first step of the part, and how many it has: as many as the others, or one more."""
+        splits = self.tile.splits
+        if splits == 1:
+            return 0, self.steps
+        first = held(tirx.floordiv(self.split * self.steps, splits))
+        return first, held(tirx.floordiv((self.split + 1) * self.steps, splits) - first)
 
     def _give_registers(self, number: int, *, more: bool) -> None:
         # With fewer warpgroups everybody may have as many as there are.
@@ -164,12 +241,13 @@ class _Block:
     def _copy(self, batch: Expr, row: Expr, column: Expr) -> None:
         left = self._copier(0, self.product.left, batch, row)
         right = self._copier(1, self.product.right, batch, column)
-        with ptx.rolled(self.steps) as step:
+        first, steps = self._own_steps()
+        with ptx.rolled(steps) as step:
             stage = held(self.ring[0])
             bulk.barrier_wait(self._barrier(self.emptied, stage), tirx.bitwise_xor(self.ring[1], 1))
             filled = held(self._barrier(self.filled, stage))
             bulk.barrier_expect(filled, self.tile.stage_bytes)
-            at, k = held(self._stage(stage)), held(step * self.depth)
+            at, k = held(self._stage(stage)), held((first + step) * self.depth)
             left(at, filled, k)
             right(ptx.moved(at, self._right_start), filled, k)
             self._advance()
@@ -199,7 +277,8 @@ class _Block:
         with ptx.unrolled(count) as i:
             sums.store(i, tirx.const(0.0, "float32"))
         read = private(1, "int32")  # the stage whose products may be in flight
-        with ptx.rolled(self.steps) as step:
+        _, steps = self._own_steps()
+        with ptx.rolled(steps) as step:
             stage = held(self.ring[0])
             bulk.barrier_wait(self._barrier(self.filled, stage), self.ring[1])
             self._begin(sums, held(self._stage(stage)))
@@ -231,10 +310,22 @@ class _Block:
             bulk.barrier_arrive(self._barrier(self.emptied, stage))
 
     # --- results
+    def _destination(self) -> tuple[Product, Destination]:
+        """Where the sums go."""
+        if self.partial is None:
+            return self.product, self.epilogue
+        split = self.split
+        bare = replace(
+            self.product, place=lambda batch, row, column: (split, batch, row, column), run=self.product.columns,
+            row_bias=None, column_bias=None,
+        )  # fmt: skip
+        return bare, self.partial
+
     def _store(self, sums: Any, batch: Expr, row: Expr, column: Expr) -> None:
         own_row = held(row + tirx.floordiv(self.thread, 32) * 16)
         group, pair = tirx.floordiv(self.lane, 4), tirx.floormod(self.lane, 4)
         rows = Rows(self.own_sums, self.panel, self.pitch)
+        product, epilogue = self._destination()
         with ptx.unrolled(self.tile.columns // self.panel) as panel:
             ptx.sync_warp()
             with ptx.unrolled(self.panel // 8) as j, ptx.unrolled(2) as lower:
@@ -243,4 +334,4 @@ class _Block:
                 ptx.store_shared_pair(ptx.moved(self.own_sums, offset), [sums[at], sums[at + 1]])
             ptx.sync_warp()
             first = held(column + panel * self.panel)
-            store_rows(self.product, self.tile, self.epilogue, rows, batch, own_row, first, self.lane, 32)
+            store_rows(product, self.tile, epilogue, rows, batch, own_row, first, self.lane, 32)

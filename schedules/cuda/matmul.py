@@ -52,8 +52,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
             column_bias=None if bias is None else lambda _, column: bias(column),
         )  # fmt: skip
         emit(product, RunEpilogue(group, builder), target)
-    size = int(numpy_dtype(stored_dtype(kind)).itemsize)
-    return lowered(group, builder, flops=2 * count(shape) * left.inner, workspace=elements * size)
+    workspace = elements * int(numpy_dtype(stored_dtype(kind)).itemsize) + builder.appended_bytes
+    return lowered(group, builder, flops=2 * count(shape) * left.inner, workspace=workspace)
 
 
 def _matrices(kind: str, group: Group, node: Node) -> tuple[Matrices, Matrices, bool]:

@@ -16,7 +16,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
@@ -282,6 +282,16 @@ class Block(ABC):
         )  # fmt: skip
 
 
+class Destination(Protocol):
+    """What takes runs of results, given in float32; `bytes` of an element."""
+
+    @property
+    def bytes(self) -> int: ...
+
+    def store_run(self, index: Callable[[Expr], Sequence[Expr]], value: Callable[[Expr], Expr], size: int) -> None:
+        """Elements 0 .. size - 1, which lie side by side, at once; their place is a multiple of `size`."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """16 rows of sums in shared memory at an address, each of `columns` float32, `pitch` bytes apart."""
@@ -294,7 +304,7 @@ class Rows:
 def store_rows(
     product: Product,
     tile: Tile,
-    epilogue: RunEpilogue,
+    epilogue: Destination,
     rows: Rows,
     batch: Expr,
     first_row: Expr,
@@ -305,7 +315,7 @@ def store_rows(
 ) -> None:
     """Stores sums through the epilogue, by `lanes` threads. The sums of other slices of the summed dim lie `others`
     bytes behind, and are added in that order."""
-    size = _vector(product, epilogue, rows.columns)
+    size = vector(product, epilogue, rows.columns)
     runs = 16 * rows.columns // size
 
     def result(source: Expr, row: Expr, column: Expr, e: Expr) -> Expr:
@@ -333,7 +343,7 @@ def store_rows(
             )
 
 
-def _vector(product: Product, epilogue: RunEpilogue, columns: int) -> int:
+def vector(product: Product, epilogue: Destination, columns: int) -> int:
     """Elements that a lane stores at once: 16 bytes, if that many lie side by side, or 1."""
     size = ptx.CHUNK // epilogue.bytes
     return size if is_fixed(product.run) and product.run % size == 0 and columns % size == 0 else 1

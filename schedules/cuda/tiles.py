@@ -55,6 +55,7 @@ class Tile:
     rate: float
     chunks: int = 4  # of a line: 64 bytes, 32 half floats
     slices: int = 1  # teams of warps that share the tile: each sums a part of every line
+    splits: int = 1  # of the summed dim, by blocks, whose sums a second launch adds
 
     def __str__(self) -> str:
         """What tells it from others in tables and records of choices: everything but the estimate."""
@@ -110,6 +111,8 @@ SPECIALISED = (
     Tile(64, 128, 4, 1, 7, 0.7, 8),
     Tile(64, 64, 4, 1, 8, 0.55, 8),
 )
+# Where there are few tiles and a long summed dim.
+SPLIT = tuple(replace(tile, splits=splits) for tile in SPECIALISED[1:] for splits in (2, 4, 8))
 MMA_ON_HOPPER = tuple(replace(tile, rate=tile.rate * 0.6) for tile in MMA)
 # Of multiply-adds: a warp's tile is 16 or 32 x 32 or 64.
 SIMT = (
@@ -133,13 +136,14 @@ def cycles(tile: Tile, card: Card, kind: str, batches: Extent, rows: Extent, col
     many. `inner` is the summed dim in chunks."""
     sizes = ((batches, 1), (rows, tile.rows), (columns, tile.columns))
     known = [ceil_div(size, step) for size, step in sizes if is_fixed(size)]
-    blocks = 1
+    blocks = tile.splits
     for number in known:
         blocks *= number
     rounds = blocks / card.processors if len(known) < len(sizes) else ceil_div(blocks, card.processors)
-    chunks = ceil_div(inner, tile.chunks) * tile.chunks if is_fixed(inner) else tile.chunks
+    chunks = ceil_div(inner, tile.chunks * tile.splits) * tile.chunks if is_fixed(inner) else tile.chunks
     work = rounds * tile.rows * tile.columns * chunks / (card.products(kind) * tile.rate)
     waves = rounds / resident(tile, card) if len(known) < len(sizes) else ceil_div(rounds, resident(tile, card))
+    waves += 2 if tile.splits > 1 else 0  # the second launch
     return float(work + (waves * LATENCY if is_fixed(inner) else 0))
 
 
@@ -160,6 +164,8 @@ def ranked(
     """The tiles that suit a product, the one with the least `cycles` first."""
 
     def worth(tile: Tile) -> bool:
+        if tile.splits > 1:
+            return is_fixed(batches, rows, columns, inner) and inner >= DEEP * tile.chunks * tile.splits
         return tile.slices == 1 or (is_fixed(inner) and inner >= DEEP * tile.chunks)
 
     def cost(tile: Tile) -> float:

@@ -53,15 +53,22 @@ CASES: Mapping[str, tuple[Op, list[tuple[int, ...]], str, int, int]] = {
     "conv_tf32": (Conv((2, 2), (2, 2), (2, 2), 2, "tf32"), [(2, 64, 9, 8), (20, 32, 3, 3)], "float32", 3, 2),
     "conv_1d": (Conv((2,), (3,), (1,)), [(3, 128, 19), (24, 128, 4)], "bfloat16", 4, 2),
     "conv_3d": (Conv((1, 2, 1), (1, 1, 1), (1, 1, 1)), [(1, 64, 3, 5, 4), (18, 64, 3, 3, 3)], "float16", 4, 132),
+    "split": (Linear(), [(70, 1000), (72, 1000), (72,)], "float16", 4, 3),
+    "split_batch": (Matmul(), [(2, 33, 832), (2, 832, 40)], "bfloat16", 4, 132),
+    "split_odd": (Linear("tf32"), [(40, 456), (21, 456), (21,)], "float32", 4, 132),
     "conv_1x1": (Conv((1, 1), (0, 0), (1, 1)), [(3, 24, 4, 6), (70, 24, 1, 1), (70,)], "float16", 3, 2),
 }  # fmt: skip
+
+SPLITS = {"split": 4, "split_batch": 2, "split_odd": 4}  # of the summed dim
 
 
 def scheduled(name: str, op: Op, inputs: list[Array], tile: int, processors: int) -> Lowered:
     """With one tile to choose from, for a device of some multiprocessors."""
     cores = import_schedule("cuda.cores")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cores, "SPECIALISED", cores.SPECIALISED[tile : tile + 1])
+        own, splits = cores.SPECIALISED[tile], SPLITS.get(name, 1)
+        patch.setattr(cores, "SPECIALISED", () if splits > 1 else (own,))
+        patch.setattr(cores, "SPLIT", (replace(own, splits=splits),) if splits > 1 else ())
         patch.setattr(cores, "MMA_ON_HOPPER", ())
         patch.setattr(cores, "CARDS", {ARCH: replace(cores.CARDS[ARCH], processors=processors)})
         return schedule(op_group(op, inputs), TARGET, name)
@@ -115,7 +122,7 @@ def test_machine_code() -> None:
     hopper = import_schedule("cuda.hopper")
     assert hopper.GROUP * (hopper.FEW_REGISTERS + 2 * hopper.MANY_REGISTERS) <= 65536
     for name, (*_, tile, _) in CASES.items():
-        launch = source.launches[name][-1]
+        launch = source.launches[name][-1 if name not in SPLITS else -2]
         columns = import_schedule("cuda.tiles").SPECIALISED[tile].columns
         assert used[launch.entry].stack == 0, name
         assert used[launch.entry].registers * launch.workgroup[0] <= 65536, name
@@ -123,7 +130,7 @@ def test_machine_code() -> None:
         counted = found[launch.entry]
         # A step is 128 bytes of the summed dim, 32 in an instruction.
         assert counted["HGMMA"] == 4, name
-        across = name in ("matmul", "matmul_broadcast", "conv_1x1")
+        across = name in ("matmul", "matmul_broadcast", "split_batch", "conv_1x1")
         assert counted["UTMALDG"] == 1 + (columns // 64 if across else 1), name
         assert counted["USETMAXREG"] == (2 if launch.workgroup[0] == 384 else 0), name
         # Nobody copies by hand, and one barrier of the block is enough.

@@ -24,7 +24,7 @@ LISTS = {
 
 
 def linear(kind: str, rows: int, inner: int, columns: int, arch: str, name: str = "linear") -> Lowered:
-    dtype = "float16" if kind == "float16" else "float32"
+    dtype = "float32" if kind == "tf32" else kind
     shapes = ((rows, inner), (columns, inner), (columns,))
     values = tuple(Value(f"x{i}", TensorType(dtype, shape)) for i, shape in enumerate(shapes))
     op = Linear(precision="tf32") if kind == "tf32" else Linear()
@@ -38,6 +38,7 @@ def with_tiles(kind: str, tiles: str, arch: str) -> Iterator[Lowered]:
     for number, tile in enumerate(getattr(cores, tiles)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cores, "MMA_ON_HOPPER", ())
+            patch.setattr(cores, "SPLIT", ())
             patch.setattr(cores, tiles, (tile,))
             yield linear(kind, 1024, 1024, 1024, arch, f"tile{number}")
 
@@ -62,10 +63,11 @@ def test_no_tile_spills(arch: str, kind: str) -> None:
         ("sm_80", "float32", (4096, 4096, 4096), (256, 32 * 32)),
         ("sm_80", "float16", (128, 768, 768), (256, 4 * 24)),  # few tiles: small ones, four teams of warps
         ("sm_90a", "float16", (8192, 8192, 8192), (384, 132)),  # as many blocks as multiprocessors
+        ("sm_90a", "bfloat16", (512, 3072, 768), (384, 4 * 6 * 4)),  # 128 x 128, four parts of the summed dim
         ("sm_80", "float16", (1, 768, 50257), (128, -(-50257 // 8))),  # a warp for two columns
     ],
 )
 def test_tiles_by_sizes(arch: str, kind: str, sizes: tuple[int, int, int], expected: tuple[int, int]) -> None:
     item = linear(kind, *sizes, arch)
-    (launch,) = cuda_source([item], load_target("cuda", arch).tvm_target()).launches["linear"]
+    launch, *_ = cuda_source([item], load_target("cuda", arch).tvm_target()).launches["linear"]
     assert (launch.workgroup[0], launch.grid[0]) == expected
