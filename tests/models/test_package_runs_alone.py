@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +39,25 @@ def run(*command: str | Path, cwd: Path, **variables: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def mnist(tmp_path_factory: pytest.TempPathFactory) -> Package:
-    """The MNIST classifier, transpiled."""
-    module, args, _ = load("mnist")
-    return transpile(module, args, name="mnist", out=tmp_path_factory.mktemp("mnist"), test=True)
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Package]:
+    """Packages by the names of models, each transpiled once."""
+
+    @cache
+    def made(name: str) -> Package:
+        if name == "bert_tiny":
+            module, args, kwargs = hf.bert_tiny()
+            module = redraw(module, 1)
+        else:
+            module, args, kwargs = load(name)
+        return transpile(module, args, kwargs, name=name, out=tmp_path_factory.mktemp(name), test=name == "mnist")
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def mnist(build: Callable[[str], Package]) -> Package:
+    """The MNIST classifier, transpiled and tested."""
+    return build("mnist")
 
 
 @pytest.fixture(scope="module")
@@ -101,19 +118,9 @@ def test_its_own_tests_pass_there(alone: Path, mnist: Package, tmp_path: Path) -
 # --- the folder ---------------------------------------------------------------------------------------------
 
 
-def _bert_tiny(out: Path) -> Package:
-    module, args, kwargs = hf.bert_tiny()
-    return transpile(redraw(module, 1), args, kwargs, name="bert_tiny", out=out)
-
-
-def _file(name: str, out: Path) -> Package:
-    module, args, kwargs = load(name)
-    return transpile(module, args, kwargs, name=name, out=out)
-
-
 @pytest.mark.parametrize("name", ["mnist", "lstm", "bert_tiny"])
-def test_it_is_formatted_clean_and_typed(name: str, tmp_path: Path) -> None:
-    package = _bert_tiny(tmp_path) if name == "bert_tiny" else _file(name, tmp_path)
+def test_it_is_formatted_clean_and_typed(name: str, build: Callable[[str], Package], tmp_path: Path) -> None:
+    package = build(name)
     for command in (
         ("ruff", "format", "--check", "--no-cache", "."),
         ("ruff", "check", "--no-cache", "."),
@@ -152,10 +159,10 @@ def _files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["mnist", "lstm"])
-def test_four_callers_at_once(name: str, tmp_path: Path) -> None:
+def test_four_callers_at_once(name: str, build: Callable[[str], Package]) -> None:
     """A model that may use two threads, called from four: every result is that of a lone call."""
-    module, args, _ = load(name)
-    model = transpile(module, args, name=name, out=tmp_path).load(threads=2)
+    _, args, _ = load(name)
+    model = build(name).load(threads=2)
     rng = np.random.default_rng(0)
     inputs = [[rng.standard_normal(item.shape, np.float32) for item in args] for _ in range(4)]
     expected = [model.infer(*arrays) for arrays in inputs]
