@@ -18,12 +18,16 @@ from tests.cuda import on_gpu
 from tests.cuda.gpu.results import BEGIN, END, Part, geometric_mean, page, write_page
 from tests.cuda.gpu.times import write_table
 
-WITHOUT_TVM = "import sys; sys.modules['tvm'] = None; from tests.cuda.on_gpu import main; sys.exit(main(sys.argv[1:]))"
+MISSING = ("tvm", "click", "rich", "timm", "diffusers")
+SCRIPT = (
+    f"import sys; sys.modules |= dict.fromkeys({MISSING})\n"
+    "from tests.cuda.on_gpu import main\nsys.exit(main(sys.argv[1:]))"
+)
 
 
 def call(work: Path, *arguments: str, times: str = "") -> subprocess.CompletedProcess[str]:
     """As on the machine with the GPU; kernels with made-up `times` are not run."""
-    command = [sys.executable, "-c", WITHOUT_TVM, *arguments, "--work", str(work), "--tiny", "--sanitizer", "none"]
+    command = [sys.executable, "-c", SCRIPT, *arguments, "--work", str(work), "--tiny", "--sanitizer", "none"]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | {"STANDIN_TIMES": times}
     )
