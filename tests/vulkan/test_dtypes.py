@@ -223,6 +223,22 @@ def test_every_module_is_valid(tmp_path: Path) -> None:
     assert [text for kernel in chosen if (text := validation_errors(kernel, tmp_path))] == []
 
 
+@pytest.mark.usefixtures("validator")
+def test_what_a_branch_chooses_is_valid(tmp_path: Path) -> None:
+    """Of memory of 16 bits, too: a device that has the memory without the arithmetic takes the other module."""
+    dtypes = ["float16", "float32", "float64", "int8", "int16", "int64"]
+    chosen = build(
+        [elementwise(f"choice_{dtype}", ["bool", dtype, dtype], dtype, T.if_then_else, COUNT) for dtype in dtypes]
+    )
+    assert [text for kernel in chosen.values() if (text := validation_errors(kernel, tmp_path))] == []
+    needed = {"shaderFloat16", "storageBuffer8BitAccess", "storageBuffer16BitAccess"}
+    assert set(chosen["choice_float16"].features) == needed
+    packed = chosen["choice_float16"].packed
+    assert packed is not None
+    assert packed.features == ()
+    assert validation_errors(packed, tmp_path) == ""
+
+
 LIMITS = (6, 0, -6, 1 << 31)
 COMPARED: tuple[Callable[[Any, Any], Any], ...] = (operator.lt, operator.le, operator.gt, operator.ge)
 

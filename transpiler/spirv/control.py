@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from .arithmetic import Arithmetic, Value
-from .dtypes import BOOL, UINT32
+from .dtypes import BOOL, FLOAT16, UINT32, Capability
 from .opcodes import Op
 
 Lanes = Sequence[Value]
@@ -36,6 +36,8 @@ def choose(
 
 
 def _phi(s: Arithmetic, like: Value, incoming: tuple[int, ...]) -> Value:
+    if like.dtype == FLOAT16 and not s.module.wide_halves:
+        s.module.need(Capability.FLOAT16)  # 16-bit storage alone allows loads, stores and conversions
     type_ = s.module.scalar_type(like.dtype.register)
     return Value(s, s.module.result(Op.PHI, type_, *incoming), like.dtype)
 
