@@ -19,6 +19,7 @@ from transpiler.ops.dtypes import HALF
 from transpiler.ops.packed import LinearPacked
 from transpiler.ops.planes import ConvPlanes, WinogradPlanes
 from transpiler.ops.strassen import LinearStrassen
+from transpiler.ops.strassen_conv import ConvStrassen
 from transpiler.ops.winograd import ConvWinograd
 from transpiler.passes.fusion import FusedStep, GroupStep, ViewStep, partition
 from transpiler.passes.weights import prepared_values, split_program
@@ -206,7 +207,7 @@ def _label(op: Op, arity: int) -> str:
             return f"{'grouped' if group > 1 else 'depthwise'}{kernel[0]}x{kernel[1]}" + ("_bias" if arity == 3 else "")
         case LinearPacked():
             return "linear" + ("_bias" if arity == 3 else "")
-        case LinearStrassen():
+        case LinearStrassen() | ConvStrassen():
             return "strassen" + ("_bias" if arity == 3 else "")
     # How values are stored is no part of the name.
     stored = op.name in ("full", "broadcast_to", "widen") or (isinstance(op, Cast) and op.dtype in HALF)

@@ -144,6 +144,9 @@ class Accumulators:
                     panel.store_vector(row * LANES, panel.vector(row * LANES) + other)
             distance //= 2
 
+    def set(self, row: int, panel: int, value: Expr) -> None:
+        self._panels[panel].store_vector(row * LANES, value)
+
     def vector(self, row: int, panel: int) -> Expr:
         return self._panels[panel].vector(row * LANES)
 

@@ -91,10 +91,10 @@ def tall_tile(isa: Isa, g: Geometry) -> Tile:
     per multiply-add is then mostly the map's part, which is in L1."""
     shapes = [Tile(max_rows(isa, panels), panels) for panels in range(1, min(4, g.out_blocks) + 1)]
     best = max(shapes, key=lambda tile: tile.rows * tile.panels)
-    return Tile(_even(g.tiles, best.rows), best.panels)
+    return Tile(even(g.tiles, best.rows), best.panels)
 
 
-def _even(total: int, most: int) -> int:
+def even(total: int, most: int) -> int:
     """The size of the least number of about equal parts of `total`, none over `most`."""
     return -(-total // -(-total // most))
 
@@ -109,7 +109,7 @@ def make_plan(g: Geometry, tile: Tile) -> Plan:
         count = -(-g.tiles // rows)
         strips = min(count, STRIPS)
     else:
-        rows = min(_even(count, -(-count // -(-TASKS // groups))) * tile.rows, g.tiles)
+        rows = min(even(count, -(-count // -(-TASKS // groups))) * tile.rows, g.tiles)
         count = -(-g.tiles // rows)
         strips = min(groups * count, STRIPS)
     map_stride = g.in_blocks * (rows if many else g.tiles) | 1

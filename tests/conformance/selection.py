@@ -7,7 +7,7 @@ from transpiler.ops.base import Sample
 from transpiler.ops.dtypes import HALF
 
 # What the passes make for the CPU's schedules only.
-OF_THE_CPU = frozenset({"packed", "winograd", "strassen", "blocked_conv"})
+OF_THE_CPU = frozenset({"packed", "winograd", "strassen", "strassen_conv", "blocked_conv"})
 OWN = sorted(FAMILIES.keys() - OF_THE_CPU)
 
 

@@ -129,7 +129,17 @@ def half_samples(family: str) -> dict[str, tuple[Sample, str]]:
 
 # The passes make packed ops of float32 ones; PyTorch has no linear algebra on half floats.
 NO_HALF = frozenset(
-    {"packed", "blocked_conv", "winograd", "planes", "strassen", "factorize", "matrix_exp", "orthogonal"}
+    {
+        "packed",
+        "blocked_conv",
+        "winograd",
+        "planes",
+        "strassen",
+        "strassen_conv",
+        "factorize",
+        "matrix_exp",
+        "orthogonal",
+    }
 )
 
 

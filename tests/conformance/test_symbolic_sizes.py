@@ -31,8 +31,8 @@ SIZE_ATTRIBUTES = ("shape", "size", "starts", "stops")
 # What needs fixed sizes: packed forms are only made of fixed maps and weights; a head or a state of a size that varies
 # is no model's; reasons that models can meet are in tests/models/test_dynamic.py.
 REFUSED = {
-    "conv_blocked", "conv_winograd", "conv_stem", "conv_depthwise", "attention", "lstm_scan", "gru_scan", "rnn_scan",
-    "lu_permutation", "linear_strassen",
+    "conv_blocked", "conv_winograd", "conv_strassen", "conv_stem", "conv_depthwise", "attention", "lstm_scan",
+    "gru_scan", "rnn_scan", "lu_permutation", "linear_strassen",
 }  # fmt: skip
 # Shrinking a dimension makes indices or updates invalid that the reference takes all the same.
 GROWS_ONLY = {

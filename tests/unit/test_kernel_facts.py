@@ -10,6 +10,7 @@ from transpiler.ops.base import Op
 from transpiler.ops.blocked_conv import ConvDepthwise
 from transpiler.ops.rnn import LstmScan
 from transpiler.ops.strassen import LinearStrassen
+from transpiler.ops.strassen_conv import ConvStrassen
 from transpiler.ops.winograd import ConvWinograd
 from transpiler.plan import Kernel
 from transpiler.schedule import schedule
@@ -50,6 +51,13 @@ def test_strassen_counts_seven_products() -> None:
     """Seven products of half the size, five sums of x's parts and eight of products."""
     kernel = _kernel(LinearStrassen(128), (64, 96), (4, 7 * 48 + 2, 16))
     assert kernel.flops == 7 * 2 * 32 * 48 * 64 + 5 * 32 * 48 + 8 * 32 * 64
+
+
+def test_strassen_of_a_map_counts_seven_products() -> None:
+    """The same, but that six of the products are added up in registers: two sums of products are left."""
+    op = ConvStrassen(64, 96, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
+    kernel = _kernel(op, (1, 6, 8, 8, 16), (2, 7 * 48 + 2, 16))
+    assert kernel.flops == 32 * (7 * 2 * 48 * 32 + 7 * 48 + 2 * 32)
 
 
 def test_depthwise_counts_what_lies_in_the_map() -> None:

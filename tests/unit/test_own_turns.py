@@ -13,6 +13,7 @@ from transpiler.ops.base import Op
 from transpiler.ops.packed import LinearPacked
 from transpiler.ops.rnn import GruScan, LstmScan
 from transpiler.ops.strassen import LinearStrassen
+from transpiler.ops.strassen_conv import ConvStrassen
 from transpiler.schedule import schedule
 from transpiler.target import Target, load_target
 
@@ -20,6 +21,11 @@ CASES: dict[str, tuple[str, Op, list[tuple[int, ...]]]] = {
     "17_panels": ("linear", LinearPacked(272), [(1, 256), (17, 256, 16)]),
     "6_panels": ("linear", LinearPacked(90), [(1, 1024), (6, 1024, 16), (90,)]),
     "strassen": ("linear_strassen", LinearStrassen(272), [(70, 64), (9, 226, 16)]),
+    "strassen_conv": (
+        "conv_strassen",
+        ConvStrassen(192, 64, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+        [(1, 4, 13, 15, 16), (6, 7 * 32 + 2, 16)],
+    ),
     "lstm": ("rnn", LstmScan(), [(3, 1, 512), (1, 128), (1, 128), (512, 128)]),
     "gru": ("rnn", GruScan(), [(3, 1, 480), (1, 160), (480, 160), (480,)]),
 }

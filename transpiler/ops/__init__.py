@@ -53,6 +53,7 @@ from transpiler.ops import special_pairs as special_pairs
 from transpiler.ops import spectral as spectral
 from transpiler.ops import statistics as statistics
 from transpiler.ops import strassen as strassen
+from transpiler.ops import strassen_conv as strassen_conv
 from transpiler.ops import strided as strided
 from transpiler.ops import views as views
 from transpiler.ops import winograd as winograd

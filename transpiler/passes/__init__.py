@@ -31,6 +31,7 @@ CLEAN_UP: tuple[Pass, ...] = (
 )
 
 FAST_CONVOLUTIONS = on_each(winograd.fast_convolutions)
+FAST_POINTWISE = on_each(strassen.fast_pointwise)
 
 PIPELINE: tuple[Pass, ...] = (
     *CLEAN_UP,
@@ -40,6 +41,7 @@ PIPELINE: tuple[Pass, ...] = (
     on_each(decompose.conv3d),
     on_each(layout.blocked_channels),
     FAST_CONVOLUTIONS,
+    FAST_POINTWISE,
     on_each(layout.linear_views),
     on_each(layout.packed_linear),
     strassen.fast_products,
@@ -49,7 +51,7 @@ PIPELINE: tuple[Pass, ...] = (
 
 # Sums in no other order than a direct one.
 EXACT_PIPELINE: tuple[Pass, ...] = tuple(
-    step for step in PIPELINE if step not in (FAST_CONVOLUTIONS, strassen.fast_products)
+    step for step in PIPELINE if step not in (FAST_CONVOLUTIONS, FAST_POINTWISE, strassen.fast_products)
 )
 
 # Every module's output keeps a value of its own: nothing is folded into its neighbour.
