@@ -61,9 +61,11 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
             shape, plan, *conv.operands(builder), Epilogue(group, builder),
             builder.scratch(plan.strips * plan.slot),
         )  # fmt: skip
-        images = extent(conv.images)
-        with T.serial(0, images) if is_several(images) else T.serial(0, 1) as image:
-            emitter.emit(image)
+        if is_several(conv.images):
+            with T.serial(0, extent(conv.images)) as image:
+                emitter.emit(image)
+        else:
+            emitter.emit(0)
     return lowered(group, builder, flops=conv.images * shape.flops, workspace=4 * plan.strips * plan.slot)
 
 

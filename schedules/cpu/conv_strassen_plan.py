@@ -66,7 +66,7 @@ class Shape:
         """Of the products, of the left factors, and of two further sums of products."""
         half, depth = self.panel_pairs * LANES, self.half_blocks * LANES
         sums = sum(abs(sign) for signs in LEFT for sign in signs) - PRODUCTS
-        return self.pairs * (PRODUCTS * 2 * depth * half + (sums - 2) * depth + 2 * half)
+        return self.pairs * (PRODUCTS * 2 * depth * half + sums * depth + 2 * half)
 
     def source(self, pixel: Expr) -> Expr:
         """Where a pixel of the output lies in the source map."""

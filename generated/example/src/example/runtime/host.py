@@ -114,6 +114,18 @@ def pack_strassen(w: Array, scales: Array) -> Array:
     return np.concatenate(factors, axis=1)
 
 
+def pack_conv_strassen(w: Array, scales: Array) -> Array:
+    """[O, I] -> [O/32, 7*I/2 + 2, 16]: for every pair of blocks of outputs the right factors of Strassen's
+    products in Winograd's form, from rows divided by their scale, and the scales. Rows whose scale is NaN
+    count as zeros."""
+    finite = np.isfinite(scales)[:, None]
+    b = np.where(finite, w, 0) / np.where(finite, scales[:, None], 1).astype(w.dtype)
+    b = b.reshape(-1, 2, 16, w.shape[1] // 32, 2, 16).transpose(4, 1, 0, 3, 5, 2)
+    (b11, b12), (b21, b22) = b.reshape(2, 2, len(w) // 32, w.shape[1] // 2, 16)
+    factors = (b11, b11 - b12 + b22, b22 - b12, b12 - b11 + b21 - b22, b21, b12 - b11, b22)
+    return np.concatenate((*factors, scales.reshape(-1, 2, 16)), axis=1)
+
+
 def phase_filters(w: Array, stride: tuple[int, int], padding: tuple[int, int]) -> Array:
     """[I, O, *k] of a transposed convolution -> [phases * 16 * ceil(O/16), I, *window]: a filter per phase of
     the output, all at unit stride."""
