@@ -284,22 +284,24 @@ class _Task:
                 for row in range(self.rows):
                     self.e.epilogue.prefetch(self.e.index(self.chunk.image, 2 * self.pair + panel, first + row, 0))
         sums = Accumulators(Tile(self.rows, self.panels))
+        mark = self.e.memory[self.chunk.mark_place(self.tile)]
+        # Always 0, which LLVM does not know: it would keep what is stored in registers until it is loaded.
+        again = held(tirx.min(T.Cast("int32", mark), 0))
         sums.zero()
         for kept in range(KEPT):
             self.add_product(sums, kept)
             self.keep(sums, kept)
         self.add_product(sums, 3)
         self.results(sums, 1, 0, sums.result)
-        self.load(sums, 0)
+        self.load(sums, 0, again)
         self.add_product(sums, 4)
         self.results(sums, 0, 0, sums.result)
         sums.zero()
         self.add_product(sums, 5)
-        self.results(sums, 1, 1, lambda row, panel: partial(self.with_kept, sums, row, panel))
-        self.load(sums, 1, added=True)
+        self.results(sums, 1, 1, lambda row, panel: partial(self.with_kept, sums, row, panel, again))
+        self.load(sums, 1, again, added=True)
         self.add_product(sums, 6)
         self.results(sums, 0, 1, sums.result)
-        mark = self.e.memory[self.chunk.mark_place(self.tile)]
         with when(tirx.NE(mark, tirx.const(0.0, "float32"))):
             self.chunk.direct(self.tile, self.rows, self.pair, self.panels)
 
@@ -342,14 +344,14 @@ class _Task:
             for panel in range(self.panels):
                 self.e.memory.store_vector(self.kept_place(kept, row, panel), sums.vector(row, panel))
 
-    def load(self, sums: Accumulators, kept: int, *, added: bool = False) -> None:
+    def load(self, sums: Accumulators, kept: int, again: Expr, *, added: bool = False) -> None:
         for row in range(self.rows):
             for panel in range(self.panels):
-                value = self.e.memory.vector(self.kept_place(kept, row, panel))
+                value = self.e.memory.vector(self.kept_place(kept, row, panel) + again)
                 sums.set(row, panel, sums.vector(row, panel) + value if added else value)
 
-    def with_kept(self, sums: Accumulators, row: int, panel: int, lane: Expr) -> Expr:
-        return sums.element(row, panel, lane) + self.e.memory[self.kept_place(KEPT - 1, row, panel) + lane]
+    def with_kept(self, sums: Accumulators, row: int, panel: int, again: Expr, lane: Expr) -> Expr:
+        return sums.element(row, panel, lane) + self.e.memory[self.kept_place(KEPT - 1, row, panel) + again + lane]
 
     def results(self, sums: Accumulators, below: int, side: int, element: Callable[[int, int], Element]) -> None:
         """The upper (0) or lower pixels' results of the left (0) or right panels."""
