@@ -15,6 +15,7 @@ from tests.benchmarks.environments import python_of
 
 ROOT = Path(__file__).parents[2]
 # What a package is made from: another content is another package.
+CACHES = {"__pycache__", ".ruff_cache"}
 SOURCES = ("transpiler", "schedules", "targets", "templates")
 PEERS_OF = {"cpu": ("onnxruntime", "openvino", "compile", "aot", "eager"), "vulkan": ("ncnn", "iree")}
 STEPS_OF: Mapping[str, tuple[str, ...]] = {
@@ -34,7 +35,7 @@ def sources_hash() -> str:
     digest = hashlib.sha256()
     for folder in SOURCES:
         for path in sorted((ROOT / folder).rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
+            if path.is_file() and not CACHES.intersection(path.parts):
                 digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
