@@ -17,7 +17,9 @@ TARGET = "__target__"
 PER_TARGET, ONLY_SEVERAL = f"src/{PLACEHOLDER}/prepare.py.jinja", f"src/{PLACEHOLDER}/model_{TARGET}.py.jinja"
 RUNTIME = "runtime/"
 # Files of the runtime that several targets need: those that do not have a folder of their own there.
-FOR_SEVERAL = {f"{RUNTIME}{file}": frozenset({"vulkan", "cuda"}) for file in ("launches.py", "replay.py")}
+FOR_SEVERAL = {
+    f"{RUNTIME}{file}": frozenset({"vulkan", "cuda"}) for file in ("launch_list.py", "launches.py", "replay.py")
+}
 
 
 @cache

@@ -308,7 +308,7 @@ def test_regions_wait_for_each_other_only_where_they_must() -> None:
 
 
 def test_blocks_of_different_times_share_memory() -> None:
-    place_blocks = runtime("launches").place_blocks
+    place_blocks = runtime("launch_list").place_blocks
     offsets, total = place_blocks([(1000, 0, 1), (300, 1, 2), (900, 2, 3), (10, 0, 3)])
     assert total <= 1024 + 512 + 10
     assert offsets[0] == offsets[2] == 0
@@ -318,7 +318,7 @@ def test_blocks_of_different_times_share_memory() -> None:
 
 def test_modules_of_other_targets_are_left_out(package: Package) -> None:
     names = {path.name for path in (package.path / "src" / "tiny").rglob("*.py")}
-    assert {"launches.py", "recording.py"} <= names
+    assert {"launch_list.py", "launches.py", "recording.py"} <= names
     assert not {"native.py", "direct.py", "isas.py"} & names
     assert not list(package.path.rglob("*.so"))
     assert '"vulkan>=1.3,<2"' in (package.path / "pyproject.toml").read_text()

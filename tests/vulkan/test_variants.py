@@ -84,9 +84,8 @@ def test_a_device_gets_the_variant_for_its_kind(
     kinds = ("discrete", "integrated")
     lists = {"base": SimpleNamespace(kinds=(), bytes=0), "staged": SimpleNamespace(kinds=kinds, bytes=4096)}
     device: Any = SimpleNamespace(found=SimpleNamespace(kind=kind))
-    monkeypatch.setattr(variants, "read_list", lambda folder, variant: lists[variant])
     monkeypatch.setattr(variants, "faults", lambda device, found: ["no memory"] if found.bytes > shared else [])
-    assert variants.runnable_variants(device, Path(), ["base", "staged"]) == expected
+    assert variants.runnable_variants(device, lists) == expected
 
 
 THREADS_OF_THE_DRIVER = """

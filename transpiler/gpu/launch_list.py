@@ -1,4 +1,4 @@
-"""launches.json of a package: what runtime/launches.py of packages reads."""
+"""launches.json of a package: what runtime/launch_list.py of packages reads."""
 
 from __future__ import annotations
 

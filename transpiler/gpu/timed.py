@@ -61,12 +61,12 @@ class Timer:
     """Calls of the list `launches` in a folder, on the first device. Raises RuntimeError where there is none."""
 
     def __init__(self, folder: Path, launches: str) -> None:
-        self.device_module, self.memory, self.recording, self.launches = (
-            import_runtime(name) for name in ("cuda.device", "cuda.memory", "cuda.recording", "launches")
+        self.device_module, self.memory, self.recording, self.launch_list = (
+            import_runtime(name) for name in ("cuda.device", "cuda.memory", "cuda.recording", "launch_list")
         )
         self.device = self.device_module.open_device(None)
         self.code = self.device_module.load_code(self.device, folder / FILE)
-        self.list = self.launches.LaunchList(folder / launches)
+        self.list = self.launch_list.LaunchList(folder / launches)
         self.weights = self.memory.DeviceWeights(self.device, np.zeros(0, np.uint8), {})
 
     def times(self, calls: Mapping[int, Sequence[str]], tell: Any, end: float) -> dict[int, float]:
@@ -99,7 +99,7 @@ class Timer:
         """A graph that makes a call several times, and how often."""
         program = self.list.single(0, call, {})
         last = max((region.offset + region.nbytes for region in program.inputs), default=0)
-        pitch = -(-last // self.launches.ALIGNMENT) * self.launches.ALIGNMENT
+        pitch = -(-last // self.launch_list.ALIGNMENT) * self.launch_list.ALIGNMENT
         repeats = max(1, min(REPEATS, COPIED_BYTES // max(pitch, 1)))
 
         def moved(region: Any, turn: int) -> Any:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transpiler.errors import TranspileError, TranspileErrors
-from transpiler.gpu.cuda import FILE, compile_kernels
+from transpiler.gpu.cuda import compile_kernels
 from transpiler.gpu.launch_list import render_launches
 from transpiler.gpu.timed import BEGINS, FAILED
 from transpiler.group import Group, Lowered
@@ -60,11 +60,10 @@ def measure(
         return found
     with tempfile.TemporaryDirectory(prefix="transpile-tune-") as name:
         folder = Path(name)
-        (folder / FILE).write_bytes(compiled.files[FILE])
+        for file, content in compiled.files.items():
+            (folder / file).write_bytes(content)
         calls = plan([(groups[number], item) for number, _, item in present])
         (folder / compiled.list_file).write_bytes(render_launches([calls], compiled))
-        for text in [file for file in compiled.files if file != FILE]:
-            (folder / text).write_bytes(compiled.files[text])
         facts = [
             {"group": number, "dtypes": [value.dtype for value in groups[number].inputs]} for number, _, _ in present
         ]

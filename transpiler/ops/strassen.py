@@ -8,7 +8,8 @@ Schwartz, "Improving the Numerical Stability of Fast Matrix Multiplication", 201
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -21,6 +22,7 @@ LEFT = ((1, 0, 0, 1), (0, 0, 1, 1), (1, 0, 0, 0), (0, 0, 0, 1), (1, 1, 0, 0), (-
 RIGHT = ((1, 0, 0, 1), (1, 0, 0, 0), (0, 1, 0, -1), (-1, 0, 1, 0), (0, 0, 0, 1), (1, 1, 0, 0), (0, 0, 1, 1))
 RESULT = ((1, 0, 0, 1), (0, 0, 1, -1), (0, 1, 0, 1), (1, 0, 1, 0), (-1, 1, 0, 0), (0, 0, 0, 1), (1, 0, 0, 0))
 PRODUCTS = len(RESULT)
+Factors = Sequence[Sequence[int]]
 # A part of B from the right factors: product -> factor.
 RECOVERED: tuple[dict[int, int], ...] = ({1: 1}, {2: 1, 4: 1}, {3: 1, 1: 1}, {4: 1})
 
@@ -79,6 +81,24 @@ class RowScales(Reduce, name="row_scales"):
         yield Sample("1x1", cls(), (np.full((1, 1), 4.0, np.float32),), exact=True)
 
 
+def right_factors(parts: Array, right: Factors) -> list[Array]:
+    """The right factors of the products from B's parts 11, 12, 21, 22, with `right` as signs of parts by product."""
+    signed = [[parts[at] * parts.dtype.type(sign) for at, sign in enumerate(signs) if sign] for signs in right]
+    return [functools.reduce(np.add, terms) for terms in signed]
+
+
+def right_factor(s: Scalar, dtype: str, right: Factors, product: Expr, part: Callable[[int], Expr]) -> Expr:
+    """An element of the right factor of `product`, from those of B's parts."""
+    zero = s.const(0.0, dtype)
+    total = zero
+    for at in range(4):
+        sign = zero
+        for number, signs in enumerate(right):
+            sign = s.select(s.eq(product, number), s.const(float(signs[at]), dtype), sign)
+        total = total + sign * part(at)
+    return total
+
+
 class PackStrassen(Injective, name="pack_strassen"):
     """(weight[N, K], scales[N]) -> [ceil(N/32), 7*K/2 + 2, 16]: panels of 16 columns of the seven right factors, one
     factor after the other, from the scaled weight; then the scales of the left half's columns and of the right half's.
@@ -100,7 +120,7 @@ class PackStrassen(Injective, name="pack_strassen"):
         wide = np.zeros((2 * half * BLOCK, 2 * depth), weight.dtype)
         wide[: len(scales)] = np.where(finite, weight, 0) / np.where(finite, scales[:, None], 1)
         parts = wide.reshape(2, half, BLOCK, 2, depth).transpose(3, 0, 1, 4, 2).reshape(4, half, depth, BLOCK)
-        factors = [sum(parts[at] * weight.dtype.type(sign) for at, sign in enumerate(signs) if sign) for signs in RIGHT]
+        factors = right_factors(parts, RIGHT)
         columns = np.ones(2 * half * BLOCK, weight.dtype)
         columns[: len(scales)] = scales
         tail = columns.reshape(2, half, BLOCK).transpose(1, 0, 2)
@@ -126,12 +146,7 @@ class PackStrassen(Injective, name="pack_strassen"):
             value = s.guarded(column(side) < n, inputs[0](column(side), step), zero)
             return s.select(s.call("isnan", scale(side)), zero, s.divide(value, scale(side)))
 
-        product, total = s.floordiv(row, depth), zero
-        for at in range(4):
-            sign = zero
-            for number, signs in enumerate(RIGHT):
-                sign = s.select(s.eq(product, number), s.const(float(signs[at]), dtype), sign)
-            total = total + sign * part(at)
+        total = right_factor(s, dtype, RIGHT, s.floordiv(row, depth), part)
         return s.guarded(row >= PRODUCTS * depth, scale(row - PRODUCTS * depth), total)
 
     @classmethod

@@ -17,7 +17,7 @@ from transpiler.ir import Array, TensorType
 from transpiler.ops.base import Expr, Injective, Load, OpError, Sample, Scalar, rng
 from transpiler.ops.blocked_conv import BlockedConv
 from transpiler.ops.packed import BLOCK, PackChannels, require_float32
-from transpiler.ops.strassen import RowScales
+from transpiler.ops.strassen import RowScales, right_factor, right_factors
 
 # Every product, in the order of computation, as what it multiplies. A's parts are pixel x half of the input channels,
 # B's half of the input channels x output block, both 11, 12, 21, 22 in this order. Products 0, 1, 2 and 3 are one chain
@@ -51,7 +51,7 @@ class PackConvStrassen(Injective, name="pack_conv_strassen"):
         scaled = np.where(finite, weight, 0) / np.where(finite, scales[:, None], 1).astype(weight.dtype)
         split = scaled.reshape(-1, 2, BLOCK, weight.shape[1] // PAIR, 2, BLOCK)  # pair, side, output, pair, half, input
         parts = split.transpose(4, 1, 0, 3, 5, 2).reshape(4, len(scales) // PAIR, -1, BLOCK)
-        factors = [_signed(parts, signs) for signs in RIGHT]
+        factors = right_factors(parts, RIGHT)
         return np.ascontiguousarray(np.concatenate([*factors, scales.reshape(-1, 2, BLOCK)], axis=1))
 
     def host(self, *names: str) -> str:
@@ -72,12 +72,7 @@ class PackConvStrassen(Injective, name="pack_conv_strassen"):
             value = inputs[0]((pair * 2 + side) * BLOCK + lane, channel)
             return s.select(s.call("isnan", scale(side)), zero, s.divide(value, scale(side)))
 
-        product, total = s.floordiv(row, depth), zero
-        for at in range(4):
-            sign = zero
-            for number, signs in enumerate(RIGHT):
-                sign = s.select(s.eq(product, number), s.const(float(signs[at]), dtype), sign)
-            total = total + sign * part(at)
+        total = right_factor(s, dtype, RIGHT, s.floordiv(row, depth), part)
         return s.guarded(row >= PRODUCTS * depth, scale(row - PRODUCTS * depth), total)
 
     @classmethod
@@ -139,8 +134,3 @@ class ConvStrassen(BlockedConv, name="conv_strassen"):
                 odd = x.copy()
                 odd[1, 1, h // 2, w // 2, 3] = value
                 yield Sample(f"{label}_{value:g}", cls(*attributes), (odd, weight, bias))
-
-
-def _signed(parts: Array, signs: Sequence[int]) -> Array:
-    total: Array = sum(parts[at] * parts.dtype.type(sign) for at, sign in enumerate(signs) if sign)
-    return total

@@ -122,6 +122,7 @@ def _captured(case: Case, repeats: int, layout: torch.memory_format = torch.cont
         inputs = [[tensor.to(memory_format=layout) for tensor in tensors] for tensors in inputs]
     with torch.inference_mode():
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())  # which fills the inputs
         with torch.cuda.stream(stream):
             for _ in range(WARMING):
                 case.torch(*inputs[0])

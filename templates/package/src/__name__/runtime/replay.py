@@ -14,7 +14,8 @@ import numpy.typing as npt
 from .arguments import TensorSpec
 from .errors import PackageError
 from .kernels import Library, PlainCall
-from .launches import LaunchList, Program
+from .launch_list import LaunchList
+from .launches import Program
 from .state import State
 
 Array = npt.NDArray[Any]

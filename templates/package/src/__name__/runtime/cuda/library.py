@@ -14,7 +14,8 @@ import numpy.typing as npt
 from ..arguments import TensorSpec
 from ..function import Function
 from ..kernels import OpenedDevice
-from ..launches import Dispatch, LaunchList, Program
+from ..launch_list import LaunchList
+from ..launches import Dispatch, Program
 from ..manifest import check_files
 from ..profile import Rates
 from ..replay import Idle, ReplaySession, memory_of

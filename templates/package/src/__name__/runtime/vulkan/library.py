@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..arguments import TensorSpec
 from ..errors import PackageError
 from ..kernels import OpenedDevice
+from ..launch_list import LaunchList
 from ..launches import Program
 from ..manifest import check_files
 from ..profile import Rates
@@ -25,7 +26,7 @@ from .driver import create_instance, load_vulkan
 from .memory import Buffer, DeviceWeights
 from .pipelines import Pipelines
 from .recording import Recording
-from .variants import choose_variant, read_list, runnable_variants
+from .variants import choose_variant, runnable_variants
 
 Array = npt.NDArray[Any]
 NAME = "vulkan"
@@ -41,7 +42,12 @@ def open_device(folder: Path, manifest: Mapping[str, Any], wanted: str | None) -
 
 def runnable(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """The variants of the package's kernels that this machine runs. Raises PackageError: it has no driver."""
-    return runnable_variants(Device(None), folder / "kernels" / NAME, manifest["isas"])
+    return runnable_variants(Device(None), _read_lists(folder / "kernels" / NAME, manifest))
+
+
+def _read_lists(folder: Path, manifest: Mapping[str, Any]) -> dict[str, LaunchList]:
+    """By variant, in the order of the manifest."""
+    return {variant: LaunchList(folder / f"launches.{variant}.json") for variant in manifest["isas"]}
 
 
 def devices(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
@@ -70,11 +76,12 @@ class VulkanLibrary:
     """
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], wanted: str | None) -> None:
-        small = read_list(folder, manifest["isas"][0]).small
-        self._open = partial(Device, wanted, alone=small)
+        lists = _read_lists(folder, manifest)
+        # What a model computes is the same in all variants.
+        self._open = partial(Device, wanted, alone=next(iter(lists.values())).small)
         device = self._open()
-        self.variant = choose_variant(device, folder, manifest["isas"])
-        self.list = read_list(folder, self.variant)
+        self.variant = choose_variant(device, lists)
+        self.list = lists[self.variant]
         self.functions, self.calls = self.list.functions, self.list.calls
         self._folder, self._key = folder, str(manifest["sha256"])
         prepared = manifest["weights"]["prepared"].values()

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 from ..errors import PackageError
-from ..launches import LaunchList
+from ..launch_list import LaunchList
 from .device import Device
 from .pipelines import faults_of
 
 FORCE = "TRANSPILE_ISA"
-
-
-def read_list(folder: Path, variant: str) -> LaunchList:
-    return LaunchList(folder / f"launches.{variant}.json")
 
 
 def faults(device: Device, launches: LaunchList) -> list[str]:
@@ -24,18 +19,17 @@ def faults(device: Device, launches: LaunchList) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def runnable_variants(device: Device, folder: Path, variants: Sequence[str]) -> list[str]:
+def runnable_variants(device: Device, lists: Mapping[str, LaunchList]) -> list[str]:
     """Those that the device runs, the best first: made for its kind, for all, for others."""
-    lists = {variant: read_list(folder, variant) for variant in variants}
 
     def distance(variant: str) -> int:
         kinds = lists[variant].kinds
         return 0 if device.found.kind in kinds else 1 if not kinds else 2
 
-    return sorted((item for item in variants if not faults(device, lists[item])), key=distance)
+    return sorted((item for item in lists if not faults(device, lists[item])), key=distance)
 
 
-def choose_variant(device: Device, folder: Path, variants: Sequence[str]) -> str:
+def choose_variant(device: Device, lists: Mapping[str, LaunchList]) -> str:
     """The best variant that the device runs; $TRANSPILE_ISA forces one.
 
     Raises:
@@ -43,10 +37,10 @@ def choose_variant(device: Device, folder: Path, variants: Sequence[str]) -> str
             lacks.
     """
     forced = os.environ.get(FORCE)
-    if forced and forced not in variants:
-        raise PackageError(f"{FORCE}={forced}: this package has kernels for {', '.join(variants)} only")
-    able = runnable_variants(device, folder, [forced] if forced else variants)
+    if forced and forced not in lists:
+        raise PackageError(f"{FORCE}={forced}: this package has kernels for {', '.join(lists)} only")
+    able = runnable_variants(device, {forced: lists[forced]} if forced else lists)
     if able:
         return able[0]
-    missing = faults(device, read_list(folder, forced or variants[0]))
+    missing = faults(device, lists[forced] if forced else next(iter(lists.values())))
     raise PackageError(f"{device.found} cannot run this package: {'; '.join(missing)}")
