@@ -172,10 +172,12 @@ class Layout:
     """How a value stores a logical tensor.
 
     `blocked_channels` is the logical number of channels of an NCHW16c value, stored as
-    [N, ceil(C/16), spatial..., 16]; None means the value is stored as it is.
+    [N, ceil(C/16), spatial..., 16]. `channels_last`: [N, C, spatial...] is stored as [N, spatial..., C]. Neither means
+    that the value is stored as it is.
     """
 
     blocked_channels: int | None = None
+    channels_last: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from transpiler.ir import Graph, Program, Tap, Value
 from transpiler.memory import Arena, aligned, plan_arena, roots
 from transpiler.ops.base import Op
 from transpiler.ops.blocked_conv import BlockedConv, ConvBlocked, ConvDepthwise, ConvStem
+from transpiler.ops.channels_last import ConvLast
 from transpiler.ops.compare import Cast
 from transpiler.ops.custom import KernelError
 from transpiler.ops.dtypes import HALF
@@ -201,7 +202,7 @@ def _label(op: Op, arity: int) -> str:
             return f"winograd{tile}x{tile}" + ("_bias" if arity == 3 else "")
         case WinogradPlanes(tile=tile):
             return f"winograd{tile}x{tile}" + ("_bias" if arity == 3 else "")
-        case ConvPlanes():
+        case ConvPlanes() | ConvLast():
             return "conv" + ("_bias" if arity == 3 else "")
         case ConvDepthwise(kernel=kernel, group=group):
             return f"{'grouped' if group > 1 else 'depthwise'}{kernel[0]}x{kernel[1]}" + ("_bias" if arity == 3 else "")

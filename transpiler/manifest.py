@@ -284,6 +284,7 @@ def _taps(plan: KernelPlan) -> dict[str, Any]:
             "output": output,
             **_type(tap.type),
             "blocked_channels": tap.layout.blocked_channels,
+            "channels_last": tap.layout.channels_last,
         }
 
     return {path: entry(tap) for path, tap in plan.taps.items()}

@@ -25,6 +25,7 @@ from transpiler.passes.weights import weight_values
 PRODUCTS: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("linear", "linear_packed", "matmul", "grouped_matmul"), (0, 1)),
     **dict.fromkeys(("conv", "conv_transpose", "conv_blocked", "conv_stem", "conv_depthwise", "conv_planes"), (0, 1)),
+    "conv_last": (0, 1),
     "attention": (0, 1, 2),
     "lstm_scan": (3,),
     "gru_scan": (2,),

@@ -8,6 +8,7 @@ from typing import Any
 
 from transpiler.ir import TensorType
 from transpiler.ops.base import Load, Op, Reduction
+from transpiler.ops.channels_last import ConvLast, first_axes
 from transpiler.ops.conv import Conv, ConvTranspose
 from transpiler.ops.linalg import Linear, Matmul
 from transpiler.ops.packed import BLOCK
@@ -29,6 +30,8 @@ def plain_reduction(op: Op) -> Plain | None:
             return lambda s, x, types, index: _matmul(op, s, x, types, index)
         case Conv():
             return lambda s, x, types, index: _conv(op, s, x, types, index)
+        case ConvLast():
+            return lambda s, x, types, index: _conv_last(op, s, x, types, index)
         case ConvPlanes():
             return lambda s, x, types, index: _conv_planes(op, s, x, types, index)
         case WinogradPlanes():
@@ -107,6 +110,20 @@ def _at_taps(
             inside = fits if inside is None else s.logical_and(inside, fits)
     value = x(*plane, *places)
     return value if inside is None else s.guarded(inside, value, s.const(0, type_.dtype))
+
+
+def _conv_last(
+    op: ConvLast, s: Tir, x: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
+) -> Reduction:
+    """The same with loads from PyTorch's places."""
+    axes = first_axes(len(index))
+
+    def turned(load: Load) -> Load:
+        return lambda *place: load(place[0], *place[2:], place[1])
+
+    first = [type_.with_shape(tuple(type_.shape[axis] for axis in axes)) for type_ in types[:2]]
+    loads = [turned(x[0]), turned(x[1]), *x[2:]]
+    return _conv(op.plain(), s, loads, [*first, *types[2:]], [index[axis] for axis in axes])
 
 
 def _conv_planes(

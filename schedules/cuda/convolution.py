@@ -1,14 +1,17 @@
-"""Convolutions as products of matrices, in 1 to 3 dimensions: rows are output channels, columns output positions.
+"""Convolutions as products of matrices, in 1 to 3 dimensions.
 
-Two forms:
+Three forms:
 
-* Without taps (1 x 1, stride 1): a product for every image, of the weights with the map as it lies, channels first.
-* With taps, an implicit product: a first launch writes the map with its channels last, filled up to whole chunks, a
-  second one the weights likewise. The summed dim is taps, then channels, so that a chunk is 16 bytes of one pixel;
-  where it lies, and whether it is in the padding, is worked out as it is copied, by threads or by the device's copy
-  unit. No im2col buffer exists.
+* Channels last (`conv_last`, what a pass makes of convolutions whose filters are weights): an implicit product, rows
+  are output positions, columns output channels. The summed dim is taps, then channels, so that a chunk is 16 bytes of
+  one pixel; where it lies, and whether it is in the padding, is worked out as it is copied, by threads or by
+  the device's copy unit. No im2col buffer exists.
+* Channels first, without taps (1 x 1, stride 1): a product for every image, of the weights with the map as it lies;
+  rows are output channels, columns positions.
+* Channels first, with taps: a launch writes the map with its channels last, filled up to whole chunks, another one the
+  weights likewise, and the product is that of the first form, with rows and columns exchanged.
 
-Limited by what the product is limited by; the rearrangement reads and writes the map and the weights once.
+Limited by what the product is limited by; what has to be rearranged is read and written once.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from tvm.tirx.script.builder import ir as T
 from transpiler.dims import Dim
 from transpiler.group import Group, Lowered
 from transpiler.ir import Node
+from transpiler.ops.channels_last import ConvLast, first_axes
 from transpiler.ops.conv import Conv
 from transpiler.ops.dtypes import numpy_dtype
 from transpiler.target import Target
@@ -48,7 +52,7 @@ FEW_CHANNELS = 16  # output channels of a group, below which a tile would be mos
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
     node = group.anchor_node
-    if node is None or not isinstance(node.op, Conv):
+    if node is None or not isinstance(node.op, Conv | ConvLast):
         return None
     kind = product_kind(group, node)
     if kind is None or not only_widens(group) or not elementwise_epilogue(group):
@@ -58,7 +62,11 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         return None
     if kind == "float32" and node.op.groups > 1 and weight[0] // node.op.groups < FEW_CHANNELS:
         return None
-    form = (_Pointwise if _Pointwise.takes(kind, node) else _Taps)(kind, group, node)
+    form: _Form
+    if isinstance(node.op, ConvLast):
+        form = _Last(kind, group, node)
+    else:
+        form = (_Pointwise if _Pointwise.takes(kind, node) else _Taps)(kind, group, node)
     elements = form.workspace
     builder = KernelBuilder(
         name, [value.type for value in group.inputs], [group.outputs[0].type],
@@ -74,14 +82,28 @@ class _Form:
     """Sizes of a convolution, by group: `rows` output channels of `channels` input channels each."""
 
     def __init__(self, kind: str, group: Group, node: Node) -> None:
-        assert isinstance(node.op, Conv)
+        assert isinstance(node.op, Conv | ConvLast)
         self.kind, self.group, self.node, self.op = kind, group, node, node.op
-        self.x, self.shape = node.inputs[0].type.shape, node.output.type.shape
-        self.weight = node.inputs[1].type.static_shape()
+        self.x, self.shape = (self.first(value.type.shape) for value in (node.inputs[0], node.output))
+        self.weight = node.inputs[1].type.with_shape(self.first(node.inputs[1].type.shape)).static_shape()
         self.groups, self.rows = node.op.groups, self.weight[0] // node.op.groups
         self.channels, self.kernel = self.weight[1], self.weight[2:]
         self.positions = self.shape[2:]
         self.dtypes = [widened(group, value).dtype for value in node.inputs[:2]]
+
+    @staticmethod
+    def first(shape: Sequence[Dim]) -> tuple[Dim, ...]:
+        """A shape with its channels where PyTorch has them."""
+        return tuple(shape)
+
+    @property
+    def workspace(self) -> Dim:
+        """Elements of it, whose parts begin at multiples of 16."""
+        raise NotImplementedError
+
+    def product(self, builder: KernelBuilder) -> Product:
+        """The product; emits the launches that make its operands."""
+        raise NotImplementedError
 
     def sources(self, builder: KernelBuilder) -> list[Buffer]:
         return [builder.inputs[self.group.input_index(widened(self.group, value))] for value in self.node.inputs[:2]]
@@ -136,6 +158,8 @@ class _Pointwise(_Form):
 class _Taps(_Form):
     """Batches are groups, columns the positions of all images."""
 
+    last = False  # whether maps and filters lie with their channels last
+
     @property
     def chunk(self) -> int:
         return DEPTHS[self.kind]
@@ -152,37 +176,65 @@ class _Taps(_Form):
         return maps, self.weight[0] * count(self.kernel) * self.filled
 
     @property
+    def _fits(self) -> tuple[bool, bool]:
+        """Whether the map and the filters can be copied as they lie."""
+        lies_well = self.last and self.channels == self.filled
+        x, weights = (lies_well and dtype == stored_dtype(self.kind) for dtype in self.dtypes)
+        return x, weights
+
+    @property
     def workspace(self) -> Dim:
         total: Dim = 0
-        for size in self._sizes:
-            total = total + ceil_div(size, 16) * 16
+        for size, fits in zip(self._sizes, self._fits, strict=True):
+            total = total + (0 if fits else ceil_div(size, 16) * 16)
         return total
 
-    def product(self, builder: KernelBuilder) -> Product:
-        source, weights = self.sources(builder)
-        maps, packed = (builder.scratch(size) for size in self._sizes)
-        self._write_map(source, maps)
-        self._write_weights(weights, packed)
-        inner = count(self.kernel) * self.filled
+    def operands(self, builder: KernelBuilder) -> tuple[Buffer, Buffer]:
+        """The map and the filters, with their channels last; emits the launches that write them so."""
+        writers = (self._write_map, self._write_weights)
+        found = []
+        for source, size, fits, write in zip(self.sources(builder), self._sizes, self._fits, writers, strict=True):
+            target = source if fits else builder.scratch(size)
+            if not fits:
+                write(source, target)
+            found.append(target)
+        maps, filters = found
+        return maps, filters
 
-        def left(batch: Expr, row: Expr) -> Chunks:
-            start = held((batch * self.rows + row) * inner)
-            return lambda k: (start + k, None)
+    @property
+    def _flat(self) -> bool:
+        """Whether positions are pixels, in order."""
+        return {*self.kernel, *self.op.stride} == {1} and not any(self.op.padding)
+
+    @property
+    def inner(self) -> int:
+        return int(count(self.kernel)) * self.filled
+
+    def filters(self, batch: Expr, row: Expr) -> Chunks:
+        """The chunks of an output channel of a group."""
+        start = held((batch * self.rows + row) * self.inner)
+        return lambda k: (start + k, None)
+
+    def product(self, builder: KernelBuilder) -> Product:
+        maps, packed = self.operands(builder)
 
         def place(batch: Expr, row: Expr, column: Expr) -> Sequence[Expr]:
             image, *position = unflatten(column, (self.shape[0], *self.positions))
             return [image, batch * self.rows + row, *position]
 
         return Product(
-            self.kind, self.groups, self.rows, extent(self.shape[0] * count(self.positions)), inner,
-            Operand(packed, left, tensor=self._weight_tensor(packed, inner)),
-            Operand(maps, lambda batch, column: self._pixels(batch, column), tensor=self._pixel_tensor(maps)), place,
+            self.kind, self.groups, self.rows, extent(self.shape[0] * count(self.positions)), self.inner,
+            Operand(packed, self.filters, tensor=self._weight_tensor(packed)),
+            Operand(maps, self.pixels, tensor=self._pixel_tensor(maps)), place,
             extent(count(self.positions)), row_bias=self.bias(builder, lambda batch: batch),
         )  # fmt: skip
 
-    def _pixels(self, batch: Expr, column: Expr) -> Chunks:
+    def pixels(self, batch: Expr, column: Expr) -> Chunks:
         """The chunks that the window of a position sees."""
         op, sizes, pitch = self.op, extents(self.x[2:]), self.groups * self.filled
+        if self._flat:
+            here = held(column * pitch + batch * self.filled)
+            return lambda k: (here + k, None)
         image, *position = unflatten(column, (self.shape[0], *self.positions))
         corner = [held(p * stride - pad) for p, stride, pad in zip(position, op.stride, op.padding, strict=True)]
         start = held(image * count(sizes) * pitch + batch * self.filled)
@@ -201,17 +253,20 @@ class _Taps(_Form):
         return at
 
     # --- for a device's copy unit
-    def _weight_tensor(self, packed: Buffer, inner: int) -> Tensor:
+    def _weight_tensor(self, packed: Buffer) -> Tensor:
         def places(batch: Expr, row: Expr) -> Callable[[Expr], Sequence[Expr]]:
             line = held(batch * self.rows + row)
             return lambda k: (k, line)
 
-        return Tensor(packed, (inner, self.weight[0]), (inner * (ptx.CHUNK // self.chunk),), places)
+        return Tensor(packed, (self.inner, self.weight[0]), (self.inner * (ptx.CHUNK // self.chunk),), places)
 
     def _pixel_tensor(self, maps: Buffer) -> Tensor | None:
         """The map for copies of pixels (im2col): the unit goes from window to window, and adds the tap's offset. None
         where a step of a product would go over several taps, or the unit does not take the window."""
         op, size = self.op, ptx.CHUNK // self.chunk
+        pixels: Dim = self.x[0] * count(self.x[2:])
+        if self._flat and self.groups == 1:
+            return Tensor(maps, (self.filled, pixels), (self.filled * size,), lambda _, row: lambda k: (k, row))
         last = [dilation * (taps - 1) for dilation, taps in zip(op.dilation, self.kernel, strict=True)]
         lower, upper = [-pad for pad in op.padding], [pad - end for pad, end in zip(op.padding, last, strict=True)]
         far, offset = CORNERS[len(self.kernel)]
@@ -254,8 +309,12 @@ class _Taps(_Form):
 
             def element(e: Expr) -> Expr:
                 channel = held(part * self.chunk + e)
-                inside = held(first + T.min(channel, self.channels - 1))
-                return or_zero(channel < self.channels, source[inside * pixels + pixel], target.dtype)
+                own = T.min(channel, self.channels - 1)
+                if self.last:
+                    inside = held(((image * pixels + pixel) * self.groups + group) * self.channels + own)
+                else:
+                    inside = held((first + own) * pixels + pixel)
+                return or_zero(channel < self.channels, source[inside], target.dtype)
 
             place = ((image * pixels + pixel) * self.groups + group) * self.filled + part * self.chunk
             return place, element
@@ -271,9 +330,34 @@ class _Taps(_Form):
 
             def element(e: Expr) -> Expr:
                 channel = held(part * self.chunk + e)
-                inside = held(row * self.channels + T.min(channel, self.channels - 1))
-                return or_zero(channel < self.channels, source[inside * taps + tap], target.dtype)
+                own = T.min(channel, self.channels - 1)
+                steps = ((row * taps + tap) * self.channels + own, (row * self.channels + own) * taps + tap)
+                return or_zero(channel < self.channels, source[held(steps[0 if self.last else 1])], target.dtype)
 
             return flat_offset((row, tap, part), turns) * self.chunk, element
 
         write_chunks(count(turns), target, self.chunk, chunk)
+
+
+class _Last(_Taps):
+    """Rows are the positions of all images, columns the output channels of a group."""
+
+    last = True
+
+    @staticmethod
+    def first(shape: Sequence[Dim]) -> tuple[Dim, ...]:
+        return tuple(shape[axis] for axis in first_axes(len(shape)))
+
+    def product(self, builder: KernelBuilder) -> Product:
+        maps, packed = self.operands(builder)
+        bias = bias_of(self.group, builder, self.node)
+
+        def place(batch: Expr, row: Expr, column: Expr) -> Sequence[Expr]:
+            return [*unflatten(row, (self.shape[0], *self.positions)), batch * self.rows + column]
+
+        return Product(
+            self.kind, self.groups, extent(self.shape[0] * count(self.positions)), self.rows, self.inner,
+            Operand(maps, self.pixels, tensor=self._pixel_tensor(maps)),
+            Operand(packed, self.filters, tensor=self._weight_tensor(packed)), place, self.rows,
+            column_bias=None if bias is None else lambda batch, column: bias(batch * self.rows + column),
+        )  # fmt: skip

@@ -30,6 +30,7 @@ from transpiler.group import Lowered
 from transpiler.ir import Array
 from transpiler.ops.activation import Gelu
 from transpiler.ops.base import Op
+from transpiler.ops.channels_last import ConvLast
 from transpiler.ops.conv import Conv
 from transpiler.ops.linalg import Linear, Matmul
 from transpiler.schedule import import_schedule, schedule
@@ -56,6 +57,9 @@ CASES: Mapping[str, tuple[Op, list[tuple[int, ...]], str, int, int]] = {
     "split": (Linear(), [(70, 1000), (72, 1000), (72,)], "float16", 4, 3),
     "split_batch": (Matmul(), [(2, 33, 832), (2, 832, 40)], "bfloat16", 4, 132),
     "split_odd": (Linear("tf32"), [(40, 456), (21, 456), (21,)], "float32", 4, 132),
+    "last_3x3": (ConvLast((1, 1), (1, 1), (1, 1)), [(2, 5, 6, 64), (40, 3, 3, 64), (40,)], "float16", 4, 1),
+    "last_stride": (ConvLast((2, 2), (0, 0), (1, 1)), [(3, 9, 8, 128), (40, 1, 1, 128)], "bfloat16", 3, 2),
+    "last_1x1": (ConvLast((1, 1), (0, 0), (1, 1)), [(3, 5, 6, 40), (70, 1, 1, 40), (70,)], "float16", 3, 2),
     "conv_1x1": (Conv((1, 1), (0, 0), (1, 1)), [(3, 24, 4, 6), (70, 24, 1, 1), (70,)], "float16", 3, 2),
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from transpiler.group import Group, Lowered, make_group
 from transpiler.ir import Array, Node, TensorType, Value
 from transpiler.ops.activation import Gelu
 from transpiler.ops.base import Op, rng
+from transpiler.ops.channels_last import ConvLast
 from transpiler.ops.compare import Cast
 from transpiler.ops.conv import Conv
 from transpiler.ops.dtypes import numpy_dtype
@@ -55,6 +56,11 @@ CASES: dict[str, tuple[Op, Sequence[tuple[int, ...]]]] = {
     "conv_groups": (Conv((1, 1), (2, 2), (2, 2), 2), [(1, 12, 8, 8), (34, 6, 3, 3), (34,)]),
     "conv_3d": (Conv((1, 2, 1), (1, 0, 1), (1, 1, 1)), [(1, 5, 4, 5, 6), (18, 5, 3, 3, 3)]),
     "conv_1d": (Conv((1,), (2,), (1,)), [(2, 10, 33), (20, 10, 5), (20,)]),
+    "last_3x3": (ConvLast((1, 1), (1, 1), (1, 1)), [(2, 7, 9, 24), (40, 3, 3, 24), (40,)]),
+    "last_filled": (ConvLast((2, 2), (3, 3), (1, 1)), [(1, 21, 21, 4), (16, 7, 7, 4)]),
+    "last_1x1": (ConvLast((1, 1), (0, 0), (1, 1)), [(3, 7, 7, 24), (40, 1, 1, 24)]),
+    "last_groups": (ConvLast((1, 1), (2, 2), (2, 2), 2), [(1, 8, 8, 16), (34, 3, 3, 8), (34,)]),
+    "last_depthwise": (ConvLast((2, 1), (1, 1), (1, 1), 12), [(2, 9, 7, 12), (12, 3, 3, 1), (12,)]),
     "matmul_one_right": (Matmul(), [(4, 17, 24), (1, 24, 16)]),
 }
 KINDS = ("float16", "bfloat16", "tf32", "float32")
@@ -87,7 +93,7 @@ def exact_result(op: Op, inputs: Sequence[Array], kind: str) -> Array:
 # All kinds share what is not about their fragments.
 SOME = (
     "linear_bias", "linear_deep", "matmul_deep", "gemv", "matmul_batch", "matmul_odd", "matmul_transposed", "conv_3x3",
-    "conv_1x1",
+    "conv_1x1", "last_3x3",
 )  # fmt: skip
 WHICH = {"float16": tuple(CASES), "float32": tuple(CASES), "bfloat16": SOME[:5], "tf32": ("linear_small", *SOME)}
 
@@ -112,7 +118,7 @@ def test_products(kind: str) -> None:
     for name, (item, inputs) in kernels(kind).items():
         (got,) = library.run(item.kernel.name, *inputs)
         # Few rows are multiplied in float32: there is no need to round.
-        rounding = "float32" if "gemv" in name else kind
+        rounding = "float32" if "gemv" in name or "depthwise" in name else kind
         assert wrong(got, exact_result(CASES[name][0], inputs, rounding)) < 1, name
 
 

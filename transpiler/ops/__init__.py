@@ -4,6 +4,7 @@ from transpiler.ops import activation as activation
 from transpiler.ops import adaptive_pool as adaptive_pool
 from transpiler.ops import attention as attention
 from transpiler.ops import blocked_conv as blocked_conv
+from transpiler.ops import channels_last as channels_last
 from transpiler.ops import compare as compare
 from transpiler.ops import complex_math as complex_math
 from transpiler.ops import complex_pairs as complex_pairs

@@ -6,7 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from transpiler.ir import Graph, IRError, Program, verify
-from transpiler.passes import decompose, fold, half, large_weights, layout, planes, simplify, strassen, winograd
+from transpiler.passes import (
+    channels_last,
+    decompose,
+    fold,
+    half,
+    large_weights,
+    layout,
+    planes,
+    simplify,
+    strassen,
+    winograd,
+)
 
 Pass = Callable[[Program], Program]
 
@@ -99,6 +110,9 @@ CUDA_PIPELINE: tuple[Pass, ...] = (
     on_each(half.half_floats),
     on_each(fold.batch_norm),
     on_each(decompose.conv1d),
+    on_each(planes.folded_padding),
+    on_each(channels_last.channels_last),
+    on_each(layout.packed_recurrent),
     *CLEAN_UP,
 )
 

@@ -21,6 +21,11 @@ class Rewriter:
         """The outputs of `node` will not be defined: their names may be taken by `emit(..., like=)`."""
         self._free.update(value.name for value in node.outputs)
 
+    def keep(self, node: Node) -> None:
+        """Append a node as it is, with the names of its outputs."""
+        self._free.difference_update(value.name for value in node.outputs)
+        self.nodes.append(node)
+
     def emit(self, op: Op, *inputs: Value, like: Value | None = None, label: str = "") -> Value:
         """Append a node with one output. It takes the name, hint, path and location of `like` where it can, else a name
         that ends with the `label`, by default the op's."""
@@ -69,8 +74,7 @@ def rewrite(graph: Graph, visit: Visit) -> Graph:
         rewriter.release(current)
         values = visit(rewriter, current)
         if values is None:
-            rewriter._free.difference_update(value.name for value in current.outputs)
-            rewriter.nodes.append(current)
+            rewriter.keep(current)
             continue
         if not values:
             continue

@@ -61,4 +61,7 @@ class Taken:
         if tap["blocked_channels"] is not None:
             stored = unblock(stored, tap["blocked_channels"])
         shape = Shape(tap["shape"]).at(self.sizes)
+        if tap["channels_last"]:  # a kernel may see the value in another shape
+            images, channels, *spatial = shape
+            stored = np.moveaxis(stored.reshape(images, *spatial, channels), -1, 1)
         return np.array(TensorSpec(tap["value"], tap["dtype"], shape).give(stored.reshape(shape)))
