@@ -50,5 +50,6 @@ def test_corner_cases(part: int) -> None:
     assert not problems, f"{len(problems)} problems\n" + "\n".join(problems)
 
 
+@pytest.mark.slow
 def test_indices_out_of_bounds() -> None:
     assert not silent_cases(TARGET)
