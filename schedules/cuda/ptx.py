@@ -102,6 +102,14 @@ _TEXTS = {
         'float load_shared(unsigned from) { float x; asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(from) : '
         '"memory"); return x; }'
     ),
+    "store_shared_long": (
+        'void store_shared_long(unsigned to, int64_t x) { asm volatile("st.shared.s64 [%0], %1;" : : "r"(to), "l"(x) : '
+        '"memory"); }'
+    ),
+    "load_shared_long": (
+        'int64_t load_shared_long(unsigned from) { int64_t x; asm volatile("ld.shared.s64 %0, [%1];" : "=l"(x) : '
+        '"r"(from) : "memory"); return x; }'
+    ),
     "move_16": "void move_16(void *to, const void *from) { *(uint4 *)to = *(const uint4 *)from; }",
     "move_4": "void move_4(void *to, const void *from) { *(unsigned *)to = *(const unsigned *)from; }",
     "move_8": "void move_8(void *to, const void *from) { *(uint2 *)to = *(const uint2 *)from; }",
@@ -221,6 +229,16 @@ def load_shared(address: Expr) -> Expr:
 def store_shared(address: Expr, value: Expr) -> None:
     """A float32 in shared memory."""
     T.evaluate(_call("store_shared", address, value))
+
+
+def load_shared_long(address: Expr) -> Expr:
+    """An int64 of shared memory."""
+    return _call("load_shared_long", address, returns="int64")
+
+
+def store_shared_long(address: Expr, value: Expr) -> None:
+    """An int64 in shared memory."""
+    T.evaluate(_call("store_shared_long", address, value))
 
 
 def load_shared_chunk(to: Buffer, place: Expr, address: Expr) -> None:

@@ -38,7 +38,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         return None
     # What lies side by side before, and after.
     sizes = shape[-1], shape[perm[-1]]
-    if any(is_fixed(size) and size < FEW for size in sizes):
+    if any(isinstance(size, int) and size < FEW for size in sizes):
         return None
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
     with builder:

@@ -88,16 +88,16 @@ def _over_warp(warp: int, values: Sequence[Expr], dtypes: Sequence[str], combine
         state.store(0, value)
     distance = warp // 2
     while distance:
-        others = [held(_exchanged(T.tvm_warp_shuffle_down, state, distance, warp)) for state in states]
+        others = [held(exchanged(T.tvm_warp_shuffle_down, state, distance, warp)) for state in states]
         results = [held(x) for x in combine([state[0] for state in states], others)]
         for state, value in zip(states, results, strict=True):
             state.store(0, value)
         distance //= 2
     # Only the first thread has met all others.
-    return [held(_exchanged(T.tvm_warp_shuffle, state, 0, warp)) for state in states]
+    return [held(exchanged(T.tvm_warp_shuffle, state, 0, warp)) for state in states]
 
 
-def _exchanged(shuffle: Callable[..., Expr], state: Buffer, lane: int, warp: int) -> Expr:
+def exchanged(shuffle: Callable[..., Expr], state: Buffer, lane: int, warp: int) -> Expr:
     """Another thread's state. Types of fewer than 32 bits go as int32."""
     stored = storage_dtype(state.dtype)
     small = stored in ("int8", "uint8", "int16", "uint16")

@@ -292,6 +292,12 @@ static float load_shared(unsigned from) {
   std::memcpy(&x, emulator::at(from, 4, 4), 4);
   return x;
 }
+static void store_shared_long(unsigned to, int64_t x) { std::memcpy(emulator::at(to, 8, 8), &x, 8); }
+static int64_t load_shared_long(unsigned from) {
+  int64_t x;
+  std::memcpy(&x, emulator::at(from, 8, 8), 8);
+  return x;
+}
 static void move(void *to, const void *from, int size) {
   auto places = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from);
   if (places % size) emulator::fail("misaligned move");
