@@ -10,9 +10,11 @@ import pytest
 
 from tests.conformance.kernels import op_group
 from tests.cuda.library import CudaLibrary, other
+from transpiler.dims import symbol
 from transpiler.gpu.cubin import usage
 from transpiler.gpu.nvrtc import compile_code
-from transpiler.ir import Array
+from transpiler.group import make_group
+from transpiler.ir import Array, Node, TensorType, Value
 from transpiler.ops.base import Op
 from transpiler.ops.scan import Sort, Topk
 from transpiler.schedule import schedule
@@ -77,6 +79,18 @@ def test_launches(library: CudaLibrary) -> None:
     assert (counts["words"], counts["merged"], counts["half_of_it"]) == (2, 3, 3)
     assert counts["smallest"] == 3  # 4 tiles leave 3600 words, their 2 tiles 1800, one the result
     assert library.text.count("__syncthreads();") == 3 * library.text.count(" sync_warp();")
+
+
+def test_rows_that_vary() -> None:
+    op, x = Topk(100, 1), Value("x", TensorType("float32", (symbol("n"), 9000)))
+    outputs = tuple(Value(f"y{i}", type_) for i, type_ in enumerate(op.infer_types([x.type])))
+    library = CudaLibrary([schedule(make_group((Node(op, (x,), outputs),), outputs), TARGET, "few")])
+    assert len(library.launches["few"]) == 2
+    assert "sync_warp" in library.text
+    for rows in (1, 3):
+        values = np.random.default_rng().standard_normal((rows, 9000)).astype(np.float32)
+        for one, expected in zip(library.run("few", values, sizes={"n": rows}), op.reference(values), strict=True):
+            np.testing.assert_array_equal(one, expected)
 
 
 def test_machine_code(library: CudaLibrary) -> None:
