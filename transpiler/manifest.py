@@ -17,7 +17,7 @@ from transpiler.plan import Call, KernelPlan, Tap, View, output_names, storage_o
 from transpiler.prepared import prepared_keys, weights_key, weights_mark
 from transpiler.structure import to_json
 
-FORMAT = 5
+FORMAT = 6
 RANDOM = {
     "generator": "philox4x32-10",
     "compared": "values: PyTorch on these random numbers; distribution: moments of PyTorch's own",

@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import DamagedError, PackageError
 
-FORMAT = 5
+FORMAT = 6
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
