@@ -16,19 +16,17 @@ from tvm.tirx.script.builder import ir as T
 from transpiler.dims import Dim
 from transpiler.group import Group, Lowered
 from transpiler.ops.dtypes import numpy_dtype
-from transpiler.ops.packed import BLOCK
 from transpiler.target import Target
 
 from ..fuse import lowered
+from ..gpu.recurrent import GATES, advanced, weights_of
 from ..gpu.workgroup import barrier, private, shared, workgroups
 from ..halves import computed, operand
-from ..scalar import Tir
 from ..sizes import ceil_div, count, extent, is_empty
 from ..tir import Buffer, KernelBuilder
 from ..vectors import held
 
 Expr = Any
-GATES = {"lstm_scan": 4, "gru_scan": 3, "rnn_scan": 1}
 THREADS = 64
 
 
@@ -59,7 +57,6 @@ class _Scan:
         self.steps, self.rows = extent(shape[0]), extent(shape[1])
         self.threads = min(THREADS, ceil_div(units, 8) * 8)
         self.turns = ceil_div(units, self.threads)  # units of one thread
-        self.s = Tir()
 
     def emit(self, builder: KernelBuilder, inputs: list[Buffer]) -> None:
         self.x, h0, *_ = inputs
@@ -105,46 +102,22 @@ class _Scan:
         sums = [private(1, self.dtype) for _ in range(self.gates)]
         for total in sums:
             total.store(0, tirx.const(0.0, self.dtype))
-        starts = [held(self.weights_of(gate, unit)) for gate in range(self.gates)]
-        pitch = BLOCK if self.op.packed else 1
+        starts = []
+        for gate in range(self.gates):
+            start, pitch = weights_of(self.op, self.units, gate, unit)
+            starts.append(held(start))
         with T.serial(0, self.units) as k:
             state = held(self.h[k])
             for total, start in zip(sums, starts, strict=True):
                 total.store(0, total[0] + state * self.weight[start + k * pitch])
         base = held((step * self.rows + self.row) * (self.gates * self.units) + unit)
         x = [held(self.x[base + gate * self.units]) for gate in range(self.gates)]
-        result = held(self.combined(x, [held(total[0]) for total in sums], unit, turn))
+        bias = self.bias
+        result, cell = advanced(
+            self.op, self.dtype, x, [held(total[0]) for total in sums],
+            lambda gate: 0 if bias is None else bias[gate * self.units + unit], self.own_h[turn], self.c[turn],
+        )  # fmt: skip
+        if self.op.name == "lstm_scan":
+            self.c.store(turn, cell)
         self.own_h.store(turn, result)
         self.y.store((step * self.rows + self.row) * self.units + unit, result)
-
-    def weights_of(self, gate: int, unit: Expr) -> Expr:
-        """Where the weights of a unit's gate begin."""
-        if not self.op.packed:
-            return (gate * self.units + unit) * self.units
-        panel = gate * ceil_div(self.units, BLOCK) + tirx.floordiv(unit, BLOCK)
-        return panel * (self.units * BLOCK) + tirx.floormod(unit, BLOCK)
-
-    def combined(self, x: list[Expr], recurrent: list[Expr], unit: Expr, turn: Expr) -> Expr:
-        """The gate functions."""
-        s = self.s
-
-        def sigmoid(value: Expr) -> Expr:
-            return held(s.call("sigmoid", held(value)))
-
-        match self.op.name:
-            case "lstm_scan":
-                i, f, g, o = (held(a + b) for a, b in zip(x, recurrent, strict=True))
-                c = held(sigmoid(f) * self.c[turn] + sigmoid(i) * held(s.call("tanh", g)))
-                self.c.store(turn, c)
-                return sigmoid(o) * s.call("tanh", c)
-            case "gru_scan":
-                assert self.bias is not None
-                hr, hz, hn = (held(a + self.bias[gate * self.units + unit]) for gate, a in enumerate(recurrent))
-                reset, update = sigmoid(x[0] + hr), sigmoid(x[1] + hz)
-                new = held(s.call("tanh", held(x[2] + reset * hn)))
-                return (tirx.const(1.0, self.dtype) - update) * new + update * self.own_h[turn]
-            case _:
-                total = held(x[0] + recurrent[0])
-                if self.op.nonlinearity == "tanh":
-                    return s.call("tanh", total)
-                return s.select(total < tirx.const(0.0, self.dtype), tirx.const(0.0, self.dtype), total)
