@@ -18,6 +18,7 @@ Limited by shared memory, merging by the loads of the searches, which mostly mee
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     rows: Dim = count(x.shape[: op.axis]) * count(x.shape[op.axis + 1 :])
     descending: bool = op.descending if op.name == "sort" else op.largest
     parts = 2 if x.dtype in ("int64", "float64") else 1
-    plan = _Plan(along, kept)
+    plan = Plan(along, kept)
     # Of two buffers that every launch reads or writes in turn.
     space = 2 * parts * plan.space
     if not _offsets_fit(rows, along, space):
@@ -84,7 +85,7 @@ def _offsets_fit(rows: Dim, along: int, space: int) -> bool:
     return rows * space < MAX_OFFSET if isinstance(rows, int) else space <= along
 
 
-class _Plan:
+class Plan:
     """Which launches a row takes: `lengths` of the rows that tiles of are sorted, one after the other; `merged`: the
     first one's tiles are merged, all of them."""
 
@@ -99,16 +100,20 @@ class _Plan:
         self.space = ceil_div(self.space, LANES) * LANES
 
 
-class _Sorting:
-    """The launches for `rows` rows, whose elements are `inner` apart."""
+class Rows(ABC):
+    """The launches that sort `rows` rows of `plan.along` elements. Neighbouring elements of a row are `inner` apart in
+    memory; words have so many `parts`."""
 
-    def __init__(
-        self, builder: KernelBuilder, plan: _Plan, rows: Extent, inner: Extent, parts: int, descending: bool
-    ) -> None:
-        (self.x,), (self.values, self.positions) = builder.inputs, builder.outputs
-        self.builder, self.plan, self.rows, self.inner = builder, plan, rows, inner
-        self.parts, self.descending = parts, descending
-        self.s = Tir()
+    def __init__(self, builder: KernelBuilder, plan: Plan, rows: Extent, inner: Extent, parts: int) -> None:
+        self.builder, self.plan, self.rows, self.inner, self.parts = builder, plan, rows, inner, parts
+
+    @abstractmethod
+    def element(self, row: Expr, position: Expr) -> Words:
+        """The words of an element."""
+
+    @abstractmethod
+    def result(self, row: Expr, rank: Expr, words: Words) -> None:
+        """What becomes of the first `plan.kept` words of a row."""
 
     def emit(self, rows: Dim) -> None:
         plan, size = self.plan, rows * self.plan.space
@@ -122,46 +127,6 @@ class _Sorting:
             self.tiles(length, read, self.into(spaces[number % 2], plan.kept), plan.kept)
             read = self.out_of(spaces[number % 2])
         self.whole(plan.lengths[-1], read)
-
-    def at(self, length: int, row: Expr, position: Expr) -> Expr:
-        """The offset of an element in a tensor with rows of `length`."""
-        if is_fixed(self.inner) and self.inner == 1:
-            return row * length + position
-        outer, column = tirx.floordiv(row, self.inner), tirx.floormod(row, self.inner)
-        return (outer * length + position) * self.inner + column
-
-    def element(self, row: Expr, position: Expr) -> Words:
-        """Of an element of the input."""
-        key = held(self.key(held(self.x[self.at(self.plan.along, row, position)])))
-        if self.descending:
-            key = tirx.const(-1, "int64") - key
-        place = T.Cast("int64", position)
-        return [key, place] if self.parts > 1 else [key * tirx.const(HALF_WORD, "int64") + place]
-
-    def key(self, value: Expr) -> Expr:
-        """An int64 that has the order of the elements; of 32 bits where one word has to do."""
-        s, dtype = self.s, self.x.dtype
-        if dtype in HALF:
-            value, dtype = held(s.cast(value, "float32")), "float32"
-        if dtype == "bool":
-            return s.cast(value, "int64")
-        if not dtype.startswith("float"):
-            return T.Cast("int64", value)
-        whole = dtype.replace("float", "int")
-        largest = tirx.const(2 ** (int(dtype[5:]) - 1) - 1, whole)
-        bits = held(T.reinterpret(whole, value))
-        size = held(T.bitwise_and(bits, largest))
-        zero = tirx.const(0, whole)
-        ordered = tirx.Select(bits < zero, zero - size, size)
-        return T.Cast("int64", held(tirx.Select(s.is_nan(value), largest, ordered)))
-
-    def result(self, row: Expr, rank: Expr, words: Words) -> None:
-        """An element of the outputs."""
-        low = words[-1] if self.parts > 1 else T.bitwise_and(words[0], tirx.const(HALF_WORD - 1, "int64"))
-        chosen = held(low)
-        place = held(self.at(self.plan.kept, row, rank))
-        self.values.store(place, self.x[self.at(self.plan.along, row, T.Cast("int32", chosen))])
-        self.positions.store(place, chosen)
 
     def into(self, space: Sequence[Buffer], width: int) -> Write:
         """Runs of `width` words in global memory."""
@@ -240,6 +205,57 @@ class _Sorting:
             low.store(0, tirx.Select(beyond != 0, middle + 1, low[0]))
             high.store(0, tirx.Select(beyond != 0, high[0], middle))
         return held(low[0])
+
+
+class _Sorting(Rows):
+    """Of a tensor: values and positions."""
+
+    def __init__(
+        self, builder: KernelBuilder, plan: Plan, rows: Extent, inner: Extent, parts: int, descending: bool
+    ) -> None:
+        super().__init__(builder, plan, rows, inner, parts)
+        (self.x,), (self.values, self.positions) = builder.inputs, builder.outputs
+        self.descending, self.s = descending, Tir()
+
+    def at(self, length: int, row: Expr, position: Expr) -> Expr:
+        """The offset of an element in a tensor with rows of `length`."""
+        if is_fixed(self.inner) and self.inner == 1:
+            return row * length + position
+        outer, column = tirx.floordiv(row, self.inner), tirx.floormod(row, self.inner)
+        return (outer * length + position) * self.inner + column
+
+    def element(self, row: Expr, position: Expr) -> Words:
+        """Of an element of the input."""
+        key = held(self.key(held(self.x[self.at(self.plan.along, row, position)])))
+        if self.descending:
+            key = tirx.const(-1, "int64") - key
+        place = T.Cast("int64", position)
+        return [key, place] if self.parts > 1 else [key * tirx.const(HALF_WORD, "int64") + place]
+
+    def key(self, value: Expr) -> Expr:
+        """An int64 that has the order of the elements; of 32 bits where one word has to do."""
+        s, dtype = self.s, self.x.dtype
+        if dtype in HALF:
+            value, dtype = held(s.cast(value, "float32")), "float32"
+        if dtype == "bool":
+            return s.cast(value, "int64")
+        if not dtype.startswith("float"):
+            return T.Cast("int64", value)
+        whole = dtype.replace("float", "int")
+        largest = tirx.const(2 ** (int(dtype[5:]) - 1) - 1, whole)
+        bits = held(T.reinterpret(whole, value))
+        size = held(T.bitwise_and(bits, largest))
+        zero = tirx.const(0, whole)
+        ordered = tirx.Select(bits < zero, zero - size, size)
+        return T.Cast("int64", held(tirx.Select(s.is_nan(value), largest, ordered)))
+
+    def result(self, row: Expr, rank: Expr, words: Words) -> None:
+        """An element of the outputs."""
+        low = words[-1] if self.parts > 1 else T.bitwise_and(words[0], tirx.const(HALF_WORD - 1, "int64"))
+        chosen = held(low)
+        place = held(self.at(self.plan.kept, row, rank))
+        self.values.store(place, self.x[self.at(self.plan.along, row, T.Cast("int32", chosen))])
+        self.positions.store(place, chosen)
 
 
 class _Tile:
