@@ -283,7 +283,7 @@ def describe(
         name=name,
         inputs=tuple(value.type for value in group.inputs),
         outputs=tuple(value.type for value in group.outputs),
-        summary=" + ".join(node.op.name for node in group.nodes if node.op.name != "widen"),
+        summary=" + ".join(node.op.name for node in group.nodes if node.op.name not in ("reshape", "widen")),
         workspace=workspace,
         checks_index=checks_index,
         flops=flops,

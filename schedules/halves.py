@@ -10,7 +10,6 @@ from typing import Any
 
 from transpiler.group import Group
 from transpiler.ir import Node, Value
-from transpiler.ops.compare import Cast
 from transpiler.ops.dtypes import HALF
 from transpiler.ops.halves import Widen
 
@@ -68,11 +67,6 @@ def only_operands(group: Group) -> bool:
     return all(isinstance(node.op, Widen) for node in group.prologue)
 
 
-def narrows(group: Group) -> bool:
-    """Whether all that follows the anchor is that its result is stored as half floats."""
-    return len(group.epilogue) == 1 and isinstance(group.epilogue[0].op, Cast) and group.outputs[0].dtype in HALF
-
-
-def result(group: Group, builder: Operands) -> Buffer:
-    """The buffer of the anchor's result; see `narrows`."""
-    return HalfBuffer(builder.outputs[0]) if narrows(group) else builder.outputs[0]
+def seen(buffer: Buffer, dtype: str) -> Buffer:
+    """A buffer as what is computed in `dtype`."""
+    return HalfBuffer(buffer) if buffer.dtype in HALF and dtype == "float32" else buffer

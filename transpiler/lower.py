@@ -210,8 +210,8 @@ def _label(op: Op, arity: int) -> str:
             return "linear" + ("_bias" if arity == 3 else "")
         case LinearStrassen() | ConvStrassen():
             return "strassen" + ("_bias" if arity == 3 else "")
-    # How values are stored is no part of the name.
-    stored = op.name in ("full", "broadcast_to", "widen") or (isinstance(op, Cast) and op.dtype in HALF)
+    # How values are stored or seen is no part of the name.
+    stored = op.name in ("full", "broadcast_to", "reshape", "widen") or (isinstance(op, Cast) and op.dtype in HALF)
     return "" if stored else op.name
 
 

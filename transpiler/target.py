@@ -69,8 +69,10 @@ class Target:
     `alignment` is that of buffers in the arena, in bytes. `pairs` are ops that become one kernel where the map between
     them has `pair_bytes` and more, `overlapped` ones where the second runs over `overlapped_steps` and more. `widened`
     ops read half floats and compute on them in float32, `narrowed` ones store results as half floats besides those with
-    an epilogue. With `half_activations`, values between kernels may be half floats. `tf32`: products have units that
-    round their operands to TF32; `half_operands`: and units that take nothing but half floats.
+    an epilogue. `strided` ops read their first operands through views that lie evenly in memory, in rows that begin at
+    multiples of `strided_bytes`, and write their result through a transpose. With `half_activations`, values between
+    kernels may be half floats. `tf32`: products have units that round their operands to TF32; `half_operands`: and
+    units that take nothing but half floats.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Target:
     overlapped: frozenset[tuple[str, str]]
     overlapped_steps: int
     strided: frozenset[str]
+    strided_bytes: int
     widened: frozenset[str]
     narrowed: frozenset[str]
     half_activations: bool
@@ -324,7 +327,7 @@ def _target(name: str, variant: Isa | Gpu) -> Target:
         pair_bytes=facts.get("pair_bytes", 0),
         overlapped=frozenset((first, second) for first, second in facts.get("overlapped", ())),
         overlapped_steps=facts.get("overlapped_steps", 0),
-        strided=frozenset(facts.get("strided", ())),
+        strided=frozenset(facts.get("strided", ())), strided_bytes=facts.get("strided_bytes", 1),
         widened=frozenset(facts.get("widened", ())), narrowed=frozenset(facts.get("narrowed", ())),
         half_activations=facts.get("half_activations", False),
         half_operands=facts.get("half_operands", False), tf32=facts.get("tf32", False),

@@ -1,9 +1,9 @@
 """Fused scaled dot-product attention: no L x S buffer exists, scores of a block of query rows stay in L1/L2.
 
 Work items are (batch and head, block of 16 or 32 query rows; the last block of a head may be the smaller one), dealt
-to at most TASKS parallel tasks; each task has a workspace of its own. Heads are read and written where they lie: of
-[L, heads, E] a transpose to [heads, L, E], and the one back, are strides. The vector lanes are query rows, so that the
-softmax needs no horizontal step and S no tail:
+to at most TASKS parallel tasks; each task has a workspace of its own. Heads are read and written where they lie: slices
+of [L, 3, heads, E], transposes to [heads, L, E] and the one back are strides. The vector lanes are query rows, so that
+the softmax needs no horizontal step and S no tail:
 
 1. The query block, scaled, is transposed to [E][rows].
 2. Scores, transposed [S][rows]: a register tile of keys x query vectors accumulates over E; each element of K
@@ -30,15 +30,16 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from transpiler.dims import Dim, floordiv
+from transpiler.dims import floordiv
 from transpiler.group import Group, Lowered
-from transpiler.ir import Value, fixed_size
+from transpiler.ir import fixed_size
 from transpiler.ops.attention import MASKING_KEYS
 from transpiler.ops.shape import Transpose
 from transpiler.target import Target
 
 from ..fuse import lowered
-from ..sizes import Extent, ceil_div, count, extent, is_empty, is_fixed, is_large
+from ..sizes import ceil_div, count, extent, extents, is_empty, is_fixed, is_large
+from ..strided import result_steps, views_of
 from ..tir import KernelBuilder, loop, unflatten
 from ..vectors import Registers, Vectors, accumulators, held
 
@@ -54,7 +55,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     node = group.anchor_node
     if node is None or node.op.name != "attention" or len(group.epilogue) > 1:
         return None
-    if not all(isinstance(item.op, Transpose) for item in (*group.prologue, *group.epilogue)):
+    if not all(isinstance(item.op, Transpose) for item in group.epilogue) or views_of(group, widens=False) is None:
         return None
     if node.output.dtype not in ("float32", "float64"):
         return None
@@ -83,11 +84,13 @@ class _Attention:
         assert node is not None
         op: Any = node.op
         self.op = op
-        sources = [_source(group, value) for value in node.inputs]
-        self.positions = [group.input_index(value) for value, _ in sources]
+        views = views_of(group, widens=False)
+        assert views is not None
+        self.positions = [group.input_index(view.source) for view in views]
         # Of q, k, v and the mask, and of the result: elements from an index to the next, by axis.
-        self.steps = [steps for _, steps in sources]
-        self.out_steps = _result_steps(group)
+        self.steps = [extents(view.steps) for view in views]
+        self.offsets = [extent(view.offset) for view in views]
+        self.out_steps = extents(result_steps(group))
         self.shapes = [value.type.shape for value in node.inputs]
         self.out_shape = node.output.type.shape
         self.dtype = node.output.dtype
@@ -141,7 +144,7 @@ class _Attention:
         if gqa and batch[-1] != self.batch[-1]:
             own[-1] = tirx.floordiv(own[-1], extent(floordiv(self.batch[-1], batch[-1])))
         places = zip(own, batch, self.steps[which][:-2], strict=True)
-        offset: Expr = sum((position * step for position, size, step in places if size != 1), 0)
+        offset: Expr = sum((position * step for position, size, step in places if size != 1), self.offsets[which])
         return offset
 
     def _item(self, task: Expr, item: Expr) -> None:
@@ -366,28 +369,6 @@ class _Attention:
                     write(lane)
             else:
                 write(lane)
-
-
-def _row_major(shape: Sequence[Dim]) -> list[Extent]:
-    """Elements from an index to the next, by axis."""
-    return [extent(count(shape[axis + 1 :])) for axis in range(len(shape))]
-
-
-def _source(group: Group, value: Value) -> tuple[Value, list[Extent]]:
-    """The input of the group that holds a matrix, and the steps of the matrix's axes in it."""
-    transpose = next((node for node in group.prologue if node.output.name == value.name), None)
-    if transpose is None:
-        return value, _row_major(value.type.shape)
-    op: Any = transpose.op
-    steps = _row_major(transpose.inputs[0].type.shape)
-    return transpose.inputs[0], [steps[axis] for axis in op.perm]
-
-
-def _result_steps(group: Group) -> list[Extent]:
-    """The steps of the result's axes in the group's output."""
-    steps = _row_major(group.outputs[0].type.shape)
-    op: Any = group.epilogue[0].op if group.epilogue else Transpose(tuple(range(len(steps))))
-    return [steps[op.perm.index(axis)] for axis in range(len(steps))]
 
 
 def _numbers(count: int) -> list[Expr]:

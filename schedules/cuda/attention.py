@@ -2,7 +2,8 @@
 
 A block takes up to 64 query rows, a warp 16 of them, and walks over the keys, 64 at a time:
 
-1. Keys and values come to shared memory by asynchronous copies, the next ones while these are used.
+1. Keys and values come to shared memory by asynchronous copies, the next ones while these are used. They are read where
+   they lie, views of one tensor by its steps.
 2. Scores: the queries stay in registers as fragments, the keys' are loaded by ldmatrix; sums in float32.
 3. The running maximum of each row grows, what was summed so far is scaled down; four lanes have a row, and meet by
    shuffles. The weights exp2((score - maximum) * log2(e)) are added up in float32.
@@ -15,7 +16,7 @@ tensor cores and exponentials. A row that may attend to nothing is 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -25,6 +26,7 @@ from transpiler.dims import Dim
 from transpiler.group import Group, Lowered
 from transpiler.ir import fixed_size
 from transpiler.ops.dtypes import HALF
+from transpiler.strides import View
 from transpiler.target import Target
 
 from ..cpu.epilogue import elementwise_epilogue
@@ -34,11 +36,11 @@ from ..gpu.workgroup import barrier, private, workgroups
 from ..halves import operand
 from ..scalar import Tir
 from ..sizes import ceil_div, count, extent, is_empty, is_fixed
-from ..tir import Buffer, KernelBuilder, unflatten, when
+from ..strided import only_moves_result, views_of
+from ..tir import KernelBuilder, unflatten, when
 from ..vectors import held
 from . import ptx
 from .epilogue import RunEpilogue
-from .operands import only_widens, widened
 from .product import DEPTHS, place
 
 Expr = Any
@@ -51,17 +53,22 @@ LOG2_E = math.log2(math.e)
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
     node = group.anchor_node
-    if node is None or node.op.name != "attention" or not only_widens(group) or not elementwise_epilogue(group):
+    if node is None or node.op.name != "attention":
         return None
-    dtypes = {widened(group, value).dtype for value in node.inputs[:3]}
+    views = views_of(group, widens=True)
+    if views is None or not (only_moves_result(group) or elementwise_epilogue(group)):
+        return None
+    dtypes = {view.source.dtype for view in views[:3]}
     if len(dtypes) != 1 or not dtypes <= MOST_ELEMENTS.keys():
+        return None
+    if not all(view.is_aligned(ptx.CHUNK) for view in views[:3]):
         return None
     (kind,) = dtypes
     sizes = [value.type.shape[-1] for value in (node.inputs[0], node.inputs[2])]
     if not all(isinstance(size, int) and 0 < size <= MOST_ELEMENTS[kind] and size % 8 == 0 for size in sizes):
         return None
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
-    attention = (Attention if kind in HALF else _simt())(group, kind)
+    attention = (Attention if kind in HALF else _simt())(group, kind, views)
     with builder:
         if not is_empty(node.output.type.shape):
             attention.emit(builder)
@@ -94,10 +101,11 @@ class _Tile:
 class Attention:
     """One kernel: L queries, S keys, E and Ev elements."""
 
-    def __init__(self, group: Group, kind: str) -> None:
+    def __init__(self, group: Group, kind: str, views: Sequence[View]) -> None:
         node = group.anchor_node
         assert node is not None
-        self.group, self.kind, self.inputs = group, kind, node.inputs
+        self.group, self.kind, self.inputs, self.views = group, kind, node.inputs, views
+        self.pitches = [extent(view.steps[-2]) for view in views[:3]]
         op: Any = node.op
         self.op = op
         self.shapes = [value.type.shape for value in node.inputs]
@@ -118,7 +126,7 @@ class Attention:
         self.lowest, self.zero = self.s.const(-math.inf, "float32"), tirx.const(0.0, "float32")
 
     def emit(self, builder: KernelBuilder) -> None:
-        self.sources = [builder.inputs[self.group.input_index(widened(self.group, x))] for x in self.inputs[:3]]
+        self.sources = [builder.inputs[self.group.input_index(view.source)] for view in self.views[:3]]
         self.mask = operand(self.group, builder, self.inputs[3]) if len(self.inputs) > 3 else None
         self.epilogue = RunEpilogue(self.group, builder)
         blocks = ceil_div(self.L, self.rows)
@@ -143,15 +151,15 @@ class Attention:
 
     # --- the loop over the keys
     def _walk(self, stage: int) -> None:
-        queries, keys, values = (self._matrix(which) for which in range(3))
-        self._copy(self.sources[0], queries, self.query, self.memory, self.first, self.L)
+        starts = [self._matrix(which) for which in range(3)]
+        self._copy(0, starts[0], self.query, self.memory, self.first, self.L)
         stop = held(T.min(self.S, self.first + self.rows)) if self.op.causal else self.S
         steps = ceil_div(stop, KEYS)
 
         def fetch(step: Expr) -> None:
             start = held(ptx.moved(self.memory, self.query.bytes + tirx.floormod(step, 2) * stage))
-            self._copy(self.sources[1], keys, self.keys, start, step * KEYS, self.S)
-            self._copy(self.sources[2], values, self.values, ptx.moved(start, self.keys.bytes), step * KEYS, self.S)
+            self._copy(1, starts[1], self.keys, start, step * KEYS, self.S)
+            self._copy(2, starts[2], self.values, ptx.moved(start, self.keys.bytes), step * KEYS, self.S)
             ptx.copies_end_group()
 
         fetch(tirx.const(0, "int32"))
@@ -173,8 +181,8 @@ class Attention:
         ptx.copies_wait(0)
         self._store()
 
-    def _copy(self, source: Buffer, base: Expr, tile: _Tile, start: Expr, first: Expr, end: Expr) -> None:
-        """Rows from `first` on; zeros for those from `end` on and for what fills up a row."""
+    def _copy(self, which: int, base: Expr, tile: _Tile, start: Expr, first: Expr, end: Expr) -> None:
+        """Rows of input `which` from `first` on; zeros for those from `end` on and for what fills up a row."""
         total, threads = tile.lines * tile.per_line, self.warps * 32
         for turn in range(ceil_div(total, threads)):
             number = held(self.thread + turn * threads)
@@ -182,8 +190,8 @@ class Attention:
             row = held(first + line)
             inside = tirx.And(row < end, chunk < tile.elements // tile.chunk)
             with when(None if total % threads == 0 else number < total):
-                offset = base + row * tile.elements + chunk * tile.chunk
-                ptx.copy_async(tile.at(start, line, chunk), source, offset, inside)
+                offset = base + row * self.pitches[which] + chunk * tile.chunk
+                ptx.copy_async(tile.at(start, line, chunk), self.sources[which], offset, inside)
 
     def prepare(self) -> None:
         self.q = private(self.depth * 4, "uint32")
@@ -318,4 +326,4 @@ class Attention:
 
     def _matrix(self, which: int) -> Expr:
         gqa = which > 0 and self.op.enable_gqa
-        return held(matrix_offset(self.index, self.batch, self.shapes[which], gqa=gqa))
+        return held(matrix_offset(self.index, self.batch, self.inputs[which], self.views[which], gqa=gqa))

@@ -13,6 +13,8 @@ from transpiler.ops.halves import Widen
 from ..fuse import Inline
 from ..gpu.workgroup import private
 from ..scalar import Tir
+from ..sizes import extents
+from ..strided import moved_result, result_steps
 from ..tir import KernelBuilder, flat_offset
 from . import ptx
 
@@ -47,12 +49,18 @@ class RunEpilogue:
         """Elements 0 .. size - 1, which lie side by side, at once; their place is a multiple of `size`."""
         target = self.builder.outputs[0]
         if size == 1:
-            target.store(flat_offset(index(0), self.output.shape), self._final(index(0), value(0)))
+            target.store(self._place(index(0)), self._final(index(0), value(0)))
             return
         run = private(size, self.output.dtype)
         with ptx.unrolled(size) as e:
             run.store(e, self._final(index(e), value(e)))
-        ptx.move(target, flat_offset(index(0), self.output.shape), run, 0, size * self.bytes)
+        ptx.move(target, self._place(index(0)), run, 0, size * self.bytes)
+
+    def _place(self, index: Sequence[Expr]) -> Expr:
+        if moved_result(self.group) is None:
+            return flat_offset(index, self.output.shape)
+        places = zip(index, extents(result_steps(self.group)), strict=True)
+        return sum((position * step for position, step in places), 0)
 
     def _final(self, index: Sequence[Expr], value: Expr) -> Expr:
         s = Tir(status=self.builder.status)

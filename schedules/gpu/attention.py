@@ -9,10 +9,12 @@ from typing import Any
 from tvm import tirx
 
 from transpiler.dims import Dim, floordiv
+from transpiler.ir import Value
 from transpiler.ops.attention import MASKING_KEYS, Attention
+from transpiler.strides import View
 
 from ..scalar import Tir
-from ..sizes import Extent, count, extent, is_fixed
+from ..sizes import Extent, extent, is_fixed
 from ..vectors import held
 
 Expr = Any
@@ -38,10 +40,12 @@ def broadcast_offset(index: Sequence[Expr], shape: Sequence[Dim]) -> Expr:
     return offset
 
 
-def matrix_offset(index: Sequence[Expr], batch: Sequence[Dim], shape: Sequence[Dim], *, gqa: bool) -> Expr:
-    """Offset of a matrix of a tensor of `shape` for an index of the batch, which the tensor may broadcast; if `gqa`,
-    neighbouring heads of the batch share one of the tensor's."""
+def matrix_offset(index: Sequence[Expr], batch: Sequence[Dim], value: Value, view: View, *, gqa: bool) -> Expr:
+    """Where a matrix of `value` begins in what `view` says that it lies in, for an index of the batch, which the value
+    may broadcast; if `gqa`, neighbouring heads of the batch share one of the value's."""
+    shape = value.shape
     own = list(index[len(index) - len(shape) + 2 :])
     if gqa and shape[-3] != batch[-1]:
         own[-1] = tirx.floordiv(own[-1], extent(floordiv(batch[-1], shape[-3])))
-    return broadcast_offset(own, shape[:-2]) * extent(count(shape[-2:]))
+    places = zip(own, shape, view.steps, strict=False)
+    return sum((position * extent(step) for position, size, step in places if size != 1), extent(view.offset))

@@ -30,9 +30,10 @@ from ..fuse import lowered
 from ..gpu.attention import broadcast_offset, matrix_offset, reciprocal
 from ..gpu.threads import each_thread
 from ..gpu.workgroup import barrier, combined, private, shared, workgroups
-from ..halves import narrows, only_operands, operand, result
+from ..halves import operand, seen
 from ..scalar import Tir
-from ..sizes import ceil_div, count, extent, is_empty, is_fixed
+from ..sizes import ceil_div, count, extent, extents, is_empty, is_fixed
+from ..strided import only_moves_result, result_steps, views_of
 from ..tir import Buffer, KernelBuilder, unflatten, when
 from ..vectors import held
 
@@ -45,9 +46,9 @@ MAX_VALUES = 256  # elements of a value that threads can exchange
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
     node = group.anchor_node
-    if node is None or node.op.name != "attention" or not only_operands(group):
+    if node is None or node.op.name != "attention" or views_of(group, widens=True) is None:
         return None
-    if group.epilogue and not narrows(group):
+    if not only_moves_result(group):
         return None
     if node.output.dtype not in ("float32", "float64"):
         return None
@@ -69,6 +70,12 @@ class _Attention:
         assert node is not None
         op: Any = node.op
         self.op, self.group, self.inputs = op, group, node.inputs
+        views = views_of(group, widens=True)
+        assert views is not None
+        self.views = views
+        # Elements from a row to the next of q, k and v; from an index to the next of the result, by axis.
+        self.pitches = [extent(view.steps[-2]) for view in views[:3]]
+        self.out_steps = extents(result_steps(group))
         self.shapes = [value.type.shape for value in node.inputs]
         self.out_shape = node.output.type.shape
         self.dtype = node.output.dtype
@@ -85,9 +92,11 @@ class _Attention:
         self.lowest, self.zero = self.s.const(-math.inf, self.dtype), tirx.const(0.0, self.dtype)
 
     def emit(self, builder: KernelBuilder) -> None:
-        self.q, self.k, self.value, *masks = (operand(self.group, builder, value) for value in self.inputs)
-        self.mask = masks[0] if masks else None
-        self.output = result(self.group, builder)
+        self.q, self.k, self.value = (
+            seen(builder.inputs[self.group.input_index(view.source)], self.dtype) for view in self.views[:3]
+        )
+        self.mask = operand(self.group, builder, self.inputs[3]) if len(self.inputs) > 3 else None
+        self.output = seen(builder.outputs[0], self.dtype)
         blocks = ceil_div(self.L, self.rows)
         items = extent(count(self.batch)) * blocks
         if self.threads > 1:
@@ -104,7 +113,7 @@ class _Attention:
         # Rows beyond the last one compute it again and are not stored.
         self.own = [held(T.min(first + row, self.L - 1)) for row in range(self.rows)]
         base = self._matrix(0)
-        self.query = [held(base + row * self.E) for row in self.own]
+        self.query = [held(base + row * self.pitches[0]) for row in self.own]
         self.key_base, self.value_base = self._matrix(1), self._matrix(2)
         self.largest, self.total = private(self.rows, self.dtype), private(self.rows, self.dtype)
         self.sums = private(self.rows * self.Ev, self.dtype) if self.Ev else None
@@ -127,7 +136,7 @@ class _Attention:
 
     def _matrix(self, which: int) -> Expr:
         gqa = which > 0 and self.op.enable_gqa
-        return held(matrix_offset(self.index, self.batch, self.shapes[which], gqa=gqa))
+        return held(matrix_offset(self.index, self.batch, self.inputs[which], self.views[which], gqa=gqa))
 
     def _tile(self, start: Expr) -> None:
         """KEYS keys from `start` on."""
@@ -136,7 +145,7 @@ class _Attention:
         scores = private(self.rows * KEYS, self.dtype)
         for at in range(self.rows * KEYS):
             scores.store(at, self.zero)
-        offsets = [held(self.key_base + key * self.E) for key in keys]
+        offsets = [held(self.key_base + key * self.pitches[1]) for key in keys]
         with T.serial(0, self.E) as element:
             k = [held(self.k[offset + element]) for offset in offsets]
             q = [held(self.q[offset + element]) for offset in self.query]
@@ -151,7 +160,7 @@ class _Attention:
             factors.store(row, self._weigh(row, start, weights, whole))
         if self.sums is None:
             return
-        offsets = [held(self.value_base + key * self.Ev) for key in keys]
+        offsets = [held(self.value_base + key * self.pitches[2]) for key in keys]
         with T.serial(0, self.Ev) as element:
             values = [held(self.value[offset + element]) for offset in offsets]
             if not whole:  # the weight 0 of a key that is none must not meet an infinity
@@ -219,13 +228,11 @@ class _Attention:
             inside = None if is_fixed(self.L) and self.L % self.rows == 0 else self.first + row < self.L
             with when(inside), T.serial(0, self.Ev) as element:
                 result = self._result(scale, self.sums[row * self.Ev + element])
-                self.output.store((base + row) * self.Ev + element, result)
+                self.output.store(base + row * self.out_steps[-2] + element, result)
 
     def _out_row(self) -> Expr:
-        row: Expr = 0
-        for position, size in zip(self.index, self.batch, strict=True):
-            row = row * extent(size) + position
-        return row * self.L + self.first
+        index = [*self.index, self.first]
+        return sum((position * step for position, step in zip(index, self.out_steps, strict=False)), 0)
 
     def _meet(self, item: Expr, thread: Expr) -> None:
         """The parts of a row that the threads of a workgroup have."""
@@ -248,7 +255,7 @@ class _Attention:
             parts.store(thread * self.Ev + element, self.sums[element] * factor)
         barrier()
         scale = self._reciprocal(largest, total)
-        base = held(self._out_row() * self.Ev)
+        base = held(self._out_row())
         with T.serial(0, ceil_div(self.Ev, self.threads)) as step:
             element = held(step * self.threads + thread)
             with when(None if self.Ev % self.threads == 0 else element < self.Ev):

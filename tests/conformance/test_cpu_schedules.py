@@ -14,10 +14,12 @@ from functools import cache
 import numpy as np
 import pytest
 
+from tests.conformance.heads import Heads, exact
 from tests.conformance.kernels import KernelLibrary, array_type, op_group
 from transpiler.group import Group, Lowered, make_group
 from transpiler.ir import Array, Node, Value
 from transpiler.ops import REGISTRY
+from transpiler.ops.attention import Attention
 from transpiler.ops.base import Op, Sample, rng
 from transpiler.schedule import import_schedule
 from transpiler.target import Target, load_target
@@ -255,3 +257,12 @@ def test_attention_reads_and_writes_heads_where_they_lie() -> None:
                 values[node.output.name] = node.op.reference(*(values[value.name] for value in node.inputs))
             results.append([values[value.name] for value in group.outputs])
         check(library.run(name, *inputs), *results, exact=False)
+
+
+@pytest.mark.parametrize("form", ["chunks", "stacked", "cache"])
+def test_attention_reads_parts_of_a_tensor_where_they_are(form: str) -> None:
+    case = Heads(form, "float32", 2, 21, 21, 3, 12, Attention(causal=form == "chunks"))
+    group, inputs = case.group(form)
+    (got,) = KernelLibrary([_kernel("attention", group, form)], _target()).run(form, *inputs)
+    want = exact(group, inputs)
+    assert np.abs(got - want).max() < 2e-6 * np.abs(want).max()

@@ -17,7 +17,7 @@ from transpiler.capture import capture_module
 from transpiler.importer import import_program
 from transpiler.ir import Program
 from transpiler.lower import lower, with_taps
-from transpiler.passes import PIPELINE, UNFOLDED_PIPELINE, run_passes
+from transpiler.passes import PIPELINE, PIPELINES, UNFOLDED_PIPELINE, run_passes
 from transpiler.passes.fusion import GroupStep, partition
 from transpiler.passes.weights import split
 from transpiler.plan import Call, KernelPlan, View
@@ -183,5 +183,47 @@ def test_transposes_of_heads_are_strides_of_the_attention() -> None:
     _, main = split(run_passes(imported.program).main)
     groups = [step.group for step in partition(main, load_target("cpu")) if isinstance(step, GroupStep)]
     names = [[node.op.name for node in group.nodes] for group in groups]
-    assert ["transpose"] * 3 + ["attention", "transpose"] in names, names
+    assert ["reshape", "transpose"] * 3 + ["attention", "transpose"] in names, names
     assert ["transpose"] in names, "the mask is copied"
+
+
+class OneProjection(nn.Module):
+    """Queries, keys and values of one projection; `form` is how they are told apart, `shared` what reads it besides."""
+
+    def __init__(self, form: str, shared: str = "") -> None:
+        super().__init__()
+        self.qkv, self.form, self.shared = nn.Linear(24, 72), form, shared
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        qkv = self.qkv(x)
+        if self.form == "unbind":
+            stacked = qkv.reshape(2, 5, 3, 3, 8).permute(2, 0, 3, 1, 4)
+            q, k, v = stacked.unbind(0)
+        elif self.form == "shifted":  # rows of 8 from an odd place on
+            q, k, v = (qkv[..., i : i + 24].view(2, 5, 3, 8).transpose(1, 2) for i in (0, 1, 48))
+        else:
+            q, k, v = (part.view(2, 5, 3, 8).transpose(1, 2) for part in qkv.chunk(3, -1))
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return (y, k) if self.shared == "output" else (y, k.exp()) if self.shared == "user" else (y,)
+
+
+@pytest.mark.parametrize(
+    ("form", "shared", "before"),
+    [
+        ("chunk", "", ["linear"]),
+        ("unbind", "", ["linear"]),
+        ("chunk", "output", ["linear", "slice", "transpose"]),
+        ("unbind", "user", ["linear", "transpose", "slice"]),
+        ("shifted", "", ["linear", "slice"]),
+    ],
+)
+def test_attention_reads_parts_of_a_projection_where_they_are(form: str, shared: str, before: list[str]) -> None:
+    """What something else reads is stored, as is what does not begin at multiples of 16 bytes; the rest is not."""
+    program = import_program(capture_module(OneProjection(form, shared), (torch.randn(2, 5, 24),))).program
+    _, main = split(run_passes(program, PIPELINES["cuda"].usual).main)
+    groups = [step.group for step in partition(main, load_target("cuda", "sm_80")) if isinstance(step, GroupStep)]
+    anchors = [group.anchor_node.op.name if group.anchor_node else "" for group in groups]
+    attention = groups[anchors.index("attention")]
+    assert [node.op.name for group in groups[: anchors.index("attention")] for node in group.nodes] == before
+    assert attention.nodes[-1].op.name == "transpose"
+    assert len(attention.inputs) == (1 if before == ["linear"] else 2)

@@ -21,6 +21,7 @@ from transpiler.ops.dtypes import HALF, numpy_dtype
 from transpiler.ops.halves import Widen
 from transpiler.ops.packed import UnpackChannels
 from transpiler.ops.shape import BroadcastTo, Reshape, Transpose
+from transpiler.strides import View, view_of
 from transpiler.target import Target
 
 # Operations per element up to which a producer is recomputed where an index mapping or a reduction reads it.
@@ -62,10 +63,12 @@ class _Partition:
         self.group_of: dict[str, int] = {}  # value -> open group that computes it
         self.groups: dict[int, list[Node]] = {}
         self.views: dict[int, Node] = {}
+        # Outputs of nodes that the kernels behind them read through.
+        self.through = self._read_through() if fuse else frozenset()
 
     def run(self) -> tuple[FusedStep, ...]:
         for position, node in enumerate(self.graph.nodes):
-            if isinstance(node.op, FREE) and self._free_everywhere(node):
+            if node.outputs[0].name in self.through or (isinstance(node.op, FREE) and self._free_everywhere(node)):
                 continue
             if isinstance(node.op, Reshape):
                 self.views[position] = node
@@ -82,13 +85,54 @@ class _Partition:
             steps.append((number, GroupStep(make_group(tuple(nodes), members[-1].outputs))))
         return tuple(step for _, step in sorted(steps, key=lambda item: item[0]))
 
+    def _read_through(self) -> frozenset[str]:
+        """Views that lie evenly in memory and that only strided ops read, each all the way: they are never stored."""
+        allowed = frozenset(self.producers) - self.outputs
+        while True:
+            views = [
+                (node, self._view(node, value, allowed)) for node in self.graph.nodes for value in self._strided(node)
+            ]
+            stored = {view.source.name for _, view in views}
+            used = {item.output.name for _, view in views for item in view.nodes} - stored
+            readers = {node.outputs[0].name for node, _ in views} | used
+            left = frozenset(name for name in used if self._read_by(name, readers))
+            if left == allowed:
+                return left
+            allowed = left
+
+    def _strided(self, node: Node) -> Sequence[Value]:
+        """The inputs of a node that are read by their strides."""
+        if node.op.name not in self.target.strided or any(_varies(value) for value in node.inputs[:STRIDED_INPUTS]):
+            return ()
+        others = {value.name for value in node.inputs[STRIDED_INPUTS:]}
+        return [value for value in node.inputs[:STRIDED_INPUTS] if value.name not in others]
+
+    def _view(self, node: Node, value: Value, allowed: frozenset[str]) -> View:
+        widens = node.op.name in self.target.widened
+
+        def maker(item: Value) -> Node | None:
+            return self.producers.get(item.name) if item.name in allowed else None
+
+        def takes(view: View) -> bool:
+            return view.is_aligned(self.target.strided_bytes) and (widens or view.source.dtype == value.dtype)
+
+        return view_of(value, maker, takes)
+
+    def _read_by(self, name: str, readers: set[str]) -> bool:
+        """Whether nothing but these nodes reads a value, an op with others as well only by its strides."""
+        users = self.consumers[name]
+        strided = all(
+            name in (item.name for item in self._strided(user)) for user in users if user.op.name in self.target.strided
+        )
+        return strided and all(user.outputs[0].name in readers for user in users)
+
     def _free_everywhere(self, node: Node) -> bool:
         """Whether a constant, broadcast or widened value is computed inside all of its users and never stored."""
         name = node.output.name
         return name not in self.outputs and all(self._inlines(user, node) for user in self.consumers[name])
 
     def _inlines(self, user: Node, producer: Node) -> bool:
-        if isinstance(user.op, Reshape):
+        if isinstance(user.op, Reshape) or user.outputs[0].name in self.through:
             return False
         if isinstance(user.op, FREE):
             return self._free_everywhere(user)
@@ -107,7 +151,8 @@ class _Partition:
                 producer = self.producers.get(value.name)
                 if producer is None or value.name in result:
                     continue
-                if isinstance(producer.op, FREE) and self._free_everywhere(producer):
+                free = isinstance(producer.op, FREE) and self._free_everywhere(producer)
+                if free or value.name in self.through:
                     result[value.name] = producer
                     pending.append(producer)
         return list(result.values())
@@ -179,14 +224,15 @@ class _Partition:
         if anchor is not None and self._pairs(node, value, members, anchor):
             return True
         if isinstance(node.op, Opaque):
-            others = {item.name for item in node.inputs[STRIDED_INPUTS:]}
-            alone = len(members) == 1 and _keeps_rows(members[0])
-            return node.op.name in self.target.strided and alone and value.name not in others
+            return False
         if anchor is not None and _keeps_rows(node):
-            return anchor.op.name in self.target.strided and members[-1] is anchor
+            narrowed = all(isinstance(item.op, Cast) for item in members[members.index(anchor) + 1 :])
+            return anchor.op.name in self.target.strided and narrowed
         cost = sum(item.op.cost for item in members)
         if anchor is not None and isinstance(node.op, Cast) and node.output.dtype in HALF:
-            return anchor.op.name in self.target.epilogue | self.target.narrowed and self._is_result(members, anchor)
+            moved = _keeps_rows(members[-1])
+            narrows = anchor.op.name in self.target.epilogue | self.target.narrowed
+            return narrows and (moved or self._is_result(members, anchor))
         if isinstance(node.op, Elementwise):
             if value.shape != node.output.shape:
                 # A smaller operand would be recomputed for every element that it is broadcast to.
@@ -232,6 +278,11 @@ class _Partition:
 def _keeps_rows(node: Node) -> bool:
     """Whether a node only changes where rows lie: a transpose that keeps the last axis."""
     return isinstance(node.op, Transpose) and len(node.op.perm) > 1 and node.op.perm[-1] == len(node.op.perm) - 1
+
+
+def _varies(value: Value) -> bool:
+    """Whether rows have a size that varies, or there are none: kernels that read by strides take neither."""
+    return not isinstance(value.shape[-1], int) or 0 in value.shape
 
 
 def _is_plain(members: Sequence[Node]) -> bool:
