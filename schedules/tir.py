@@ -42,6 +42,10 @@ class Buffer:
         value = self.handle[self.base + offset]
         return tirx.NE(value, tirx.const(0, "int8")) if self.dtype == "bool" else value
 
+    def part(self, start: Extent) -> Buffer:
+        """What lies behind the first `start` elements."""
+        return Buffer(self.handle, self.dtype, self.size - start, self.base + start)
+
     def store(self, offset: Expr, value: Expr) -> None:
         if self.dtype == "bool":
             value = T.Cast("int8", value)

@@ -10,7 +10,8 @@ A block takes up to 64 query rows, a warp 16 of them, and walks over the keys, 6
 4. Weights, rounded to half floats, become the left operand as they lie: the fragment of a result is that of an operand.
 
 Masks are applied where they can matter: in the last block, near the diagonal, everywhere if there is a mask. Limited by
-tensor cores and exponentials. A row that may attend to nothing is 0.
+tensor cores and exponentials. A row that may attend to nothing is 0. Where queries are few and keys many, blocks take
+parts of the keys (`attention_parts`).
 """
 
 from __future__ import annotations
@@ -40,15 +41,16 @@ from ..strided import only_moves_result, views_of
 from ..tir import KernelBuilder, unflatten, when
 from ..vectors import held
 from . import ptx
+from .attention_parts import KEYS, Partial, exponential, parts_of_keys
 from .epilogue import RunEpilogue
 from .product import DEPTHS, place
+from .tiles import CARDS
 
 Expr = Any
-WARP_ROWS, KEYS = 16, 64
+WARP_ROWS = 16
 MOST_WARPS = 4
 # Of a head: more half floats would not fit into registers, more floats not into shared memory.
 MOST_ELEMENTS = {"float16": 128, "bfloat16": 128, "float32": 64}
-LOG2_E = math.log2(math.e)
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
@@ -71,13 +73,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     attention = (Attention if kind in HALF else _simt())(group, kind, views)
     with builder:
         if not is_empty(node.output.type.shape):
-            attention.emit(builder)
-    return lowered(group, builder, flops=attention.flops)
-
-
-def _exp(x: Expr) -> Expr:
-    """Only differences are turned into powers of two: a mask of the lowest number would overflow."""
-    return T.exp2(x * tirx.const(LOG2_E, "float32"))
+            attention.emit(builder, CARDS[target.gpu.arch].processors)
+    return lowered(group, builder, flops=attention.flops, workspace=builder.appended_bytes)
 
 
 def _simt() -> type[Attention]:
@@ -125,12 +122,18 @@ class Attention:
         self.s = Tir()
         self.lowest, self.zero = self.s.const(-math.inf, "float32"), tirx.const(0.0, "float32")
 
-    def emit(self, builder: KernelBuilder) -> None:
+    def emit(self, builder: KernelBuilder, processors: int) -> None:
         self.sources = [builder.inputs[self.group.input_index(view.source)] for view in self.views[:3]]
         self.mask = operand(self.group, builder, self.inputs[3]) if len(self.inputs) > 3 else None
         self.epilogue = RunEpilogue(self.group, builder)
         blocks = ceil_div(self.L, self.rows)
-        with workgroups(extent(count(self.batch)) * blocks, self.warps * 32) as (number, thread):
+        each = parts_of_keys(self.S, count(self.batch) * blocks, processors) if self._can_split(builder) else 0
+        self.partial = Partial(builder, self, each) if each else None
+        splits = self.partial.splits if self.partial else 1
+        with workgroups(extent(count(self.batch)) * blocks * splits, self.warps * 32) as (block, thread):
+            number = block
+            if self.partial is not None:
+                number, self.part = held(tirx.floordiv(block, splits)), held(tirx.floormod(block, splits))
             self.thread = held(thread)
             self.lane, warp = held(tirx.floormod(thread, 32)), tirx.floordiv(thread, 32)
             matrix = tirx.floordiv(number, blocks)
@@ -143,6 +146,12 @@ class Attention:
             self.memory = held(ptx.shared_address(memory))
             with ptx.resident(2):
                 self._walk(stage)
+        if self.partial is not None:
+            self.partial.combine(self.epilogue, self._reciprocal)
+
+    def _can_split(self, builder: KernelBuilder) -> bool:
+        few = bool(is_fixed(self.L, self.S) and self.rows >= self.L)
+        return few and builder.can_append and not self.op.causal
 
     @property
     def more_bytes(self) -> int:
@@ -154,12 +163,15 @@ class Attention:
         starts = [self._matrix(which) for which in range(3)]
         self._copy(0, starts[0], self.query, self.memory, self.first, self.L)
         stop = held(T.min(self.S, self.first + self.rows)) if self.op.causal else self.S
-        steps = ceil_div(stop, KEYS)
+        steps, before = ceil_div(stop, KEYS), tirx.const(0, "int32")
+        if self.partial is not None:
+            before = held(self.part * self.partial.steps)
+            steps = held(T.min(steps - before, self.partial.steps))
 
         def fetch(step: Expr) -> None:
             start = held(ptx.moved(self.memory, self.query.bytes + tirx.floormod(step, 2) * stage))
-            self._copy(1, starts[1], self.keys, start, step * KEYS, self.S)
-            self._copy(2, starts[2], self.values, ptx.moved(start, self.keys.bytes), step * KEYS, self.S)
+            self._copy(1, starts[1], self.keys, start, (before + step) * KEYS, self.S)
+            self._copy(2, starts[2], self.values, ptx.moved(start, self.keys.bytes), (before + step) * KEYS, self.S)
             ptx.copies_end_group()
 
         fetch(tirx.const(0, "int32"))
@@ -171,7 +183,7 @@ class Attention:
             with when(step == 0):
                 self.load_queries()
             start = held(ptx.moved(self.memory, self.query.bytes + tirx.floormod(step, 2) * stage))
-            first = held(step * KEYS)
+            first = held((before + step) * KEYS)
             self.products(start)
             self._masks(first)
             for half in range(2):
@@ -262,11 +274,11 @@ class Attention:
             largest.store(0, self._larger(ptx.shuffle_xor(largest[0], distance), largest[0]))
         self.largest.store(half, largest[0])
         shift = held(s.select(s.eq(largest[0], self.lowest), self.zero, largest[0]))
-        factor = held(_exp(old - shift))
+        factor = held(exponential(old - shift))
         total.store(0, self.total[half] * factor)
 
         def weigh(at: Expr) -> None:
-            self.scores.store(at, _exp(self.scores[at] - shift))
+            self.scores.store(at, exponential(self.scores[at] - shift))
             total.store(0, total[0] + self.scores[at])
 
         self._over_row(half, weigh)
@@ -307,11 +319,25 @@ class Attention:
             total.store(0, self.total[half])
             for distance in (1, 2):
                 total.store(0, total[0] + ptx.shuffle_xor(total[0], distance))
-            scale = self._reciprocal(self.largest[half], total[0])
             row = held(self.row + half * 8)
+            if self.partial is not None:
+                with when(row < self.L):
+                    self._store_part(row, half, total[0])
+                continue
+            scale = self._reciprocal(self.largest[half], total[0])
             with when(row < self.L), ptx.unrolled(self.Ev // 8) as j:
                 column = held(j * 8 + tirx.floormod(self.lane, 4) * 2)
                 self._store_pair(row, column, j * 4 + half * 2, scale)
+
+    def _store_part(self, row: Expr, half: int, total: Expr) -> None:
+        assert self.partial is not None
+        pair = tirx.floormod(self.lane, 4)
+        line = held(self.partial.line(self.part, self.index, row))
+        with when(pair == 0):
+            self.partial.largest.store(line, self.largest[half])
+            self.partial.totals.store(line, total)
+        with ptx.unrolled(self.Ev // 8) as j, ptx.unrolled(2) as e:
+            self.partial.sums.store(line * self.Ev + j * 8 + pair * 2 + e, self.sums[j * 4 + half * 2 + e])
 
     def _store_pair(self, row: Expr, column: Expr, at: Expr, scale: Expr) -> None:
         s = self.s

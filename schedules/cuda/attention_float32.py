@@ -13,7 +13,8 @@ from tvm import tirx
 
 from ..gpu.workgroup import private
 from . import ptx
-from .attention import KEYS, WARP_ROWS, Attention
+from .attention import WARP_ROWS, Attention
+from .attention_parts import KEYS
 
 Expr = Any
 PITCH = (KEYS + 8) * 4  # bytes between rows of weights
