@@ -121,7 +121,7 @@ LAYERS: dict[str, tuple[Layer, ...]] = {
     ),
     "Attention": (
         Layer("nn.MultiheadAttention", lambda: OwnAttention(32, 4, batch_first=True), _x(2, 6, 32),
-              ("transpose", "linear_bias", "slice", "attention_transpose"), ("pack_matmul",),
+              ("transpose", "linear_bias", "slice_transpose_attention"), ("pack_matmul",),
               "`attention` is one kernel: no matrix of scores is stored"),
     ),
     "Others": (
