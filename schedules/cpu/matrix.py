@@ -8,7 +8,8 @@ matrices and by the missing cache blocking for large ones (beyond some hundreds 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from tvm import tirx
@@ -86,17 +87,29 @@ class Task:
 
 
 Emit = Callable[[Task], None]
+# Deals the matrices of a batch (their number) to tasks (theirs): a context that gives the numbers of both.
+Deal = Callable[[int, int], AbstractContextManager[tuple[Expr, Expr]]]
 # Elements of float64 workspace per task, from the shape of the first input.
 Scratch = Callable[[tuple[int, ...]], int]
 TASKS = 16
+MOST_WORKSPACE = 1 << 30  # bytes, of tasks that have one each
+
+
+@contextmanager
+def _to_threads(batch: int, tasks: int) -> Iterator[tuple[Expr, Expr]]:
+    """Neighbouring matrices to a thread."""
+    with loop(tasks, parallel=tasks > 1) as task, T.serial(0, batch // tasks) as item:
+        yield task * (batch // tasks) + item, task
 
 
 def per_matrix(
-    group: Group, name: str, kernels: Mapping[str, Emit], ranks: Mapping[str, tuple[int, ...]], scratch: Scratch
-) -> Lowered | None:
+    group: Group, name: str, kernels: Mapping[str, Emit], ranks: Mapping[str, tuple[int, ...]], scratch: Scratch,
+    deal: Deal | None = None,
+) -> Lowered | None:  # fmt: skip
     """The kernel that runs `kernels[op]` on every matrix of a batch; None if the group is something else.
 
-    `ranks` gives the ranks of the op's inputs and outputs without the batch dims, which all of them have.
+    `ranks` gives the ranks of the op's inputs and outputs without the batch dims, which all of them have. `deal`: every
+    matrix is a task of its own; None if they would need too large a workspace.
     """
     node = group.nodes[0]
     op: Any = node.op
@@ -112,7 +125,9 @@ def per_matrix(
     batch = math.prod(shapes[0][: len(shapes[0]) - own[0]])
     work = batch * max(sizes[0], default=1) ** 3
     needed = scratch(sizes[0])
-    tasks = math.gcd(batch, TASKS) if is_large(work) else 1
+    tasks = batch if deal is not None else math.gcd(batch, TASKS) if is_large(work) else 1
+    if deal is not None and needed * tasks * 8 > MOST_WORKSPACE:
+        return None
     builder = KernelBuilder(
         name,
         [value.type for value in group.inputs],
@@ -125,8 +140,7 @@ def per_matrix(
         if batch and any(math.prod(size) for size in sizes[len(types) :]):
             inputs = [builder.inputs[group.input_index(value)] for value in node.inputs]
             spare = builder.scratch(needed * tasks) if needed else None
-            with loop(tasks, parallel=tasks > 1) as task, T.serial(0, batch // tasks) as item:
-                place = task * (batch // tasks) + item
+            with (deal or _to_threads)(batch, tasks) as (place, task):
                 matrices = [
                     Matrix(buffer, place * math.prod(size), size[-1] if size else 1)
                     for buffer, size in zip((*inputs, *builder.outputs), sizes, strict=True)

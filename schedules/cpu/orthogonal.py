@@ -87,7 +87,7 @@ def _reflectors(t: Task) -> None:
             _reflect(v, result, j, column, tau, rows - 1 - j, total)
 
 
-def _rotation(t: Task, difference: Expr, twice: Expr) -> tuple[Expr, Expr]:
+def rotation(t: Task, difference: Expr, twice: Expr) -> tuple[Expr, Expr]:
     """Cosine and sine of the rotation that clears an off-diagonal element, of the smaller angle."""
     one = tirx.const(1.0, "float64")
     ratio = held(difference / twice)
@@ -116,7 +116,7 @@ def _pairs(n: int, rotate: Any) -> None:
             rotate(p, held(p + 1 + offset), moved)
 
 
-def _rank_of(t: Task, values: Any, i: Expr, n: int, *, descending: bool) -> Expr:
+def rank_of(t: Task, values: Any, i: Expr, n: int, *, descending: bool) -> Expr:
     """How many of `values(j)` come before the i-th; equal ones keep their order."""
     place = Variable("int32", tirx.const(0, "int32"))
     own = held(values(i))
@@ -148,14 +148,14 @@ def _eigh(t: Task) -> None:
         size = held(t.s.call("abs", x))
         with T.If(tirx.And(size > scale * tirx.const(TINY, "float64"), size > zero)), T.Then():
             moved.set(tirx.const(1, "int32"))
-            cosine, sine = _rotation(t, work[q, q] - work[p, p], x + x)
+            cosine, sine = rotation(t, work[q, q] - work[p, p], x + x)
             _turn(work, p, q, cosine, sine, n)
             _turn(work, p, q, cosine, sine, n, columns=True)
             _turn(turned, p, q, cosine, sine, n)
 
     _pairs(n, rotate)
     with T.serial(0, n) as i:
-        place = _rank_of(t, lambda j: work[j, j], i, n, descending=False)
+        place = rank_of(t, lambda j: work[j, j], i, n, descending=False)
         values[0, place] = T.Cast(t.dtype, work[i, i])
         with T.serial(0, n) as k:
             vectors[k, place] = T.Cast(t.dtype, turned[i, k])
@@ -196,7 +196,7 @@ def _svd(t: Task) -> None:
         limit = t.s.call("sqrt", alpha) * t.s.call("sqrt", beta) * tirx.const(TINY, "float64")
         with T.If(tirx.And(size > limit, size > zero)), T.Then():
             moved.set(tirx.const(1, "int32"))
-            cosine, sine = _rotation(t, beta - alpha, gamma + gamma)
+            cosine, sine = rotation(t, beta - alpha, gamma + gamma)
             _turn(work, p, q, cosine, sine, columns)
             _turn(turned, p, q, cosine, sine, n)
 
@@ -208,7 +208,7 @@ def _svd(t: Task) -> None:
             total.set(total.get() + work[i, k] * work[i, k])
         norms[0, i] = t.s.call("sqrt", total.get())
     with T.serial(0, n) as i:
-        place = _rank_of(t, lambda j: norms[0, j], i, n, descending=True)
+        place = rank_of(t, lambda j: norms[0, j], i, n, descending=True)
         norm = held(norms[0, i])
         values[0, place] = T.Cast(t.dtype, norm * scale)
         with T.serial(0, n) as k:
