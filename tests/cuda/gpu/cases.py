@@ -172,8 +172,6 @@ MODELS: Mapping[str, Callable[[int], Built]] = {
     "vit_base": lambda batch: _repeated("vit_base", batch),
     "gpt2": _gpt2,
 }
-# Whose calls at batch 1 are to take half of the best peer's time; others nine tenths.
-SMALL = ("mlp", "lstm")
 
 
 @dataclass(frozen=True)

@@ -7,48 +7,57 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from tests.conformance.kernels import op_group
-from tests.conformance.selection import OWN
-from tests.conformance.test_ops_on_targets import double_reference, reference
 from tests.cuda.gpu.calls import FACTS
-from tests.cuda.gpu.cases import ODD, Case, Convolution, Gemm, ModelCase, kernel_cases, model_cases, odd
-from tests.cuda.gpu.results import Part
-from tests.cuda.test_ops import samples
+from tests.cuda.gpu.cases import ODD, Case, Convolution, Gemm, kernel_cases, model_cases, odd
+from tests.cuda.gpu.families import Member, families, single
+from tests.cuda.gpu.kernels import KEPT, keep
+from tests.cuda.gpu.packages import fresh_cases, tested, untested
+from tests.cuda.gpu.results import PREPARED, Part
+from tests.models import precise
+from tests.models.redraw import redraw
 from tests.models.support import FILES, Built, load
-from transpiler import transpile
 from transpiler.errors import TranspileError, TranspileErrors
 from transpiler.gpu.cuda import compile_kernels, cuda_source
 from transpiler.gpu.launch_list import render_launches
-from transpiler.group import Group, Lowered, make_group
-from transpiler.ir import Node, TensorType, Value
+from transpiler.group import Group, Lowered
+from transpiler.ir import TensorType
 from transpiler.ops.attention import Attention
-from transpiler.ops.base import Op
 from transpiler.ops.conv import Conv
 from transpiler.ops.linalg import Linear, Matmul
-from transpiler.request import Precision
+from transpiler.request import PRECISIONS, Precision
 from transpiler.schedule import import_schedule, schedule
 from transpiler.target import Target, load_targets
 from transpiler.tuning import plan_of_calls
 
-TINY_FAMILIES, TINY_FILES = ("rounding",), ("mlp",)
+TINY_FILES = ("mlp",)
 CANDIDATES = 6  # tiles of a product that are measured, best first by the rule
 TOGETHER = 10  # sizes in one file of machine code
 KINDS = ("bfloat16", "float32", "tf32")
+# What the text of a kernel says of the units that it uses: the report counts kernels that were checked by it.
+UNITS = {
+    "wgmma": "wgmma_", "mma.sync": "mma_", "cp.async": "copies_", "TMA": "CUtensorMap", "mbarrier": "barrier_",
+    "shuffles": "__shfl", "shared memory": "__shared__", "clusters": "cluster",
+}  # fmt: skip
+# What is carried at a time, with everything else of this repository, on machines that are lent.
+CARRIED = 64 << 20
 
 
 def prepare(work: Path, parts: Sequence[str], archs: Sequence[str], only: str, *, tiny: bool) -> list[str]:
     """Fill `work`; what failed, by name."""
     steps: Mapping[str, Callable[[], list[str]]] = {
-        "kernels": lambda: _families(work, archs, only, tiny),
+        "kernels": lambda: _kernels(work, archs, only, tiny),
         "suites": lambda: _suites(work, archs, only, tiny),
         "timed": lambda: _timed(work, archs, only, tiny),
         "models": lambda: _models(work, archs, only, tiny),
         "tiles": lambda: _tiles(work, archs, only, tiny),
     }
-    return [name for part in parts for name in steps[part]()]
+    failed = [name for part in parts for name in steps[part]()]
+    for part in steps:
+        size = sum(path.stat().st_size for path in (work / part).rglob("*") if path.is_file())
+        print(f"{part}: {size / 1e6:.1f} MB{', more than is carried at a time' if size > CARRIED else ''}", flush=True)
+    return failed
 
 
 def library(
@@ -56,8 +65,9 @@ def library(
     groups: Mapping[str, Group],
     archs: Sequence[str],
     answers: Mapping[str, Mapping[str, str]] | None = None,
+    said: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, str]:
-    """Kernels for some groups in a folder; the reasons of those that are refused."""
+    """Kernels for some groups in a folder; the reasons of those that are refused. `said`: more facts of each."""
     refused: dict[str, str] = {}
     targets = load_targets("cuda", archs)
     items: dict[str, dict[str, Lowered]] = {target.variant.name: {} for target in targets}
@@ -79,10 +89,11 @@ def library(
         for file, data in item.files.items():
             (folder / file).write_bytes(data)
     calls = {
-        name: {"call": number, "dtypes": [value.dtype for value in groups[name].inputs]}
+        name: {"call": number, "dtypes": [value.dtype for value in groups[name].inputs], **(said or {}).get(name, {})}
         for number, name in enumerate(fitting)
     }
-    facts = {"variants": list(compiled), "calls": calls, "refused": refused}
+    texts = [data.decode() for item in compiled.values() for file, data in item.files.items() if file.endswith(".cu")]
+    facts = {"variants": list(compiled), "calls": calls, "refused": refused, "units": _units("".join(texts))}
     (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
     return refused
 
@@ -95,74 +106,73 @@ def _without_text(items: Mapping[str, Lowered], target: Target) -> dict[str, str
     return {}
 
 
-def single(op: Op, shapes: Sequence[tuple[int, ...]], dtype: str) -> Group:
-    """A group of one op."""
-    values = tuple(Value(f"x{number}", TensorType(dtype, shape)) for number, shape in enumerate(shapes))
-    (type_,) = op.infer_types([value.type for value in values])
-    result = Value("y", type_)
-    return make_group((Node(op, values, (result,)),), (result,))
+def _units(text: str) -> dict[str, int]:
+    """How many kernels of a text use what."""
+    bodies = [body for body in text.split('extern "C"') if "{" in body][1:]
+    return {name: sum(word in body for body in bodies) for name, word in UNITS.items()}
 
 
 def group_of(case: Case, dtype: str) -> Group:
+    """A product that is timed."""
+    types = [TensorType(dtype, shape) for shape in case.shapes]
     if isinstance(case, Gemm):
-        return single(Linear(), case.shapes, dtype)
+        return single(Linear(), types)
     if isinstance(case, Convolution):
         stride, padding = (case.stride,) * 2, (case.padding,) * 2
-        return single(Conv(stride, padding, (1, 1)), case.shapes, dtype)
-    return single(Attention(causal=case.causal), case.shapes, dtype)
+        return single(Conv(stride, padding, (1, 1)), types)
+    return single(Attention(causal=case.causal), types)
 
 
 # --- parts
 
 
 def _run(work: Path, name: str, only: str, todo: Mapping[str, Callable[[], object]]) -> list[str]:
-    part = Part(work, f"prepare.{name}", only=only)
+    part = Part(work / PREPARED, name, only=only)
     part.run([(key, lambda make=make: {"refused": make() or {}}) for key, make in todo.items()])
     return part.failed
 
 
-def _families(work: Path, archs: Sequence[str], only: str, tiny: bool) -> list[str]:
-    def family(name: str) -> dict[str, str]:
-        chosen = {f"k{number}": sample for number, sample in enumerate(samples(name))}
-        groups = {key: op_group(sample.op, sample.inputs) for key, sample in chosen.items()}
-        refused = library(work / "kernels" / name, groups, archs)
-        arrays = {}
-        for key, sample in chosen.items():
-            if key in refused:
-                continue
-            for kind, found in (
-                ("input", sample.inputs), ("single", reference(sample)), ("double", double_reference(sample)),
-            ):  # fmt: skip
-                arrays |= {f"{key}.{kind}.{number}": array for number, array in enumerate(found)}
-        np.savez_compressed(work / "kernels" / name / "cases.npz", **arrays)
+def _kernels(work: Path, archs: Sequence[str], only: str, tiny: bool) -> list[str]:
+    def family(name: str, made: Mapping[str, Member]) -> dict[str, str]:
+        folder = work / "kernels" / name
+        refused = library(
+            folder,
+            {key: item.group for key, item in made.items()},
+            archs,
+            {key: item.answers for key, item in made.items() if item.answers},
+            {key: item.facts for key, item in made.items()},
+        )
+        keep(folder / KEPT, {key: item.kept for key, item in made.items() if key not in refused})
         return refused
 
-    names = TINY_FAMILIES if tiny else OWN
-    return _run(work, "kernels", only, {name: lambda name=name: family(name) for name in names})
+    todo = families(load_targets("cuda", archs)[0], tiny=tiny)
+    return _run(
+        work, "kernels", only, {name: lambda name=name, make=make: family(name, make()) for name, make in todo.items()}
+    )
 
 
 def _suites(work: Path, archs: Sequence[str], only: str, tiny: bool) -> list[str]:
-    """Packages with their generated tests and their weights."""
+    """Packages with their generated tests, their weights, and fresh inputs with what they have to give."""
 
     def suite(name: str, built: Built, precision: Precision) -> None:
-        _package(work / "suites", name, built, archs, precision)
+        path = tested(work / "suites", name, built, archs, precision)
+        fresh_cases(path / KEPT, built, precision)
 
     todo: dict[str, Callable[[], object]] = {}
     for name in TINY_FILES if tiny else FILES:
         todo[name] = lambda name=name: suite(name, load(name), "float32")
-    if not tiny:
-        for name, precision in ODD.items():
-            todo[name] = lambda name=name, precision=precision: suite(name, odd(), precision)
+    for name, precision in {} if tiny else ODD.items():
+        todo[name] = lambda name=name, precision=precision: suite(name, odd(), precision)
+    for name, build in {} if tiny else precise.MODELS.items():
+        for precision in PRECISIONS[1:]:
+            key = f"{name}_{precision}"
+            todo[key] = lambda key=key, build=build, precision=precision: suite(key, _redrawn(build()), precision)
     return _run(work, "suites", only, todo)
 
 
-def _package(folder: Path, name: str, built: Built, archs: Sequence[str], precision: Precision) -> Path:
+def _redrawn(built: Built) -> Built:
     module, args, kwargs = built
-    folder.mkdir(parents=True, exist_ok=True)
-    return transpile(
-        module, args=args, kwargs=kwargs, target="cuda", arch=list(archs), name=name, out=folder,
-        precision=precision,
-    ).path  # fmt: skip
+    return redraw(module, 1), args, kwargs
 
 
 def _timed(work: Path, archs: Sequence[str], only: str, tiny: bool) -> list[str]:
@@ -174,13 +184,11 @@ def _timed(work: Path, archs: Sequence[str], only: str, tiny: bool) -> list[str]
 
 
 def _models(work: Path, archs: Sequence[str], only: str, tiny: bool) -> list[str]:
-    def model(case: ModelCase) -> None:
-        path = _package(work / "models", case.key, case.build(), archs, case.precision)
-        manifest = json.loads((path / "src" / case.key / "manifest.json").read_text())
-        (path / "src" / case.key / manifest["weights"]["file"]).unlink()
-        shutil.rmtree(path / "tests")
-
-    return _run(work, "models", only, {case.key: lambda case=case: model(case) for case in model_cases(tiny)})
+    todo = {
+        case.key: lambda case=case: untested(work / "models", case.key, case.build(), archs, case.precision) and None
+        for case in model_cases(tiny)
+    }
+    return _run(work, "models", only, todo)
 
 
 def _tiles(work: Path, archs: Sequence[str], only: str, tiny: bool) -> list[str]:
@@ -217,6 +225,8 @@ def _product(kind: str, sizes: tuple[int, ...]) -> Group:
     batches, rows, columns, chunks = sizes
     precision, dtype = ("tf32", "float32") if kind == "tf32" else ("", kind)
     inner = chunks * (8 if kind in ("float16", "bfloat16") else 4)
+    shapes: list[tuple[int, ...]] = [(rows, inner), (columns, inner)]
     if batches == 1:
-        return single(Linear(precision=precision), ((rows, inner), (columns, inner)), dtype)
-    return single(Matmul(True, precision=precision), ((batches, rows, inner), (batches, columns, inner)), dtype)
+        return single(Linear(precision=precision), [TensorType(dtype, shape) for shape in shapes])
+    types = [TensorType(dtype, (batches, *shape)) for shape in shapes]
+    return single(Matmul(True, precision=precision), types)

@@ -1,56 +1,56 @@
-"""How fast what runs on the device is: against PyTorch (cuBLAS, cuDNN, its attention, torch.compile) where it has the
-device, by the device's events, sides in turns, medians; kernels in CUDA graphs on both sides, with inputs that take
-turns, so that caches keep none of them. Seconds throughout."""
+"""How fast kernels are on the device: against PyTorch (cuBLAS, cuDNN, its attention) where it has the device, in CUDA
+graphs on both sides, with inputs that take turns, so that caches keep none of them; and what the card itself can do.
+Before it is timed, a kernel has to be right: parts of its result are compared with float64."""
 
 from __future__ import annotations
 
-import json
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from tests.cuda.gpu.calls import Calls
-from tests.cuda.gpu.cases import SMALL, Case, Heads, ModelCase, kernel_cases, model_cases
+from tests.cuda.gpu.cases import Case, Gemm, Heads, kernel_cases, model_cases
+from tests.cuda.gpu.model_times import model
+from tests.cuda.gpu.products import ProductCase
 from tests.cuda.gpu.results import Part
+from tests.cuda.gpu.timing import WARMING, events, facts, in_turns
 from transpiler.gpu.runtime import import_runtime
-from transpiler.loading import load_package
+from transpiler.ops.attention import Attention
+from transpiler.ops.conv import Conv
+from transpiler.ops.dtypes import numpy_dtype
+from transpiler.ops.linalg import Linear
 
-Times = dict[str, float]
-WARMING, LEAST, MOST, SECONDS = 3, 5, 60, 0.4
-COPIED = 1 << 31
+Array = npt.NDArray[Any]
+COPIED, CHUNK = 1 << 31, 1 << 26
+BFLOAT16 = numpy_dtype("bfloat16")
 # Layouts of a convolution's tensors that cuDNN is asked with: the better one counts.
 LAYOUTS = {"cudnn_nchw": torch.contiguous_format, "cudnn_nhwc": torch.channels_last}
+SAMPLED = 6  # lines of a result that are compared with float64, besides the first and the last
 
 
-def times(work: Path, parts: Sequence[str], end: float, only: str, *, tiny: bool, compiled: bool) -> list[str]:
+def times(
+    work: Path, results: Path, parts: Sequence[str], end: float, only: str, *, tiny: bool, compiled: bool
+) -> list[str]:
     """Parts: rates, products, convolutions, attention, models. What failed, by name."""
     failed = []
     for name in parts:
-        part = Part(work, f"time.{name}", end, only)
-        part.run(_items(work, name, tiny, compiled), _facts())
+        part = Part(results, f"time.{name}", end, only)
+        part.run(_items(work, name, tiny, compiled), facts())
         failed += [f"{name} {key}" for key in part.failed]
     return failed
-
-
-def _facts() -> dict[str, str]:
-    """Date, card, driver and what it was compared with."""
-    from transpiler.gpu.here import cuda_device
-
-    peers = f"PyTorch {torch.__version__}" if torch.cuda.is_available() else "none: this PyTorch has no CUDA"
-    return {"date": time.strftime("%Y-%m-%d"), "card, capability, driver's CUDA": cuda_device(), "peers": peers}
 
 
 def _items(work: Path, name: str, tiny: bool, compiled: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     if name == "rates":
         yield "copies", lambda: {"value": copy_rate(1 << 20 if tiny else COPIED), "unit": "GB/s read and written"}
         if torch.cuda.is_available():
-            yield "bfloat16 products of cuBLAS", lambda: {"value": matrix_rate(), "unit": "TFLOP/s"}
+            for precision, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+                yield f"{precision} products", lambda dtype=dtype: {"value": matrix_rate(dtype), "unit": "TFLOP/s"}
     elif name == "models":
         for case in model_cases(tiny):
             yield case.key, lambda case=case: model(work, case, compiled)
@@ -58,17 +58,6 @@ def _items(work: Path, name: str, tiny: bool, compiled: bool) -> Iterator[tuple[
         calls: list[Calls] = []  # loaded with the first item that needs them
         for key, case in kernel_cases(tiny)[name].items():
             yield key, lambda key=key, case=case: kernel(work / "timed" / name, calls, key, case)
-
-
-def in_turns(sides: Mapping[str, Callable[[], float]]) -> Times:
-    """The median of each side's own reading of the device's clock."""
-    first = [min(run() for _ in range(WARMING)) for run in sides.values()]
-    turns = max(LEAST, min(MOST, int(SECONDS / max(max(first), 1e-6))))
-    taken: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(turns):
-        for name, run in sides.items():
-            taken[name].append(run())
-    return {name: statistics.median(values) for name, values in taken.items()}
 
 
 # --- kernels
@@ -80,6 +69,8 @@ def kernel(folder: Path, calls: list[Calls], key: str, case: Case) -> dict[str, 
     (own,) = calls
     if key not in own.names:
         raise RuntimeError(f"refused: {own.facts['refused'].get(key)}")
+    if problems := wrong(own, key, case):
+        return {"problems": problems}
     recording, repeats = own.recorded(key)
     try:
         sides: dict[str, Callable[[], float]] = {"ours": lambda: own.timer.once(recording) / repeats}
@@ -88,7 +79,59 @@ def kernel(folder: Path, calls: list[Calls], key: str, case: Case) -> dict[str, 
     finally:
         recording.free()
     ours = found.pop("ours")
-    return {"ours": ours, "peers": found, "flops": case.flops}
+    return {"ours": ours, "peers": found, "flops": case.flops, "bytes": nbytes(case)}
+
+
+def nbytes(case: Case) -> int:
+    """What is read and written at least, in bfloat16."""
+    shapes = [*case.shapes, result_shape(case)]
+    return sum(int(np.prod(shape)) for shape in shapes) * BFLOAT16.itemsize
+
+
+def result_shape(case: Case) -> tuple[int, ...]:
+    if isinstance(case, Gemm):
+        return case.rows, case.columns
+    if isinstance(case, Heads):
+        return case.shapes[0]
+    return case.batch, case.out, *[(case.size + 2 * case.padding - case.kernel) // case.stride + 1] * 2
+
+
+def wrong(calls: Calls, key: str, case: Case) -> list[str]:
+    """What is wrong with parts of a result, of inputs that are drawn now."""
+    rng = np.random.default_rng(time.time_ns())
+    inputs = [rng.standard_normal(shape, np.float32).astype(BFLOAT16) for shape in case.shapes]
+    with calls.recording(key) as recording:
+        calls.poison(recording)
+        (got,) = calls.run(key, recording, inputs, [np.empty(result_shape(case), BFLOAT16)])
+    return [text for part in _parts(case, inputs, got, rng) for text in part]
+
+
+def _some(count: int, rng: np.random.Generator) -> list[int]:
+    return sorted({0, count - 1, *rng.integers(0, count, SAMPLED).tolist()})
+
+
+def _parts(case: Case, inputs: Sequence[Array], got: Array, rng: np.random.Generator) -> Iterator[list[str]]:
+    if isinstance(case, Gemm):
+        rows, columns = _some(case.rows, rng), _some(case.columns, rng)
+        part = ProductCase(Linear(), ((len(rows), case.inner), (len(columns), case.inner))).of("bfloat16")
+        yield part.expected([inputs[0][rows], inputs[1][columns]]).problems(got[np.ix_(rows, columns)])
+    elif isinstance(case, Heads):
+        for row in _some(case.queries, rng):
+            batch, head = int(rng.integers(case.batch)), int(rng.integers(case.heads))
+            last = row + 1 if case.causal else case.keys
+            q, k, v = inputs[0][batch, head, row : row + 1], *(x[batch, head, :last] for x in inputs[1:])
+            part = ProductCase(Attention(), (q.shape, k.shape, v.shape)).of("bfloat16")
+            yield part.expected([q, k, v]).problems(got[batch, head, row : row + 1])
+    else:
+        channels, side = _some(case.out, rng), case.padding
+        strided = Conv((case.stride,) * 2, (0, 0), (1, 1))
+        for image in _some(case.batch, rng):
+            line = int(rng.integers(got.shape[2]))
+            padded = np.pad(inputs[0][image], [(0, 0), (side, side), (side, side)])
+            strip = padded[None, :, line * case.stride : line * case.stride + case.kernel]
+            filters = inputs[1][channels]
+            part = ProductCase(strided, (strip.shape, filters.shape)).of("bfloat16")
+            yield part.expected([strip, filters]).problems(got[image : image + 1, channels, line : line + 1])
 
 
 def _kernel_peers(case: Case, repeats: int) -> dict[str, Callable[[], float]]:
@@ -133,29 +176,24 @@ def _captured(case: Case, repeats: int, layout: torch.memory_format = torch.cont
 
     def run() -> float:
         assert kept
-        return _events(graph.replay) / repeats
+        return events(graph.replay) / repeats
 
     return run
-
-
-def _events(run: Callable[[], Any]) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) * 1e-3
 
 
 # --- rates
 
 
 def copy_rate(nbytes: int) -> float:
-    """GB/s of a copy on the device, bytes read and written."""
+    """GB/s of a copy of random bytes on the device, bytes read and written."""
     memory, module, clocks = (import_runtime(f"cuda.{name}") for name in ("memory", "device", "recording"))
     device = module.open_device(None)
     source, target = memory.Buffer(device, nbytes, "a copy"), memory.Buffer(device, nbytes, "a copy")
     stream = device.driver.CUstream(1)
+    chunk = np.frombuffer(np.random.default_rng(0).bytes(min(CHUNK, nbytes)), np.uint8)
+    with device.current():
+        for start in range(0, nbytes, len(chunk)):
+            source.write(start, chunk)
 
     def once() -> float:
         with device.current():
@@ -171,129 +209,8 @@ def copy_rate(nbytes: int) -> float:
     return 20 * nbytes / seconds * 1e-9 if seconds else 0.0
 
 
-def matrix_rate() -> float:
-    """TFLOP/s of cuBLAS's bfloat16 products of 8192 x 8192 on random data."""
-    x, y = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    return 2 * 8192**3 / in_turns({"product": lambda: _events(lambda: x @ y)})["product"] * 1e-12
-
-
-# --- models
-
-
-def model(work: Path, case: ModelCase, compiled: bool) -> dict[str, Any]:
-    """A call with tensors on the device where PyTorch has it, else with arrays of the host."""
-    module, args, kwargs = case.build()
-    assert not kwargs
-    state = {name: value.numpy() for name, value in module.state_dict().items()}
-    with load_package(work / "models" / case.key, case.key).Model(weights=state) as runner:
-        if not torch.cuda.is_available():
-            arrays = [item.numpy() for item in args]
-            found = in_turns({"ours": lambda: _on_host(lambda: runner.infer(*arrays))})
-        else:
-            found = _against_pytorch(runner, module, args, case, compiled)
-    return {
-        "ours": found.pop("ours"),
-        "peers": found,
-        "bar": 0.5 if case.name in SMALL and case.batch == 1 else 0.9,
-        **first_call(work, case),
-    }
-
-
-def _on_host(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def _against_pytorch(
-    runner: Any, module: torch.nn.Module, args: Sequence[torch.Tensor], case: ModelCase, compiled: bool
-) -> Times:
-    half = case.precision == "bfloat16"
-    ours = [item.cuda() for item in args]
-    module = module.cuda().bfloat16() if half else module.cuda()
-    theirs = [item.bfloat16() if half and item.is_floating_point() else item for item in ours]
-    # float32 is float32 on both sides.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
-    sides: dict[str, Callable[[], float]] = {"ours": lambda: _events(lambda: runner.infer(*ours))}
-    with torch.inference_mode():
-        sides["eager"] = lambda: _events(lambda: module(*theirs))
-        if compiled:
-            torch._dynamo.reset()
-            fast = torch.compile(module, mode="max-autotune")
-            for _ in range(WARMING):
-                fast(*theirs)
-            sides["compile"] = lambda: _events(lambda: fast(*theirs))
-        return in_turns(sides)
-
-
-def first_call(work: Path, case: ModelCase) -> dict[str, float | None]:
-    """Seconds of making the model and of its first call, in a process of its own."""
-    command = [sys.executable, "-m", "tests.cuda.on_gpu", "first", "--work", str(work), "--only", case.key]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    if done.returncode:
-        return {"load": None, "first_call": None}
-    found: dict[str, float | None] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def first(work: Path, key: str) -> dict[str, float]:
-    """What `first_call` starts."""
-    (case,) = [item for tiny in (False, True) for item in model_cases(tiny) if item.key == key]
-    module, args, _ = case.build()
-    state = {name: value.numpy() for name, value in module.state_dict().items()}
-    arrays = [item.numpy() for item in args]
-    start = time.perf_counter()
-    runner = load_package(work / "models" / key, key).Model(weights=state)
-    loaded = time.perf_counter()
-    runner.infer(*arrays)
-    called = time.perf_counter()
-    runner.close()
-    return {"load": loaded - start, "first_call": called - loaded}
-
-
-# --- tiles
-
-
-def tiles(work: Path, end: float, only: str) -> list[str]:
-    """The fastest tile for every size of the table."""
-    part = Part(work, "tune.tiles", end, only)
-    folders = sorted(path for path in (work / "tiles").iterdir() if path.is_dir())
-    part.run([(folder.name, lambda folder=folder: {"tiles": fastest(folder)}) for folder in folders], _facts())
-    return part.failed
-
-
-def fastest(folder: Path) -> dict[str, str]:
-    candidates: dict[str, tuple[str, str]] = json.loads((folder / "tiles.json").read_text())
-    calls = Calls(folder)
-    found = {}
-    for sizes in dict.fromkeys(text for text, _ in candidates.values()):
-        names = [name for name, (text, _) in candidates.items() if text == sizes and name in calls.names]
-        graphs = {name: calls.recorded(name) for name in names}
-        try:
-            taken = in_turns(
-                {name: lambda pair=pair: calls.timer.once(pair[0]) / pair[1] for name, pair in graphs.items()}
-            )
-        finally:
-            for recording, _ in graphs.values():
-                recording.free()
-        if taken:
-            found[sizes] = candidates[min(taken, key=taken.__getitem__)][1]
-    return found
-
-
-def write_table(work: Path, file: Path) -> int:
-    """Put what was measured into the table beside the target's file; how many entries."""
-    results = json.loads((work / "results" / "tune.tiles.json").read_text())
-    content = json.loads(file.read_text())
-    count = 0
-    for key, item in results["items"].items():
-        arch, kind, _ = key.split(".")
-        for sizes, tile in item.get("tiles", {}).items():
-            if sizes in content["tiles"].get(arch, {}).get(kind, {}):
-                content["tiles"][arch][kind][sizes] = tile
-                count += 1
-    if count:
-        content["card"] = results["facts"]
-        file.write_text(json.dumps(content, indent=1) + "\n")
-    return count
+def matrix_rate(dtype: torch.dtype) -> float:
+    """TFLOP/s of cuBLAS's products of 8192 x 8192 on random data; float32 is float32."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    x, y = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
+    return 2 * 8192**3 / in_turns({"product": lambda: events(lambda: x @ y)})["product"] * 1e-12
