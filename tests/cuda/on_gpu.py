@@ -45,9 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=[*PARTS, "tune", "report", "family"])
     parser.add_argument("--work", type=Path, default=Path("generated/on_gpu"), help="folder of what is carried")
-    parser.add_argument(
-        "--results", type=Path, help="file of results; what --work has is taken over where there is none"
-    )
+    parser.add_argument("--results", type=Path, help="file of results, which begins as what --work has")
     parser.add_argument("--parts", default="", help="by default all")
     parser.add_argument("--only", default="", help="items whose name contains this")
     parser.add_argument("--seconds", type=float, default=math.inf, help="begin nothing after so many")
@@ -71,6 +69,8 @@ def run(options: argparse.Namespace, end: float) -> list[str]:
     work: Path = options.work.resolve()
     command, only = options.command, options.only
     parts = options.parts.split(",") if options.parts else PARTS.get(command, ())
+    if parts and command not in PARTS:
+        raise SystemExit(f"{command} has no parts")
     if unknown := set(parts) - set(PARTS.get(command, ())):
         raise SystemExit(f"{command} has no part {', '.join(sorted(unknown))}; it has {', '.join(PARTS[command])}")
     _check_needs(command)

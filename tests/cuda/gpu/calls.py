@@ -40,7 +40,8 @@ class Calls:
     def recording(self, name: str) -> Iterator[Any]:
         """A graph of one call on memory of its own."""
         timer = self.timer
-        program = timer.list.single(0, self.facts["calls"][name]["call"], {})
+        entry = self.facts["calls"][name]
+        program = timer.list.single(0, entry["call"], entry.get("sizes", {}))
         recording = timer.recording.Recording(timer.code, program, timer.weights, None, hosted=True)
         try:
             yield recording

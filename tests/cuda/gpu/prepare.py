@@ -4,24 +4,20 @@ large models are without their weights, which are drawn there."""
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from tests.cuda.gpu.calls import FACTS
 from tests.cuda.gpu.cases import ODD, Case, Convolution, Gemm, kernel_cases, model_cases, odd
+from tests.cuda.gpu.emulated import Run, collected, test_files
 from tests.cuda.gpu.families import Member, families, single
 from tests.cuda.gpu.kernels import KEPT, keep
+from tests.cuda.gpu.library import library, write
 from tests.cuda.gpu.packages import fresh_cases, tested, untested
 from tests.cuda.gpu.results import PREPARED, Part
 from tests.models import precise
 from tests.models.redraw import redraw
 from tests.models.support import FILES, Built, load
-from transpiler.errors import TranspileError, TranspileErrors
-from transpiler.gpu.cuda import compile_kernels, cuda_source
-from transpiler.gpu.launch_list import render_launches
-from transpiler.group import Group, Lowered
+from transpiler.group import Group
 from transpiler.ir import TensorType
 from transpiler.ops.attention import Attention
 from transpiler.ops.conv import Conv
@@ -29,17 +25,11 @@ from transpiler.ops.linalg import Linear, Matmul
 from transpiler.request import PRECISIONS, Precision
 from transpiler.schedule import import_schedule, schedule
 from transpiler.target import Target, load_targets
-from transpiler.tuning import plan_of_calls
 
 TINY_FILES = ("mlp",)
 CANDIDATES = 6  # tiles of a product that are measured, best first by the rule
 TOGETHER = 10  # sizes in one file of machine code
 KINDS = ("bfloat16", "float32", "tf32")
-# What the text of a kernel says of the units that it uses: the report counts kernels that were checked by it.
-UNITS = {
-    "wgmma": "wgmma_", "mma.sync": "mma_", "cp.async": "copies_", "TMA": "CUtensorMap", "mbarrier": "barrier_",
-    "shuffles": "__shfl", "shared memory": "__shared__", "clusters": "cluster",
-}  # fmt: skip
 # What is carried at a time, with everything else of this repository, on machines that are lent.
 CARRIED = 64 << 20
 
@@ -58,58 +48,6 @@ def prepare(work: Path, parts: Sequence[str], archs: Sequence[str], only: str, *
         size = sum(path.stat().st_size for path in (work / part).rglob("*") if path.is_file())
         print(f"{part}: {size / 1e6:.1f} MB{', more than is carried at a time' if size > CARRIED else ''}", flush=True)
     return failed
-
-
-def library(
-    folder: Path,
-    groups: Mapping[str, Group],
-    archs: Sequence[str],
-    answers: Mapping[str, Mapping[str, str]] | None = None,
-    said: Mapping[str, Mapping[str, Any]] | None = None,
-) -> dict[str, str]:
-    """Kernels for some groups in a folder; the reasons of those that are refused. `said`: more facts of each."""
-    refused: dict[str, str] = {}
-    targets = load_targets("cuda", archs)
-    items: dict[str, dict[str, Lowered]] = {target.variant.name: {} for target in targets}
-    for target in targets:
-        for name, group in groups.items():
-            try:
-                items[target.variant.name][name] = schedule(group, target, name, (answers or {}).get(name))
-            except (LookupError, TranspileError, TranspileErrors) as error:
-                refused[name] = str(error)
-        refused |= _without_text(items[target.variant.name], target)
-    fitting = [name for name in groups if name not in refused]
-    kernels = {variant: [found[name] for name in fitting] for variant, found in items.items()}
-    compiled = compile_kernels(kernels, targets)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for variant, item in compiled.items():
-        plan = plan_of_calls([(groups[name], items[variant][name]) for name in fitting])
-        (folder / item.list_file).write_bytes(render_launches([plan], item))
-        for file, data in item.files.items():
-            (folder / file).write_bytes(data)
-    calls = {
-        name: {"call": number, "dtypes": [value.dtype for value in groups[name].inputs], **(said or {}).get(name, {})}
-        for number, name in enumerate(fitting)
-    }
-    texts = [data.decode() for item in compiled.values() for file, data in item.files.items() if file.endswith(".cu")]
-    facts = {"variants": list(compiled), "calls": calls, "refused": refused, "units": _units("".join(texts))}
-    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
-    return refused
-
-
-def _without_text(items: Mapping[str, Lowered], target: Target) -> dict[str, str]:
-    try:
-        cuda_source(list(items.values()), target.tvm_target())
-    except TranspileErrors as error:
-        return {name: problem.message for name in items for problem in error.problems if f"{name!r}" in problem.message}
-    return {}
-
-
-def _units(text: str) -> dict[str, int]:
-    """How many kernels of a text use what."""
-    bodies = [body for body in text.split('extern "C"') if "{" in body][1:]
-    return {name: sum(word in body for body in bodies) for name, word in UNITS.items()}
 
 
 def group_of(case: Case, dtype: str) -> Group:
@@ -145,10 +83,26 @@ def _kernels(work: Path, archs: Sequence[str], only: str, tiny: bool) -> list[st
         keep(folder / KEPT, {key: item.kept for key, item in made.items() if key not in refused})
         return refused
 
-    todo = families(load_targets("cuda", archs)[0], tiny=tiny)
-    return _run(
-        work, "kernels", only, {name: lambda name=name, make=make: family(name, make()) for name, make in todo.items()}
-    )
+    targets = load_targets("cuda", archs)
+    todo: dict[str, Callable[[], object]] = {
+        name: lambda name=name, make=make: family(name, make())
+        for name, make in families(targets[0], tiny=tiny).items()
+    }
+    if not tiny:
+        todo |= {
+            name: lambda name=name, file=file: _emulated(work / "kernels", name, collected(file), targets[:1])
+            for name, file in test_files().items()
+        }
+    return _run(work, "kernels", only, todo)
+
+
+def _emulated(folder: Path, name: str, parts: Sequence[Mapping[str, Run]], targets: Sequence[Target]) -> None:
+    """A folder for each part of the kernels that tests over the emulator ran, all as code of one architecture."""
+    for number, part in enumerate(parts):
+        kernels = {targets[0].variant.name: {key: run.lowered for key, run in part.items()}}
+        own = folder / f"{name}.{number}"
+        write(own, kernels, targets, {key: {"sizes": run.sizes} for key, run in part.items()}, {})
+        keep(own / KEPT, {key: run.sets for key, run in part.items()})
 
 
 def _suites(work: Path, archs: Sequence[str], only: str, tiny: bool) -> list[str]:

@@ -176,7 +176,7 @@ CASES: dict[str, ProductCase] = {
     "matmul_transposed": ProductCase(Matmul(True), ((3, 33, 40), (3, 30, 40))),
     "conv_1x1": ProductCase(_conv(), ((3, 24, 4, 6), (70, 24, 1, 1), (70,))),
     "conv_1x1_stride": ProductCase(_conv(stride=2), ((1, 32, 8, 10), (17, 32, 1, 1))),
-    "conv_stem": ProductCase(_conv(stride=2, padding=3), ((1, 3, 37, 37), (64, 3, 7, 7), (64,))),
+    "conv_stem": ProductCase(_conv(stride=2, padding=3), ((1, 3, 37, 37), (64, 3, 7, 7), (64,)), ("bfloat16",)),
     "conv_groups": ProductCase(_conv(padding=2, dilation=2, groups=2), ((2, 128, 9, 8), (34, 64, 3, 3), (34,))),
     "conv_depthwise": ProductCase(_conv(padding=1, groups=33), ((2, 33, 13, 11), (33, 1, 3, 3))),
     "conv_1d": ProductCase(_conv(stride=2, padding=3, dims=1), ((3, 128, 19), (24, 128, 4))),

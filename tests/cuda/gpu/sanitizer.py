@@ -98,6 +98,8 @@ def _run(work: Path, sanitizer: str, tool: str, names: Sequence[str], seconds: f
 
 def _keep(text: str, current: str, said: list[str], found: dict[str, dict[str, Any]]) -> None:
     """What is said at the end of the process is said of the last family."""
+    if "SUMMARY" in text and (said or any(item["problems"] for item in found.values())):
+        return
     if current:
         said.append(text)
     elif found:
