@@ -34,11 +34,13 @@ def page(file: Path) -> str:
     lines = ["; ".join(f"{name}: {value}" for name, value in facts.items()) + ".", ""] if facts else []
     lines += bars(parts)
     lines += _checks(parts)
-    lines += _rates(parts.get("time.rates"))
     floors = _Floors(parts.get("time.rates", {}).get("items", {}))
-    for name in KERNELS:
-        lines += _kernels(name, measured(parts, name), floors)
-    lines += _models(measured(parts, "models"), floors)
+    sections = {"the card's rates": _rates(parts.get("time.rates"))}
+    sections |= {name: _kernels(name, measured(parts, name), floors) for name in KERNELS}
+    sections["whole models"] = _models(measured(parts, "models"), floors)
+    lacking = [name for name, section in sections.items() if not section]
+    lines += [f"Not measured: {', '.join(lacking)}.", ""] if lacking else []
+    lines += [line for section in sections.values() for line in section]
     return "\n".join(lines) + "\n"
 
 
@@ -146,7 +148,7 @@ class _Floors:
 
 def _kernels(name: str, items: Items, floors: _Floors) -> list[str]:
     if not items:
-        return [f"Not measured: {name}.", ""]
+        return []
     peers = sorted({peer for item in items.values() for peer in item["peers"]})
     head = f"| | ours | {_cells(peers)}speed over the best | TFLOP/s | of the roofline |"
     lines = [f"**{name}, bfloat16**", "", head, "|---|" + "---:|" * (len(peers) + 4)]
@@ -165,7 +167,7 @@ def _kernels(name: str, items: Items, floors: _Floors) -> list[str]:
 
 def _models(items: Items, floors: _Floors) -> list[str]:
     if not items:
-        return ["Not measured: whole models.", ""]
+        return []
     peers = sorted({peer for item in items.values() for peer in item["peers"]})
     lines = ["**models**", "", f"| | ours | {_cells(peers)}ours / best | of the roofline | loading | first call |"]
     lines.append("|---|" + "---:|" * (len(peers) + 5))
@@ -186,9 +188,7 @@ def _cells(texts: Sequence[str]) -> str:
 def _rates(content: Mapping[str, Any] | None) -> list[str]:
     items = {} if content is None else content["items"]
     texts = [f"{key}: {item['value']:.1f} {item['unit']}" for key, item in items.items() if "value" in item]
-    return (
-        [f"Measured rates of the card: {'; '.join(texts)}.", ""] if texts else ["Not measured: the card's rates.", ""]
-    )
+    return [f"Measured rates of the card: {'; '.join(texts)}.", ""] if texts else []
 
 
 def _checks(parts: Parts) -> list[str]:

@@ -21,6 +21,7 @@ class Part:
         self.file, self.name, self.end, self.only = file, name, end, only
         self.items: dict[str, Any] = read(file).get(name, {}).get("items", {})
         self.left = 0
+        self.again: set[str] = set()  # items that have a result, and are to get a better one
 
     def run(self, todo: Iterable[tuple[str, Callable[[], Any]]], facts: Mapping[str, Any] | None = None) -> None:
         """Items that have no result yet. An exception is a result, too: {"failed": its text}; it is tried again."""
@@ -42,7 +43,7 @@ class Part:
     def open(self, key: str) -> bool:
         """Whether an item is wanted and has no result, or one that failed."""
         known = self.items.get(key)
-        return self.only in key and (known is None or "failed" in known)
+        return self.only in key and (known is None or "failed" in known or key in self.again)
 
     def add(self, key: str, found: Any, of: int, facts: Mapping[str, Any] | None = None) -> None:
         """Keep a result; `of`: how many items there are in all."""

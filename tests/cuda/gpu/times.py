@@ -40,6 +40,8 @@ def times(
     failed = []
     for name in parts:
         part = Part(results, f"time.{name}", end, only)
+        if name == "models" and compiled and torch.cuda.is_available():
+            part.again = {key for key, item in part.items.items() if "compile" not in item.get("peers", {})}
         part.run(_items(work, name, tiny, compiled), facts())
         failed += [f"{name} {key}" for key in part.failed]
     return failed
