@@ -1,19 +1,21 @@
-"""Recurrent scans of float32 by the warps of a block, which keep weights in their registers.
+"""Recurrent scans of float32 by the warps of a block, which keep weights near them.
 
 A warp has the gates of 16 units and a part of the state: a lane sums, for one unit and all its gates, over half of that
-part. Its weights lie in its registers for the whole scan, as many as fit (KEPT); the rest is read at every step,
-neighbouring units by neighbouring lanes. The parts of a sum meet in shared memory; then a thread has a unit, computes
-its gate functions, and keeps its cell state. A block takes several rows of the batch where there are many, all of which
-meet the same weights. The state is there twice, so that two barriers are enough for a step. The order of every sum is
-fixed.
+part. Of its weights as many as fit lie in its registers (KEPT) for the whole scan, and as many of the others in shared
+memory; the rest is read at every step, neighbouring units by neighbouring lanes, four elements of the state at a time.
+The parts of a sum meet in shared memory; then a thread has a unit, computes its gate functions, and keeps its cell
+state. A block takes several rows of the batch where there are many, all of which meet the same weights. The state is
+there twice, so that two barriers are enough for a step. The order of every sum is fixed.
 
-Limited by the latency of a step where the weights fit (LSTM: up to 64 units), else by reading the rest from L2.
+Limited by the latency of a step where the weights fit (LSTM: up to 128 units on compute capability 9.0, 112 before),
+else by reading the rest from L2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
@@ -32,7 +34,7 @@ from ..sizes import Extent, ceil_div, count, extent, is_empty, is_fixed
 from ..tir import Buffer, KernelBuilder, when
 from ..vectors import held
 from . import ptx
-from .tiles import CARDS, Card
+from .tiles import CARDS
 
 Expr = Any
 WARPS = 16  # of a block
@@ -40,6 +42,8 @@ KEPT = 64  # weights of a lane, in registers
 MOST_ROWS = 4  # of a block
 HALVES = 32 // BLOCK  # parts of the state in a warp: 32 lanes have 16 units
 FLOAT = 4  # bytes
+# Shared memory of a block, on all cards that run the code of an architecture.
+SHARED = {"sm_80": 101376, "sm_90a": 232448}
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
@@ -50,9 +54,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     units = shape[-1]
     if node.outputs[0].dtype != "float32" or not isinstance(units, int) or is_empty(shape[1:]):
         return None
-    card = CARDS[target.gpu.arch]
-    plan = _plan(GATES[node.op.name], units, extent(shape[1]), card)
-    if plan.shared_bytes > card.shared_bytes - 1024:
+    plan = _plan(GATES[node.op.name], units, extent(shape[1]), target.gpu.arch)
+    if plan.shared_bytes > SHARED[target.gpu.arch]:
         return None
     builder = KernelBuilder(name, [value.type for value in group.inputs], [value.type for value in node.outputs])
     with builder:
@@ -63,7 +66,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
 @dataclass(frozen=True)
 class _Plan:
     """How a scan is spread: `panels` of 16 units are summed in `slices` of the state; a lane has `length` elements of a
-    slice, and keeps the weights of the first `kept`. A block has so many `rows`."""
+    slice, and keeps the weights of the first `kept`, then `near` ones in shared memory. A block has so many `rows`."""
 
     gates: int
     units: int
@@ -71,6 +74,8 @@ class _Plan:
     slices: int
     length: int
     rows: int
+    kept: int = 0
+    near: int = 0
 
     @property
     def tasks(self) -> int:
@@ -79,11 +84,6 @@ class _Plan:
     @property
     def warps(self) -> int:
         return min(WARPS, self.tasks)
-
-    @property
-    def kept(self) -> int:
-        """A warp with several tasks would need the weights of all of them."""
-        return min(self.length, KEPT // self.gates // 4 * 4) if self.tasks <= WARPS else 0
 
     @property
     def state(self) -> int:
@@ -101,16 +101,32 @@ class _Plan:
         return 2 * self.rows * self.state * FLOAT
 
     @property
-    def shared_bytes(self) -> int:
+    def near_at(self) -> int:
+        """Where the weights begin in shared memory."""
         return self.sums_at + self.slices * self.rows * self.gates * self.filled * FLOAT
 
+    @property
+    def line(self) -> int:
+        """Bytes of all weights that meet one element of each part of the state."""
+        return self.tasks * self.gates * 32 * FLOAT
 
-def _plan(gates: int, units: int, rows: Extent, card: Card) -> _Plan:
+    @property
+    def shared_bytes(self) -> int:
+        return self.near_at + self.near * self.line
+
+
+def _plan(gates: int, units: int, rows: Extent, arch: str) -> _Plan:
     panels = ceil_div(units, BLOCK)
     slices = max(1, min(WARPS // panels, panels))
     length = ceil_div(ceil_div(units, HALVES * slices), 4) * 4
-    few = [r for r in (1, 2, MOST_ROWS) if is_fixed(rows) and ceil_div(rows, r) <= card.processors]
-    return _Plan(gates, units, panels, slices, length, rows=few[0] if few else MOST_ROWS if is_fixed(rows) else 2)
+    processors = CARDS[arch].processors
+    few = [r for r in (1, 2, MOST_ROWS) if is_fixed(rows) and ceil_div(rows, r) <= processors]
+    plan = _Plan(gates, units, panels, slices, length, rows=few[0] if few else MOST_ROWS if is_fixed(rows) else 2)
+    fit = max(0, SHARED[arch] - plan.near_at) // plan.line // 4 * 4
+    # What is read at every step needs registers on its way; a warp with several tasks would keep the weights of all.
+    most = KEPT // gates // 4 * 4
+    kept = 0 if plan.tasks > WARPS else min(length, most if most + fit >= length else max(0, most - 4))
+    return replace(plan, kept=kept, near=min(length - kept, fit))
 
 
 class _Scan:
@@ -180,6 +196,12 @@ class _Scan:
             unit, start, _ = self._task(self.warp)
             with ptx.unrolled(plan.gates) as gate, ptx.unrolled(plan.kept) as i:
                 self.kept.store(gate * plan.kept + i, self._weight(gate, unit, held(start + i)))
+        with self._tasks() as task, T.serial(0, plan.near) as i:
+            unit, start, _ = self._task(task)
+            with ptx.unrolled(plan.gates) as gate:
+                weight = self._weight(gate, unit, held(start + plan.kept + i))
+                place = self._near(task, tirx.floordiv(i, 4), gate)
+                ptx.store_shared(ptx.moved(place, tirx.floormod(i, 4) * FLOAT), weight)
         barrier()
 
     def _step(self, step: Expr, parity: Expr) -> None:
@@ -193,10 +215,8 @@ class _Scan:
                 given.store(turn * plan.gates + gate, tirx.const(0.0, "float32"))
                 with when(exists):
                     given.store(turn * plan.gates + gate, self.x[start + gate * self.units])
-        with ptx.rolled(ceil_div(plan.tasks, plan.warps)) as turn:
-            task = held(turn * plan.warps + self.warp)
-            with when(None if plan.tasks % plan.warps == 0 else task < plan.tasks):
-                self._sum(task, parity)
+        with self._tasks() as task:
+            self._sum(task, parity)
         barrier()
         with ptx.unrolled(self.turns) as turn:
             row, unit, exists = self._own(turn)
@@ -211,31 +231,40 @@ class _Scan:
         sums = private(plan.rows * plan.gates)
         with ptx.unrolled(plan.rows * plan.gates) as i:
             sums.store(i, tirx.const(0.0, "float32"))
-        values = private(4)
-        with ptx.unrolled(plan.kept // 4) as chunk, ptx.unrolled(plan.rows) as row:
-            ptx.load_shared_chunk(values, 0, self.state(parity, row, start + chunk * 4))
-            with ptx.unrolled(4) as e, ptx.unrolled(plan.gates) as gate:
-                at = row * plan.gates + gate
-                sums.store(at, sums[at] + values[e] * self.kept[gate * plan.kept + chunk * 4 + e])
-        if plan.kept < plan.length:
-            with T.serial(0, plan.length - plan.kept) as i:
-                k = held(start + plan.kept + i)
-                weights = private(plan.gates)
+        with ptx.unrolled(plan.kept // 4) as chunk:
+            self._multiply(sums, parity, start + chunk * 4, lambda gate, e: self.kept[gate * plan.kept + chunk * 4 + e])
+        weights = private(4 * plan.gates)
+        if plan.near:
+            with T.serial(0, plan.near // 4) as chunk:
                 with ptx.unrolled(plan.gates) as gate:
-                    weights.store(gate, self._weight(gate, unit, k))
-                with ptx.unrolled(plan.rows) as row:
-                    value = held(ptx.load_shared(self.state(parity, row, k)))
-                    with ptx.unrolled(plan.gates) as gate:
-                        at = row * plan.gates + gate
-                        sums.store(at, sums[at] + value * weights[gate])
+                    ptx.load_shared_chunk(weights, gate * 4, self._near(task, chunk, gate))
+                k = held(start + plan.kept + chunk * 4)
+                self._multiply(sums, parity, k, lambda gate, e: weights[gate * 4 + e])
+        far = plan.length - plan.kept - plan.near
+        if far:
+            with T.serial(0, far // 4) as chunk:
+                k = held(start + plan.kept + plan.near + chunk * 4)
+                with ptx.unrolled(plan.gates) as gate, ptx.unrolled(4) as e:
+                    weights.store(gate * 4 + e, self._weight(gate, unit, held(k + e)))
+                self._multiply(sums, parity, k, lambda gate, e: weights[gate * 4 + e])
         with ptx.unrolled(plan.rows) as row, ptx.unrolled(plan.gates) as gate:
             at = row * plan.gates + gate
             total = held(sums[at] + ptx.shuffle_xor(sums[at], BLOCK))
             with when(self.lane < BLOCK):
                 ptx.store_shared(self.sum(part, row, gate, unit), total)
 
+    def _multiply(self, sums: Buffer, parity: Expr, k: Expr, weight: Callable[[Expr, Expr], Expr]) -> None:
+        """Adds products of four elements of each row's state, from `k` on, and the weights."""
+        plan = self.plan
+        values = private(4)
+        with ptx.unrolled(plan.rows) as row:
+            ptx.load_shared_chunk(values, 0, self.state(parity, row, k))
+            with ptx.unrolled(4) as e, ptx.unrolled(plan.gates) as gate:
+                at = row * plan.gates + gate
+                sums.store(at, sums[at] + values[e] * weight(gate, e))
+
     def _advance(self, turn: Expr, row: Expr, unit: Expr, step: Expr, parity: Expr, given: Buffer) -> None:
-        """A unit's new state: to the output, and to all blocks that will read it."""
+        """A unit's new state: to the output, and to where the next step reads it."""
         plan = self.plan
         recurrent = []
         for gate in range(plan.gates):
@@ -275,6 +304,20 @@ class _Scan:
         """Whether a row that this block may have, and a unit, are there."""
         there = tirx.And(row < self.plan.rows, self.row + row < self.rows)
         return tirx.And(there, unit < self.units)
+
+    @contextmanager
+    def _tasks(self) -> Iterator[Expr]:
+        """A loop over the tasks of a warp."""
+        plan = self.plan
+        with ptx.rolled(ceil_div(plan.tasks, plan.warps)) as turn:
+            task = held(turn * plan.warps + self.warp)
+            with when(None if plan.tasks % plan.warps == 0 else task < plan.tasks):
+                yield task
+
+    def _near(self, task: Expr, chunk: Expr, gate: Expr) -> Expr:
+        """The address of four weights of this lane: those of all lanes lie side by side."""
+        place = ((task * (self.plan.near // 4) + chunk) * self.plan.gates + gate) * 32 + self.lane
+        return ptx.moved(self.memory, place * (4 * FLOAT) + self.plan.near_at)
 
     def _task(self, task: Expr) -> tuple[Expr, Expr, Expr]:
         """The unit of a lane, where in the state it begins to sum, and the slice."""
