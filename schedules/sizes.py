@@ -31,13 +31,15 @@ _variables: dict[str, Expr] = {}
 class Machine:
     """What the words of schedules mean: from which work on a loop is `parallel`, in which of TVM's scopes `local`
     memory lies, and whether there are instructions that convert float16; of a GPU, how many threads run as one and can
-    read each other's registers, 0 if that is not known."""
+    read each other's registers, 0 if that is not known, and whether those that run as one, however many, have
+    instructions for sums and the like."""
 
     parallel_threshold: int
     local_scope: str
     converts_float16: bool = True
     is_gpu: bool = False
     warp: int = 0
+    subgroups: bool = False
 
 
 CPU = Machine(PARALLEL_THRESHOLD, "global")
@@ -64,7 +66,9 @@ def machine_of(target: Target) -> Machine:
     """What kernels for a target are for."""
     if target.is_gpu:
         # Of Vulkan's devices none says how many it will be.
-        return replace(GPU, warp=target.gpu.subgroup) if target.kind == "cuda" else GPU
+        if target.kind == "cuda":
+            return replace(GPU, warp=target.gpu.subgroup)
+        return replace(GPU, subgroups="subgroups" in target.gpu.features)
     return OLD_CPU if target.isa.machine == "x86_64" and "f16c" not in target.isa.features else CPU
 
 

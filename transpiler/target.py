@@ -42,7 +42,8 @@ class Isa:
 class Gpu:
     """What kernels may take for granted of a device: `threads` of a workgroup (`workgroup`: on each axis),
     `shared_bytes` of memory that they share, `subgroup`: threads that run together at least. `features` are those that
-    schedules choose by (such as "float16"); what a kernel's dtypes need besides is asked of the device at load.
+    schedules choose by ("subgroups": threads that run together, however many, have instructions for sums and largest
+    numbers); what kernels need is asked of the device at load.
     `staged`: products copy blocks of their operands to shared memory, which pays where barriers are cheap. `arch` is
     what code is made for ("sm_80"), "" where a device's own driver does that.
     `binding_bytes`: what every device sees through one binding, a multiple of `Target.alignment`; larger buffers are

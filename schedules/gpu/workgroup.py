@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -16,9 +17,21 @@ from tvm.tirx.script.builder import ir as T
 from ..sizes import Extent, machine
 from ..tir import Buffer, storage_dtype
 from ..vectors import held
+from . import subgroups
 
 Expr = Any
 Join = Callable[[Sequence[Expr], Sequence[Expr]], Sequence[Expr]]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """How two values become one, in any order; `together` is the name that subgroups know it by, for float32."""
+
+    join: Callable[[Expr, Expr], Expr]
+    together: str = ""
+
+
+SUM = Fold(lambda a, b: a + b, "sum")
 
 
 @contextmanager
@@ -43,12 +56,17 @@ def barrier() -> None:
     T.evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared"))
 
 
-def combined(threads: int, thread: Expr, values: Sequence[Expr], dtypes: Sequence[str], combine: Join) -> list[Expr]:
+def combined(
+    threads: int, thread: Expr, values: Sequence[Expr], dtypes: Sequence[str], combine: Join, together: str = ""
+) -> list[Expr]:
     """What the `values` of all threads combine to, in every thread. `threads` is a square number, or of whole warps.
 
     Two steps, each over the root of the number of threads: a tree would take a barrier for every halving. The order is
-    fixed, whatever the device. Where threads can read each other's registers, the first step is over a warp.
+    fixed, whatever the device. Where threads can read each other's registers, the first step is over a warp; where
+    subgroups have an instruction for what `together` names, over a subgroup, in the device's order.
     """
+    if machine().subgroups and together and set(dtypes) == {"float32"}:
+        return _by_subgroups(threads, values, together, combine)
     warp = machine().warp
     if warp and threads % warp == 0:
         return _by_warps(warp, threads, thread, values, dtypes, combine)
@@ -81,6 +99,18 @@ def _by_warps(
     return _folded(some, threads // warp, lambda i: i, combine)
 
 
+def _by_subgroups(threads: int, values: Sequence[Expr], together: str, combine: Join) -> list[Expr]:
+    """As many partial results as there are subgroups, of one thread each or of all, meet in shared memory."""
+    own = [held(subgroups.together(together, value, "float32")) for value in values]
+    some = [shared(threads) for _ in values]
+    number, first = subgroups.number(), subgroups.is_first()
+    with T.If(first), T.Then():
+        for array, value in zip(some, own, strict=True):
+            array.store(number, value)
+    barrier()
+    return _folded(some, T.min(subgroups.count(), threads), lambda i: i, combine)
+
+
 def _over_warp(warp: int, values: Sequence[Expr], dtypes: Sequence[str], combine: Join) -> list[Expr]:
     """What the `values` of a warp's threads combine to, in all of them: by halves, in registers."""
     states = [private(1, dtype) for dtype in dtypes]
@@ -107,7 +137,7 @@ def exchanged(shuffle: Callable[..., Expr], state: Buffer, lane: int, warp: int)
     return tirx.NE(value, tirx.const(0, "int8")) if state.dtype == "bool" else value
 
 
-def _folded(arrays: Sequence[Buffer], count: int, place: Callable[[Expr], Expr], combine: Join) -> list[Expr]:
+def _folded(arrays: Sequence[Buffer], count: Extent, place: Callable[[Expr], Expr], combine: Join) -> list[Expr]:
     """`count` elements of each array combined in order."""
     states = [private(1, array.dtype) for array in arrays]
     for state, array in zip(states, arrays, strict=True):

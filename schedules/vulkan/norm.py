@@ -19,6 +19,7 @@ from transpiler.target import Target
 
 from ..fuse import lowered
 from ..gpu.lines import rows_of
+from ..gpu.workgroup import SUM
 from ..sizes import count, extent, is_empty
 from ..tir import unflatten
 from ..vectors import held
@@ -47,7 +48,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     with rows.builder:
         if not is_empty(shape):
             length = extent(count(inner))
-            with rows_of(extent(count(outer)), length) as (row, walk):
+            with rows_of(extent(count(outer)), length, rows.dtype) as (row, walk):
                 leading = [held(i) for i in unflatten(row, outer)]
                 number = T.Cast(rows.dtype, length) if not isinstance(length, int) else tirx.const(length, rows.dtype)
                 zero, one = (tirx.const(value, rows.dtype) for value in (0.0, 1.0))
@@ -62,7 +63,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
                     return rows.element(place(position))
 
                 def means(terms: Callable[[Expr], Sequence[Expr]], several: int) -> list[Expr]:
-                    totals = walk.reduce_all(length, rows.dtype, [zero] * several, terms, lambda a, b: a + b)
+                    totals = walk.reduce_all(length, rows.dtype, [zero] * several, terms, SUM)
                     return [held(total / number) for total in totals]
 
                 def powers(position: Expr) -> list[Expr]:

@@ -14,7 +14,7 @@ from tvm.tirx.script.builder import ir as T
 from transpiler.dims import Dim
 from transpiler.group import Group, Lowered
 from transpiler.ops.base import Elementwise, Injective, Reduction
-from transpiler.ops.reduce import Argmax, Argmin, AxisReduce
+from transpiler.ops.reduce import Argmax, Argmin, AxisReduce, ReduceMean, ReduceSum
 from transpiler.target import Target
 
 from ..cpu.epilogue import elementwise_epilogue
@@ -73,6 +73,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         total = combined(
             ROW_THREADS, thread, [state[0] for state in states], dtypes,
             lambda a, b: reduction.combine(tuple(a), tuple(b)),
+            "sum" if isinstance(op, ReduceSum | ReduceMean) else "",
         )  # fmt: skip
         with T.If(thread == 0), T.Then():
             Epilogue(group, builder).store(index, reduction.finish(tuple(total)))

@@ -15,6 +15,7 @@ from transpiler.target import Target
 
 from ..fuse import lowered
 from ..gpu.lines import rows_of
+from ..gpu.workgroup import SUM, Fold
 from ..sizes import count, extent, is_empty, is_fixed
 from ..tir import unflatten
 from ..vectors import held
@@ -22,6 +23,8 @@ from .rows import RowGroup
 
 Expr = Any
 EXP_COST = 12
+# Which of them is NaN does not matter here.
+LARGEST = Fold(lambda a, b: T.max(a, b), "max")
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
@@ -36,7 +39,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     log = isinstance(node.op, LogSoftmax)
     with rows.builder:
         if not is_empty(shape):
-            with rows_of(outer * inner, along, strided=not is_fixed(inner) or inner > 1) as (row, walk):
+            with rows_of(outer * inner, along, rows.dtype, strided=not is_fixed(inner) or inner > 1) as (row, walk):
                 leading = [held(i) for i in unflatten(row, (*shape[:axis], *shape[axis + 1 :]))]
 
                 def x(position: Expr) -> Expr:
@@ -45,12 +48,12 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
                 s = rows.s
                 lowest = s.const(-math.inf, rows.dtype)
                 # NaN comes out of the exponentials.
-                largest = walk.reduce(along, rows.dtype, lowest, x, lambda a, b: T.max(a, b))
+                largest = walk.reduce(along, rows.dtype, lowest, x, LARGEST)
 
                 def exponential(position: Expr) -> Expr:
                     return s.call("exp", s.bind(x(position) - largest))
 
-                total = walk.reduce(along, rows.dtype, s.const(0.0, rows.dtype), exponential, lambda a, b: a + b)
+                total = walk.reduce(along, rows.dtype, s.const(0.0, rows.dtype), exponential, SUM)
                 shift = held(s.call("log", total) if log else tirx.const(1.0, rows.dtype) / total)
                 with walk.over(along) as position:
                     result = x(position) - largest - shift if log else exponential(position) * shift

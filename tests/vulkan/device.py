@@ -32,7 +32,7 @@ class Device:
         self.physical = vk.vkEnumeratePhysicalDevices(self.instance)[0]
         self.name = vk.vkGetPhysicalDeviceProperties(self.physical).deviceName
         chain = self._features()
-        self.available = self._enabled(chain) | self._float_controls()
+        self.available = self._enabled(chain) | self._float_controls() | self._subgroups()
         families = vk.vkGetPhysicalDeviceQueueFamilyProperties(self.physical)
         self.family = next(i for i, family in enumerate(families) if family.queueFlags & vk.VK_QUEUE_COMPUTE_BIT)
         queue = vk.VkDeviceQueueCreateInfo(queueFamilyIndex=self.family, pQueuePriorities=[1.0])
@@ -68,6 +68,15 @@ class Device:
         ):
             flags |= {name: getattr(struct_, name) for name in names}
         return {name for name, there in flags.items() if there}
+
+    def _subgroups(self) -> set[str]:
+        """The operations of subgroups that compute shaders have."""
+        vk = self.vk
+        found = vk.VkPhysicalDeviceSubgroupProperties()
+        vk.vkGetPhysicalDeviceProperties2(self.physical, vk.VkPhysicalDeviceProperties2(pNext=found))
+        names = ("VK_SUBGROUP_FEATURE_BASIC_BIT", "VK_SUBGROUP_FEATURE_ARITHMETIC_BIT")
+        stages = found.supportedStages & vk.VK_SHADER_STAGE_COMPUTE_BIT
+        return {name for name in names if stages and found.supportedOperations & getattr(vk, name)}
 
     def _float_controls(self) -> set[str]:
         vk = self.vk

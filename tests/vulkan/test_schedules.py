@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,11 @@ from transpiler.ops.packed import PackConvStem
 from transpiler.ops.winograd import PackWinograd
 from transpiler.schedule import import_schedule, schedule
 from transpiler.spirv.reflect import reflect
-from transpiler.target import Gpu, Target, load_target
+from transpiler.target import Target, load_targets
 
 # Roundings of an element in Winograd's transforms, two lines of up to six terms each, of the map, filter and result.
 TRANSFORMS = 36
-DIRECT = load_target("vulkan")
-assert isinstance(DIRECT.variant, Gpu)
-STAGED = replace(DIRECT, variant=replace(DIRECT.variant, staged=True))
+DIRECT, STAGED = load_targets("vulkan")
 R = REGISTRY
 
 
@@ -185,6 +182,8 @@ ROWS: dict[str, tuple[Callable[[], Op], tuple[int, ...], int]] = {
     "softmax_long": (lambda: R["softmax"](1), (3, 3001), 3001),
     "softmax_axis": (lambda: R["softmax"](1), (2, 90, 7), 90),
     "log_softmax_many": (lambda: R["log_softmax"](1), (70, 33), 33),
+    "softmax_many": (lambda: R["softmax"](2), (7, 37, 100), 100),
+    "layer_norm_many": (lambda: R["layer_norm"](1, 1e-5), (301, 70), 70),
     "layer_norm_long": (lambda: R["layer_norm"](1, 1e-5), (2, 2500), 2500),
     "rms_norm": (lambda: R["rms_norm"](2, 1e-6), (40, 3, 50), 150),
     "group_norm": (lambda: R["group_norm"](2, 1e-5), (2, 6, 11, 13), 3 * 11 * 13),
@@ -195,10 +194,11 @@ ROWS: dict[str, tuple[Callable[[], Op], tuple[int, ...], int]] = {
 }
 
 
+@FORMS
 @pytest.mark.parametrize("name", ROWS)
-def test_rows_and_reductions(name: str, device: Device) -> None:
+def test_rows_and_reductions(name: str, target: Target, device: Device) -> None:
     make, shape, terms = ROWS[name]
-    check_op(device, DIRECT, make(), draw(*shape), terms=terms)
+    check_op(device, target, make(), draw(*shape), terms=terms)
 
 
 def test_argmax_takes_the_first_of_equals(device: Device) -> None:

@@ -18,17 +18,22 @@ class Capability(IntEnum):
     FLOAT16 = 9
     FLOAT64 = 10
     INT64 = 11
+    GROUP_NON_UNIFORM = 61
+    GROUP_NON_UNIFORM_ARITHMETIC = 63
     STORAGE_BUFFER_16BIT = 4433
     STORAGE_BUFFER_8BIT = 4448
     SIGNED_ZERO_INF_NAN_PRESERVE = 4466
     ROUNDING_MODE_RTE = 4467
 
 
-# The name in Vulkan's feature structs of what a capability needs. Float controls are named per width by the kernel.
+# The name in Vulkan's feature structs of what a capability needs, and of VkPhysicalDeviceSubgroupProperties's
+# operations, of compute shaders. Float controls are named per width by the kernel.
 FEATURES = {
     Capability.FLOAT16: "shaderFloat16",
     Capability.FLOAT64: "shaderFloat64",
     Capability.INT64: "shaderInt64",
+    Capability.GROUP_NON_UNIFORM: "VK_SUBGROUP_FEATURE_BASIC_BIT",
+    Capability.GROUP_NON_UNIFORM_ARITHMETIC: "VK_SUBGROUP_FEATURE_ARITHMETIC_BIT",
     Capability.STORAGE_BUFFER_16BIT: "storageBuffer16BitAccess",
     Capability.STORAGE_BUFFER_8BIT: "storageBuffer8BitAccess",
 }

@@ -287,15 +287,26 @@ class Memory:
         """A component of a built-in vector, as uint32."""
         module = self.module
         word = module.scalar_type(UINT32)
+        variable = self._builtin(which, module.type(Op.TYPE_VECTOR, word, 3))
+        component = module.pointer(StorageClass.INPUT, word)
+        address = module.pure(Op.ACCESS_CHAIN, component, variable, module.constant(axis, UINT32))
+        return Value(self.s, module.pure(Op.LOAD, word, address), UINT32)
+
+    def builtin_scalar(self, which: BuiltIn) -> Value:
+        """A built-in uint32."""
+        word = self.module.scalar_type(UINT32)
+        return Value(self.s, self.module.pure(Op.LOAD, word, self._builtin(which, word)), UINT32)
+
+    def _builtin(self, which: BuiltIn, type_: int) -> int:
+        """The variable of a built-in."""
+        module = self.module
         if which not in self._builtins:
-            pointer = module.pointer(StorageClass.INPUT, module.type(Op.TYPE_VECTOR, word, 3))
+            pointer = module.pointer(StorageClass.INPUT, type_)
             variable = self._builtins[which] = module.variable(pointer, StorageClass.INPUT)
             module.decorate(variable, Decoration.BUILT_IN, which)
             module.name(variable, which.name.lower())
             module.interface.append(variable)
-        component = module.pointer(StorageClass.INPUT, word)
-        address = module.pure(Op.ACCESS_CHAIN, component, self._builtins[which], module.constant(axis, UINT32))
-        return Value(self.s, module.pure(Op.LOAD, word, address), UINT32)
+        return self._builtins[which]
 
     def push_constants(self, parameters: Sequence[tuple[int, str, DType]]) -> tuple[list[PushConstant], list[Value]]:
         """The layout of (position, name, dtype) and the values, loaded. Small ints and bool are 32 bits."""

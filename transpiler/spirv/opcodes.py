@@ -102,6 +102,11 @@ class Op(IntEnum):
     BRANCH_CONDITIONAL = 250
     RETURN = 253
     RETURN_VALUE = 254
+    GROUP_NON_UNIFORM_ELECT = 333
+    GROUP_NON_UNIFORM_I_ADD = 349
+    GROUP_NON_UNIFORM_F_ADD = 350
+    GROUP_NON_UNIFORM_F_MIN = 355
+    GROUP_NON_UNIFORM_F_MAX = 358
 
 
 class Glsl(IntEnum):
@@ -143,6 +148,8 @@ class BuiltIn(IntEnum):
     NUM_WORKGROUPS = 24
     WORKGROUP_ID = 26
     LOCAL_INVOCATION_ID = 27
+    NUM_SUBGROUPS = 38
+    SUBGROUP_ID = 40
 
 
 class ExecutionMode(IntEnum):
@@ -152,5 +159,6 @@ class ExecutionMode(IntEnum):
 
 
 GL_COMPUTE = 5  # execution model
-WORKGROUP_SCOPE, DEVICE_SCOPE = 2, 1
+DEVICE_SCOPE, WORKGROUP_SCOPE, SUBGROUP_SCOPE = 1, 2, 3
+REDUCE, EXCLUSIVE_SCAN = 0, 2  # group operations
 ACQUIRE_RELEASE, UNIFORM_MEMORY, WORKGROUP_MEMORY = 0x8, 0x40, 0x100  # memory semantics

@@ -13,7 +13,7 @@ from .arithmetic import Arithmetic, Value
 from .bounds import Bounds, is_innermost
 from .control import Loop, choose, loop, repeat_while
 from .dtypes import INT32, UINT32, parse, unsupported
-from .expressions import Expressions, Lanes, dtype_of
+from .expressions import Lanes, dtype_of
 from .memory import Memory
 from .opcodes import (
     ACQUIRE_RELEASE,
@@ -23,6 +23,7 @@ from .opcodes import (
     BuiltIn,
     Op,
 )
+from .subgroups import Subgroups
 
 MAX_GROUPS = 65535  # what every Vulkan device has on each axis
 _AXES = "xyz"
@@ -40,7 +41,7 @@ class Launch:
     indices: dict[str, Value] = field(default_factory=dict)
 
 
-class Statements(Expressions):
+class Statements(Subgroups):
     """Writes a function's body; `tags` are the thread axes that the function launches. Innermost loops are unrolled
     `unroll` times."""
 

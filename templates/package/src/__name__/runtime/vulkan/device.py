@@ -16,6 +16,7 @@ from .driver import FORKED, LOST, create_instance, explained, load_vulkan, no_dr
 VARIABLE = "VULKAN_DEVICE"
 STAGING = "TRANSPILE_VULKAN_STAGING"
 EXTENSIONS = ("VK_KHR_shader_float_controls", "VK_KHR_8bit_storage", "VK_KHR_shader_float16_int8")
+SUBGROUP_OPERATIONS = ("VK_SUBGROUP_FEATURE_BASIC_BIT", "VK_SUBGROUP_FEATURE_ARITHMETIC_BIT")
 KINDS = ("other", "integrated", "discrete", "virtual", "cpu")  # by VkPhysicalDeviceType
 # A discrete device is preferred to an integrated one, a real one to a processor that plays one.
 PREFERENCE = ("discrete", "integrated", "virtual", "cpu", "other")
@@ -160,7 +161,16 @@ class Device:
                 for bits in (16, 32, 64):
                     if getattr(controls, f"shader{mode}Float{bits}"):
                         there.add(f"shader{mode}Float{bits}")
-        return [core, *chain], frozenset(there)
+        return [core, *chain], frozenset(there | self._subgroup_operations())
+
+    def _subgroup_operations(self) -> set[str]:
+        """Those that compute kernels may use."""
+        vk = self.vk
+        found = vk.VkPhysicalDeviceSubgroupProperties()
+        vk.vkGetPhysicalDeviceProperties2(self.physical, vk.VkPhysicalDeviceProperties2(pNext=found))
+        if not found.supportedStages & vk.VK_SHADER_STAGE_COMPUTE_BIT:
+            return set()
+        return {name for name in SUBGROUP_OPERATIONS if found.supportedOperations & getattr(vk, name)}
 
     @cached_property
     def largest_allocation(self) -> int:
