@@ -102,9 +102,9 @@ class SubgroupWalk(Walk):
 
 
 @contextmanager
-def rows_of(rows: Extent, length: Extent, dtype: str, *, strided: bool = False) -> Iterator[tuple[Expr, Walk]]:
+def rows_of(rows: Extent, length: Extent, dtype: str = "", *, strided: bool = False) -> Iterator[tuple[Expr, Walk]]:
     """A kernel that takes row after row; gives the row and how to walk over it. `strided`: neighbours in memory are of
-    neighbouring rows. `dtype` is what is reduced."""
+    neighbouring rows. `dtype` is what is reduced, if anything is."""
     if machine().subgroups and dtype == "float32":
         with _rows_of_subgroups(rows, length, strided=strided) as (row, walk):
             yield row, walk
