@@ -6,12 +6,13 @@ from __future__ import annotations
 import pytest
 
 from tests.conformance.selection import OWN, one_of_each
+from tests.conformance.test_corner_cases import cases, corner_problems, silent_cases
 from tests.conformance.test_ops_on_targets import FAMILIES, NO_HALF, check_half_samples, check_samples, half_samples
 from tests.conformance.test_symbolic_sizes import REFUSED, cases_of, run
 from tests.vulkan.device import Device
 from transpiler.target import Target, load_target
 
-PARTS = 4
+PARTS, CORNER_PARTS = 4, 6
 
 
 @pytest.fixture
@@ -45,3 +46,15 @@ def test_sizes_that_vary(family: str, target: Target) -> None:
     problems, refused, _ = run(cases_of(family, every=False), target)
     assert not problems, "\n".join(problems)
     assert refused <= REFUSED
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(CORNER_PARTS))
+def test_corner_cases(part: int, target: Target) -> None:
+    problems = corner_problems(list(cases().values())[part::CORNER_PARTS], target)
+    assert not problems, f"{len(problems)} problems\n" + "\n".join(problems)
+
+
+@pytest.mark.slow
+def test_indices_out_of_bounds(target: Target) -> None:
+    assert not silent_cases(target)
