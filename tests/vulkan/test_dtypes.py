@@ -16,9 +16,10 @@ from tvm.tirx.script.builder import ir as T
 
 from tests.vulkan.device import Device
 from tests.vulkan.kernels import build, elementwise, validation_errors
+from transpiler.errors import TranspileError
 from transpiler.ir import TensorType
 from transpiler.schedule import import_schedule
-from transpiler.spirv.kernel import Kernel
+from transpiler.spirv.kernel import Kernel, require_features
 
 INTS = ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 FLOATS = ["float16", "float32", "float64"]
@@ -212,6 +213,14 @@ def test_capabilities_are_those_that_are_used() -> None:
         "bool_to_float32": ("storageBuffer8BitAccess",),
     }
     assert {name: kernels()[name].features for name in wanted} == wanted
+
+
+def test_arithmetic_in_float16_has_no_other_form() -> None:
+    """It would round twice; the ops compute in float32."""
+    kernel = kernels()["mul_float16"]
+    assert kernel.packed is None
+    with pytest.raises(TranspileError, match=r"Kernel 'mul_float16\w*' needs shaderFloat16, which device 'D' does not"):
+        require_features(kernel, "D", {"storageBuffer16BitAccess", *kernel.float_controls})
 
 
 @pytest.mark.usefixtures("validator")

@@ -102,6 +102,7 @@ def function(**changed: Any) -> Any:
     ("changed", "fault"),
     [
         ({"features": ("shaderInt64", "shaderFloat64")}, "kernel conv needs shaderFloat64"),
+        ({"features": ("shaderFloat16", "storageBuffer16BitAccess")}, "kernel conv needs shaderFloat16"),
         ({"workgroup": (256, 1, 1)}, "takes 256 threads of a workgroup, the device has 128 (maxComputeWorkGroupInvoca"),
         (
             {"workgroup": (1, 1, 65)},

@@ -24,6 +24,7 @@ from tests.conformance.test_ops_on_targets import (
     half_samples,
 )
 from tests.vulkan.device import Device
+from tests.vulkan.emitted import runtime
 from tests.vulkan.kernels import code_errors
 from tests.vulkan.test_conformance import OWN, one_of_each
 from transpiler import transpile
@@ -36,6 +37,7 @@ from transpiler.target import Target, load_target
 
 # Samples have a few hundred elements; a piece is at an offset that devices take.
 WINDOW = 256
+HALF_FEATURES = {"shaderFloat16", "storageBuffer16BitAccess"}
 SMALL_CAPABILITIES = {Capability.FLOAT16, Capability.STORAGE_BUFFER_8BIT, Capability.STORAGE_BUFFER_16BIT}
 
 
@@ -189,6 +191,53 @@ def test_what_cannot_be_split_is_named(mixed: tuple[Package, nn.Module]) -> None
         model._running()._pipelines.device.__dict__["binding_bytes"] = 4096
         with pytest.raises(RuntimeError, match=r"kernel conv\S+ reads or writes a tensor of [\d,]+ bytes; .* 4,096 at"):
             model(np.zeros((2, 3, 16, 16), np.float32), np.zeros(30, np.int64))
+
+
+class Lowered(nn.Module):
+    """Products, a convolution, a norm, a softmax and attention: what `--precision float16` lets be half floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.LayerNorm(70)
+        self.linear = nn.Linear(70, 70)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.linear(self.norm(torch.relu(self.conv(x))))
+        attended = nn.functional.scaled_dot_product_attention(y, self.linear(y), y)
+        return torch.softmax(attended, -1), y.amax(2)
+
+
+@pytest.fixture(scope="module")
+def lowered(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    torch.manual_seed(8)
+    return transpile(
+        Lowered().eval(), (torch.zeros(1, 3, 40, 70),), target="vulkan", name="lowered", precision="float16",
+        out=tmp_path_factory.mktemp("lowered"), test=False,
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("variant", ["base", "staged"])
+def test_half_floats_on_devices_that_lack_some_of_it(
+    variant: str, lowered: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without arithmetic in float16, without 16-bit memory and without both the bits are the same: kernels compute in
+    float32, and take elements out of words where there is no other way."""
+    monkeypatch.setenv("TRANSPILE_ISA", variant)
+    x = np.random.default_rng().standard_normal((1, 3, 40, 70), np.float32)
+    with lowered.load() as model:
+        whole = model(x)
+    file = lowered.path / "src" / "lowered" / "kernels" / "vulkan" / f"launches.{variant}.json"
+    functions = runtime("launch_list").LaunchList(file).device_functions()
+    half = [item for item in functions if HALF_FEATURES & set(item.features)]
+    assert len(half) >= 5
+    assert all(item.fallback and HALF_FEATURES.isdisjoint(item.fallback[1]) for item in half)
+    for lacks in ({"shaderFloat16"}, {"storageBuffer16BitAccess"}, HALF_FEATURES):
+        with lowered.load() as model:
+            model._running()._pipelines.device.features -= lacks
+            again = model(x)
+        assert [array.tobytes() for array in again] == [array.tobytes() for array in whole], lacks
 
 
 class Large(nn.Module):
