@@ -6,7 +6,8 @@ As those of `ptx`, each is one line of generated text; the emulator of the tests
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from tvm import tirx
@@ -31,6 +32,15 @@ _TEXTS = {
         'void barrier_arrive(unsigned barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" : : '
         '"r"(barrier) : "memory"); }'
     ),
+    "barrier_arrive_at": (
+        'void barrier_arrive_at(unsigned barrier, int rank) { asm volatile("{ .reg .b32 there; '
+        "mapa.shared::cluster.u32 there, %0, %1; mbarrier.arrive.shared::cluster.b64 _, [there]; }"
+        '" : : "r"(barrier), "r"(rank) : "memory"); }'
+    ),
+    "cluster_meets": (
+        'void cluster_meets() { asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" : : : '
+        '"memory"); }'
+    ),
     "barrier_wait": (
         'void barrier_wait(unsigned barrier, int parity) { asm volatile("{ .reg .pred done; AGAIN: '
         'mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1; @!done bra AGAIN; }" : : "r"(barrier), "r"(parity) : '
@@ -40,23 +50,26 @@ _TEXTS = {
 
 
 def _text(name: str) -> str:
-    """Of a family that is made when it is needed: registers_<up|down>_<number>, tensor_copy_<rank>[_pixels]."""
+    """Of a family that is made when it is needed: registers_<up|down>_<number>,
+    tensor_copy_<rank>[_pixels][_multicast]."""
     parts = name.split("_")
     if parts[0] == "registers":
         form = {"up": "inc", "down": "dec"}[parts[1]]
         return f'void {name}() {{ asm volatile("setmaxnreg.{form}.sync.aligned.u32 {parts[2]};"); }}'
-    rank, pixels = int(parts[2]), len(parts) == 4
+    rank, pixels, multicast = int(parts[2]), "pixels" in parts, "multicast" in parts
     places, taps = [f"c{i}" for i in range(rank)], [f"o{i}" for i in range(rank - 2)] if pixels else []
     parameters = ", ".join(f"int {item}" for item in (*places, *taps))
     coordinates = ", ".join(f"%{3 + i}" for i in range(rank))
     offsets = f", {{{', '.join(f'%{3 + rank + i}' for i in range(rank - 2))}}}" if pixels else ""
     operands = ", ".join(['"r"(to)', '"l"(map)', '"r"(barrier)', *(f'"r"({item})' for item in places)])
-    operands += "".join(f', "h"((unsigned short){item})' for item in taps)
+    operands += "".join(f', "h"((unsigned short){item})' for item in (*taps, *(["mask"] if multicast else [])))
     form = ".im2col" if pixels else ".tile"
+    blocks, mask = (".multicast::cluster", f", %{3 + rank + len(taps)}") if multicast else ("", "")
+    parameters += ", int mask" if multicast else ""
     return (
         f"void {name}(unsigned to, unsigned long long map, unsigned barrier, {parameters}) {{ asm volatile("
-        f'"cp.async.bulk.tensor.{rank}d.shared::cluster.global{form}.mbarrier::complete_tx::bytes [%0], [%1, '
-        f'{{{coordinates}}}], [%2]{offsets};" : : {operands} : "memory"); }}'
+        f'"cp.async.bulk.tensor.{rank}d.shared::cluster.global{form}.mbarrier::complete_tx::bytes{blocks} [%0], [%1, '
+        f'{{{coordinates}}}], [%2]{offsets}{mask};" : : {operands} : "memory"); }}'
     )
 
 
@@ -85,16 +98,41 @@ def barrier_arrive(barrier: Expr) -> None:
     _call("barrier_arrive", barrier)
 
 
+def barrier_arrive_at(barrier: Expr, rank: Expr) -> None:
+    """Arrives at the barrier that lies at this address in the block `rank` of the cluster: what this thread read may
+    be written again. What it has written is not seen there: that would take a fence of the whole device each time."""
+    _call("barrier_arrive_at", barrier, rank)
+
+
 def barrier_wait(barrier: Expr, parity: Expr) -> None:
     """Waits for the end of the phase of a parity, 0 for the first one. That before the first has ended."""
     _call("barrier_wait", barrier, parity)
 
 
-def tensor_copy(to: Expr, descriptor: Expr, barrier: Expr, places: Sequence[Expr], rank: int) -> None:
+def tensor_copy(
+    to: Expr, descriptor: Expr, barrier: Expr, places: Sequence[Expr], rank: int, blocks: int | None = None
+) -> None:
     """Begins a copy of a box of a tensor to a shared address, whose bytes arrive at a barrier. `places` are `rank`
-    coordinates, and for pixels the offsets of a filter's tap."""
+    coordinates, and for pixels the offsets of a filter's tap. `blocks`: the ranks in the cluster, a bit for each, of
+    blocks that get the box at these addresses; by default this one."""
     name = f"tensor_copy_{rank}" + ("_pixels" if len(places) > rank else "")
-    _call(name, to, tirx.address_of(descriptor), barrier, *places)
+    mask = [] if blocks is None else [tirx.const(blocks, "int32")]
+    _call(name + ("_multicast" if mask else ""), to, tirx.address_of(descriptor), barrier, *places, *mask)
+
+
+def cluster_meets() -> None:
+    """All threads of the cluster arrive before one goes on; what they did before is seen."""
+    _call("cluster_meets")
+
+
+@contextmanager
+def clusters(size: int) -> Iterator[None]:
+    """Around a kernel: `size` neighbouring blocks run at the same time, and reach each other's shared memory."""
+    if size == 1:
+        yield
+        return
+    with T.launch_thread("clusterCtaIdx.x", size):
+        yield
 
 
 def registers(number: int, *, more: bool) -> None:

@@ -12,7 +12,7 @@ from .mma import MmaBlock
 from .product import DEPTHS, Block, Product
 from .simt import SimtBlock
 from .table import choose_tile
-from .tiles import CARDS, MMA, MMA_ON_HOPPER, SIMT, SPECIALISED, SPLIT, WGMMA, Tile
+from .tiles import CARDS, CLUSTERED, MMA, MMA_ON_HOPPER, SIMT, SPECIALISED, SPLIT, WGMMA, Tile
 from .wgmma import WgmmaBlock
 
 HOPPER = "sm_90a"
@@ -43,7 +43,7 @@ def _forms(product: Product, target: Target, *, may_split: bool) -> dict[Tile, t
         return dict.fromkeys(MMA, MmaBlock)
     forms: dict[Tile, type[Block] | None] = dict.fromkeys(MMA_ON_HOPPER, MmaBlock)
     if hopper.takes(product):
-        return forms | dict.fromkeys([*SPECIALISED, *(SPLIT if may_split else ())])
+        return forms | dict.fromkeys([*SPECIALISED, *CLUSTERED, *(SPLIT if may_split else ())])
     # wgmma would cut off what TF32 has to round.
     if product.kind != "tf32":
         forms |= dict.fromkeys(WGMMA, WgmmaBlock)

@@ -11,6 +11,9 @@ float32.
 Lines of 128 bytes are permuted by the copy unit as wgmma reads them. What lies outside of a tensor arrives as zeros:
 rests of the summed dim, and the padding of convolutions. TF32 is rounded (to nearest, ties to even) by the copy unit.
 
+Two blocks with neighbouring rows may be a cluster (`Tile.cluster`): each has the copy unit bring its half of the
+columns' operand to both. A stage has been read when the warps of both blocks have told both.
+
 Where there are few tiles and a long summed dim, blocks take parts of it (split-K): their sums go to memory, and a
 second launch adds them in order.
 
@@ -39,7 +42,7 @@ from ..tir import Buffer, flat_offset, unflatten, when
 from ..vectors import held
 from . import bulk, ptx
 from .epilogue import RunEpilogue
-from .product import DEPTHS, SKEW, Destination, Operand, Product, Rows, store_rows, vector
+from .product import DEPTHS, SKEW, Destination, Operand, Product, Rows, as_expr, store_rows, vector
 from .tiles import Tile
 from .wgmma import ATOM, PANEL, descriptor
 
@@ -67,17 +70,21 @@ def emit(product: Product, tile: Tile, epilogue: RunEpilogue, processors: int) -
     depth = DEPTHS[product.kind] * tile.chunks
     maps = [
         epilogue.builder.tensor_map(operand.tensor.buffer, _map(product.kind, operand, lines, depth))
-        for operand, lines in ((product.left, tile.rows), (product.right, tile.columns))
+        for operand, lines in ((product.left, tile.rows), (product.right, tile.columns // tile.cluster))
         if operand.tensor is not None
     ]
     partial = None
     if tile.splits > 1:
         size = tile.splits * product.batches * product.rows * product.columns
         partial = _Partial(epilogue.builder.append_workspace(size), (tile.splits, *_shape(product)))
-    tiles = product.blocks(tile) * tile.splits
-    blocks = min(tiles, processors) if is_fixed(tiles) else T.min(tiles, processors)
-    with workgroups(blocks, threads(tile)) as (number, thread), ptx.resident(1):
-        _Block(product, tile, epilogue, maps, thread, partial).emit(number, tiles, blocks)
+    tiles, most = product.blocks(tile.joint) * tile.splits, processors // tile.cluster
+    clusters = min(tiles, most) if is_fixed(tiles) else T.min(tiles, most)
+    with (
+        bulk.clusters(tile.cluster),
+        workgroups(clusters * tile.cluster, threads(tile)) as (number, thread),
+        ptx.resident(1),
+    ):
+        _Block(product, tile, epilogue, maps, thread, partial).emit(number, tiles, clusters)
     if partial is not None:
         _add(product, epilogue, partial)
 
@@ -151,7 +158,7 @@ class _Block:
         partial: _Partial | None,
     ) -> None:
         self.product, self.tile, self.epilogue, self.maps, self.partial = product, tile, epilogue, maps, partial
-        self.thread = held(thread)
+        self.joint, self.thread = tile.joint, held(thread)
         self.group, self.lane = held(tirx.floordiv(self.thread, GROUP)), held(tirx.floormod(self.thread, 32))
         self.consumers = tile.rows // ROWS
         self.depth = DEPTHS[product.kind] * tile.chunks
@@ -169,23 +176,29 @@ class _Block:
         self.emptied = held(ptx.moved(self.filled, tile.stages * BARRIER))
         self.ring = private(2, "int32")
 
-    def emit(self, number: Expr, tiles: Expr, blocks: Expr) -> None:
+    def emit(self, block: Expr, tiles: Expr, clusters: Expr) -> None:
+        size = self.tile.cluster
+        self.rank = held(tirx.floormod(block, size)) if size > 1 else as_expr(0)
+        number = held(tirx.floordiv(block, size)) if size > 1 else block
         with when(tirx.EQ(self.thread, 0)):
             for stage in range(self.tile.stages):
                 bulk.barrier_init(self._barrier(self.filled, stage), 1)
-                bulk.barrier_init(self._barrier(self.emptied, stage), self.consumers * 4)
+                bulk.barrier_init(self._barrier(self.emptied, stage), self.consumers * 4 * size)
             bulk.barriers_ready()
-        barrier()
+        if size > 1:
+            bulk.cluster_meets()
+        else:
+            barrier()
         self.ring.store(0, tirx.const(0, "int32"))
         self.ring.store(1, tirx.const(0, "int32"))
-        turns = held(tirx.floordiv(tiles - number + (blocks - 1), blocks))
+        turns = held(tirx.floordiv(tiles - number + (clusters - 1), clusters))
 
         @contextmanager
         def own_tiles() -> Iterator[tuple[Expr, Expr, Expr]]:
             with ptx.rolled(turns) as turn:
-                self.split, within = self._part(held(number + turn * blocks))
-                batch, row, column = self.product.block(within, self.tile)
-                yield batch, held(row * self.tile.rows), held(column * self.tile.columns)
+                self.split, within = self._part(held(number + turn * clusters))
+                batch, row, column = self.product.block(within, self.joint)
+                yield batch, held((row * size + self.rank) * self.tile.rows), held(column * self.tile.columns)
 
         copies = tirx.EQ(self.group, self.consumers)
         with T.If(copies):
@@ -199,12 +212,14 @@ class _Block:
                 with own_tiles() as (batch, row, column):
                     self._multiply(sums)
                     self._store(sums, batch, row, column)
+        if size > 1:
+            bulk.cluster_meets()  # others arrive at this block's barriers as long as they run
 
     def _part(self, number: Expr) -> tuple[Expr, Expr]:
         """Which part of the summed dim, and the number of the tile."""
         if self.tile.splits == 1:
             return 0, number
-        tiles = self.product.blocks(self.tile)
+        tiles = self.product.blocks(self.joint)
         return held(tirx.floordiv(number, tiles)), held(tirx.floormod(number, tiles))
 
     def _own_steps(self) -> tuple[Expr, Expr]:
@@ -239,8 +254,10 @@ class _Block:
 
     # --- copies
     def _copy(self, batch: Expr, row: Expr, column: Expr) -> None:
+        size = self.tile.cluster
+        share = held(self.rank * (self.tile.columns // size)) if size > 1 else as_expr(0)
         left = self._copier(0, self.product.left, batch, row)
-        right = self._copier(1, self.product.right, batch, column)
+        right = self._copier(1, self.product.right, batch, held(column + share), size)
         first, steps = self._own_steps()
         with ptx.rolled(steps) as step:
             stage = held(self.ring[0])
@@ -249,21 +266,25 @@ class _Block:
             bulk.barrier_expect(filled, self.tile.stage_bytes)
             at, k = held(self._stage(stage)), held((first + step) * self.depth)
             left(at, filled, k)
-            right(ptx.moved(at, self._right_start), filled, k)
+            right(ptx.moved(at, self._right_start + share * (self.tile.chunks * ptx.CHUNK)), filled, k)
             self._advance()
 
-    def _copier(self, number: int, operand: Operand, batch: Expr, line: Expr) -> Callable[[Expr, Expr, Expr], None]:
-        """The copies of an operand's lines: a function of the address, the barrier and the summed index."""
+    def _copier(
+        self, number: int, operand: Operand, batch: Expr, line: Expr, blocks: int = 1
+    ) -> Callable[[Expr, Expr, Expr], None]:
+        """The copies of an operand's lines, to so many blocks: a function of the address, the barrier and the summed
+        index. Each of these blocks copies its part of the lines for all."""
         tensor = operand.tensor
         assert tensor is not None
         rank = len(tensor.sizes)
-        panels = self.tile.columns // PANEL if operand.across else 1
+        panels = self.tile.columns // blocks // PANEL if operand.across else 1
+        mask = (1 << blocks) - 1 if blocks > 1 else None
         places = [tensor.places(batch, line + panel * PANEL) for panel in range(panels)]
 
         def copy(at: Expr, filled: Expr, k: Expr) -> None:
             for panel, place in enumerate(places):
                 to = ptx.moved(at, panel * self._panel_bytes)
-                bulk.tensor_copy(to, self.maps[number], filled, [held(x) for x in place(k)], rank)
+                bulk.tensor_copy(to, self.maps[number], filled, [held(x) for x in place(k)], rank, mask)
 
         return copy
 
@@ -306,8 +327,12 @@ class _Block:
 
     def _release(self, stage: Expr) -> None:
         """This warp has read a stage."""
-        with when(tirx.EQ(self.lane, 0)):
-            bulk.barrier_arrive(self._barrier(self.emptied, stage))
+        barrier, size = self._barrier(self.emptied, stage), self.tile.cluster
+        with when(self.lane < size):
+            if size > 1:
+                bulk.barrier_arrive_at(barrier, self.lane)
+            else:
+                bulk.barrier_arrive(barrier)
 
     # --- results
     def _destination(self) -> tuple[Product, Destination]:
@@ -334,4 +359,4 @@ class _Block:
                 ptx.store_shared_pair(ptx.moved(self.own_sums, offset), [sums[at], sums[at + 1]])
             ptx.sync_warp()
             first = held(column + panel * self.panel)
-            store_rows(product, self.tile, epilogue, rows, batch, own_row, first, self.lane, 32)
+            store_rows(product, self.joint, epilogue, rows, batch, own_row, first, self.lane, 32)

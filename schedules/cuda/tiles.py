@@ -34,6 +34,7 @@ CARDS = {
 # Cycles between the start of a block and its first products, and from its last ones until its results are stored: an
 # estimate, with which many short rounds cost more than a few long ones.
 LATENCY = 1500
+MEETING = 500  # what blocks of a cluster wait for each other, at their start and end: an estimate, too
 REGISTERS, THREADS = 65536, 2048  # of a multiprocessor
 BESIDES = 64  # registers of a thread besides its sums
 
@@ -56,6 +57,7 @@ class Tile:
     chunks: int = 4  # of a line: 64 bytes, 32 half floats
     slices: int = 1  # teams of warps that share the tile: each sums a part of every line
     splits: int = 1  # of the summed dim, by blocks, whose sums a second launch adds
+    cluster: int = 1  # blocks with neighbouring rows, which copy the columns' operand for each other
 
     def __str__(self) -> str:
         """What tells it from others in tables and records of choices: everything but the estimate."""
@@ -65,6 +67,11 @@ class Tile:
             if item.name != "rate" and getattr(self, item.name) != item.default
         ]
         return " ".join([f"{self.rows}x{self.columns}", *named])
+
+    @property
+    def joint(self) -> Tile:
+        """What the blocks of a cluster compute together."""
+        return replace(self, rows=self.rows * self.cluster, cluster=1)
 
     @property
     def team(self) -> int:
@@ -111,6 +118,8 @@ SPECIALISED = (
     Tile(64, 128, 4, 1, 7, 0.7, 8),
     Tile(64, 64, 4, 1, 8, 0.55, 8),
 )
+# By two blocks that read the columns' operand once: less of the bandwidth of L2, which large products are short of.
+CLUSTERED = tuple(replace(tile, rate=tile.rate * 1.05, cluster=2) for tile in SPECIALISED[:2])
 # Where there are few tiles and a long summed dim.
 SPLIT = tuple(replace(tile, splits=splits) for tile in SPECIALISED[1:] for splits in (2, 4, 8))
 MMA_ON_HOPPER = tuple(replace(tile, rate=tile.rate * 0.6) for tile in MMA)
@@ -127,24 +136,25 @@ SIMT = (
     Tile(32, 32, 2, 1, 3, 0.75, 16, 4),
     Tile(16, 32, 1, 1, 3, 0.65, 16, 4),
 )
+# What the rule takes for sizes that vary: tokens of a few sentences, a width of transformers.
+MANY, MANY_CHUNKS = 1024, 96
 DEEP = 3  # steps that a tile of several slices is worth at least
 
 
 def cycles(tile: Tile, card: Card, kind: str, batches: Extent, rows: Extent, columns: Extent, inner: Extent) -> float:
     """The time of a product by a simple account: rounds of blocks over the processors, each as long as its tile's
     products at its rate, and a latency for every wave of blocks that are resident together. Sizes that vary count as
-    many. `inner` is the summed dim in chunks."""
-    sizes = ((batches, 1), (rows, tile.rows), (columns, tile.columns))
-    known = [ceil_div(size, step) for size, step in sizes if is_fixed(size)]
-    blocks = tile.splits
-    for number in known:
-        blocks *= number
-    rounds = blocks / card.processors if len(known) < len(sizes) else ceil_div(blocks, card.processors)
-    chunks = ceil_div(inner, tile.chunks * tile.splits) * tile.chunks if is_fixed(inner) else tile.chunks
+    `MANY`. `inner` is the summed dim in chunks."""
+    known = [size if is_fixed(size) else MANY for size in (batches, rows, columns)]
+    depth = inner if is_fixed(inner) else MANY_CHUNKS
+    blocks = tile.splits * tile.cluster
+    for size, step in zip(known, (1, tile.joint.rows, tile.columns), strict=True):
+        blocks *= ceil_div(size, step)
+    rounds = ceil_div(blocks, card.processors)
+    chunks = ceil_div(depth, tile.chunks * tile.splits) * tile.chunks
     work = rounds * tile.rows * tile.columns * chunks / (card.products(kind) * tile.rate)
-    waves = rounds / resident(tile, card) if len(known) < len(sizes) else ceil_div(rounds, resident(tile, card))
-    waves += 2 if tile.splits > 1 else 0  # the second launch
-    return float(work + (waves * LATENCY if is_fixed(inner) else 0))
+    waves = ceil_div(rounds, resident(tile, card)) + (2 if tile.splits > 1 else 0)  # the second launch
+    return float(work + waves * LATENCY + (MEETING if tile.cluster > 1 else 0))
 
 
 def resident(tile: Tile, card: Card) -> int:
@@ -166,6 +176,8 @@ def ranked(
     def worth(tile: Tile) -> bool:
         if tile.splits > 1:
             return is_fixed(batches, rows, columns, inner) and inner >= DEEP * tile.chunks * tile.splits
+        if tile.cluster > 1 and is_fixed(rows) and rows <= tile.rows:
+            return False
         return tile.slices == 1 or (is_fixed(inner) and inner >= DEEP * tile.chunks)
 
     def cost(tile: Tile) -> float:

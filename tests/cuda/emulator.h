@@ -1,4 +1,5 @@
-// CUDA kernels on the CPU, one block after the other: a thread is a fiber that runs until it has to wait.
+// CUDA kernels on the CPU, one block (or cluster of blocks) after the other: a thread is a fiber that runs until it has
+// to wait.
 //
 // Included before the kernels' own text. What it checks and what it cannot show: README.md beside it.
 #pragma once
@@ -36,8 +37,9 @@ namespace emulator {
 struct Fiber {
   void *stack_pointer = nullptr;
   std::vector<char> stack;
-  Index thread{};
-  int number = 0;
+  Index thread{}, block{};
+  int number = 0;  // in the block, which is that of `rank` in its cluster
+  int rank = 0;
   bool finished = false;
 };
 
@@ -55,30 +57,37 @@ switch_stack:
 
 constexpr int STACK_BYTES = 256 * 1024;
 constexpr int WARP = 32;
+constexpr int MOST_BLOCKS = 4;  // of a cluster
 
 static std::vector<Fiber> fibers;
 static Fiber *running;
 static void *scheduler;
 static std::function<void()> kernel;
-static Index block, grid, block_size;
+static Index grid, block_size;
+static int cluster_size;
+static int alive[MOST_BLOCKS];  // threads of each block of the cluster
 static long progress;  // of anything: a round over all threads without any is a deadlock
 static long block_number;
 static char failure[200];
 static void begin_shared(int threads);
 static bool land_one();
 static const char *left_over();
+static void fail(const char *what);
 
 static void wait() { switch_stack(&running->stack_pointer, scheduler); }
 
 static void enter() {
   kernel();
   running->finished = true;
+  alive[running->rank]--;
   progress++;
   wait();
 }
 
-static void prepare(Fiber &fiber, int number) {
+static void prepare(Fiber &fiber, Index block, int rank, int number) {
   fiber.stack.resize(STACK_BYTES);
+  fiber.block = block;
+  fiber.rank = rank;
   fiber.number = number;
   fiber.finished = false;
   fiber.thread = {number % block_size.x, number / block_size.x % block_size.y, number / (block_size.x * block_size.y)};
@@ -110,14 +119,19 @@ struct Meeting {
   }
 };
 
-static Meeting everybody;
-static std::vector<Meeting> warps;
+static std::vector<Meeting> everybody;  // by block of the cluster
+static std::vector<Meeting> warps;      // of all blocks of the cluster
 
 static int threads_of_block() { return block_size.x * block_size.y * block_size.z; }
+// Where the running thread, its warp or its warpgroup (of `size` threads) is among those of the cluster.
+static int among(int size) {
+  return running->rank * ((threads_of_block() + size - 1) / size) + running->number / size;
+}
 
 // Shared memory holds NaNs and large numbers at the start of every block, not what the last one left.
 template <class T, size_t N>
 static void fresh(T (&memory)[N], long &last) {
+  if (cluster_size > 1) fail("shared memory of a form that clusters do not have here");
   if (last != block_number) {
     std::memset(memory, 0xFF, sizeof memory);
     last = block_number;
@@ -131,7 +145,7 @@ static T exchange(T value, const std::function<int(int)> &source) {
   } entry{value, value};
   int lane = running->number % WARP;
   int size = std::min(WARP, threads_of_block() - running->number / WARP * WARP);
-  warps[running->number / WARP].join(size, lane, &entry, [&](void **entries) {
+  warps[among(WARP)].join(size, lane, &entry, [&](void **entries) {
     for (int i = 0; i < size; i++) {
       int from = source(i);
       auto &entry = *static_cast<Entry *>(entries[i]);
@@ -141,32 +155,53 @@ static T exchange(T value, const std::function<int(int)> &source) {
   return entry.out;
 }
 
+// Runs the threads of a block of the cluster until all of them wait for others; how many have not ended.
+static int run_block(int rank, int order) {
+  int count = threads_of_block();
+  for (;;) {
+    long before = progress;
+    for (int i = 0; i < count; i++) {
+      running = &fibers[rank * count + (order > 0 ? i : count - 1 - i)];
+      if (running->finished) continue;
+      switch_stack(&scheduler, running->stack_pointer);
+      if (failure[0]) return 0;
+    }
+    if (progress == before) return alive[rank];
+  }
+}
+
 // Runs the kernel over a grid; `order` 1 takes the threads of a block from the first, -1 from the last: kernels whose
-// result depends on it lack a barrier. Returns what went wrong, or an empty text.
-static const char *run(Index groups, Index threads, int order, std::function<void()> body) {
+// result depends on it lack a barrier. So many `neighbours` along x run together. Returns what went wrong, or an empty
+// text.
+static const char *run(Index groups, Index threads, int order, int neighbours, std::function<void()> body) {
   failure[0] = 0;
+  if (neighbours < 1 || neighbours > MOST_BLOCKS || groups.x % neighbours) return "a grid that is not of whole clusters";
   grid = groups;
+  cluster_size = neighbours;
   block_size = threads;
   kernel = std::move(body);
-  int count = threads_of_block();
+  int threads_each = threads_of_block(), count = threads_each * cluster_size;
   fibers.resize(std::max<size_t>(fibers.size(), count));
-  warps.resize((count + WARP - 1) / WARP);
+  everybody.resize(cluster_size);
+  warps.resize((threads_each + WARP - 1) / WARP * cluster_size);
+  Index block;
   for (block.z = 0; block.z < grid.z; block.z++)
     for (block.y = 0; block.y < grid.y; block.y++)
-      for (block.x = 0; block.x < grid.x; block.x++) {
+      for (block.x = 0; block.x < grid.x; block.x += cluster_size) {
         block_number++;
-        everybody = Meeting();
-        begin_shared(count);
+        for (auto &all : everybody) all = Meeting();
+        begin_shared(threads_each);
         for (auto &warp : warps) warp = Meeting();
-        for (int i = 0; i < count; i++) prepare(fibers[i], i);
+        for (int i = 0; i < count; i++) {
+          int rank = i / threads_each;
+          prepare(fibers[i], {block.x + rank, block.y, block.z}, rank, i % threads_each);
+        }
+        for (int rank = 0; rank < cluster_size; rank++) alive[rank] = threads_each;
         for (int left = count; left;) {
           long before = progress;
           left = 0;
-          for (int i = 0; i < count; i++) {
-            running = &fibers[order > 0 ? i : count - 1 - i];
-            if (running->finished) continue;
-            switch_stack(&scheduler, running->stack_pointer);
-            left += !running->finished;
+          for (int turn = 0; turn < cluster_size; turn++) {
+            left += run_block(order > 0 ? turn : cluster_size - 1 - turn, order);
             if (failure[0]) return failure;
           }
           if (left && progress == before && !land_one()) {
@@ -174,6 +209,7 @@ static const char *run(Index groups, Index threads, int order, std::function<voi
                           block.z, left, count);
             return failure;
           }
+          if (failure[0]) return failure;
         }
         if (const char *left = left_over(); *left) {
           std::snprintf(failure, sizeof failure, "block (%d, %d, %d) ends with %s", block.x, block.y, block.z, left);
@@ -186,18 +222,19 @@ static const char *run(Index groups, Index threads, int order, std::function<voi
 }  // namespace emulator
 
 #define threadIdx (emulator::running->thread)
-#define blockIdx (emulator::block)
+#define blockIdx (emulator::running->block)
 #define gridDim (emulator::grid)
 #define blockDim (emulator::block_size)
 
 static void __syncthreads() {
   // Threads that have ended take no part on a GPU either, but a kernel must not count on it.
-  emulator::everybody.join(emulator::threads_of_block(), emulator::running->number, nullptr, [](void **) {});
+  using namespace emulator;
+  everybody[running->rank].join(threads_of_block(), running->number, nullptr, [](void **) {});
 }
 static void __syncwarp(unsigned = ~0u) {
   using namespace emulator;
   int size = std::min(WARP, threads_of_block() - running->number / WARP * WARP);
-  warps[running->number / WARP].join(size, running->number % WARP, nullptr, [](void **) {});
+  warps[among(WARP)].join(size, running->number % WARP, nullptr, [](void **) {});
 }
 template <class T>
 static T __shfl_sync(unsigned, T value, int lane, int = 32) {

@@ -39,7 +39,7 @@ class EmulationError(Exception):
 def translate(text: str) -> str:
     """C++ of the kernels: their own text between the header and one function per kernel that launches it."""
     body = re.sub(r"^#include .*\n", "", text, flags=re.MULTILINE).replace(TYPES, "").replace(TENSOR_MAP, "")
-    body = _DYNAMIC.sub(r"uchar *\1 = emulator::shared;", _MACHINE.sub(_meaning, body))
+    body = _DYNAMIC.sub(r"uchar *\1 = emulator::shared[emulator::running->rank];", _MACHINE.sub(_meaning, body))
     body = _SHARED.sub(r"alignas(16) static \1 \2[\3]; static long \2_block = -1; emulator::fresh(\2, \2_block);", body)
     if "__shared__" in body:
         raise ValueError(f"shared memory of a form that is not known: {body[body.index('__shared__') :][:80]}")
@@ -56,8 +56,8 @@ def _meaning(found: re.Match[str]) -> str:
         return f"static void {name}() {{}}\n"
     if parts := re.fullmatch(r"wgmma_pending_(\d+)", name):
         return f"static void {name}() {{ wgmma_pending({parts[1]}); }}\n"
-    if parts := re.fullmatch(r"tensor_copy_(\d)(_pixels)?", name):
-        return _tensor_copy(name, int(parts[1]), pixels=bool(parts[2]))
+    if parts := re.fullmatch(r"tensor_copy_(\d)(_pixels)?(_multicast)?", name):
+        return _tensor_copy(name, int(parts[1]), pixels=bool(parts[2]), multicast=bool(parts[3]))
     if parts := re.fullmatch(r"wgmma_(f16|bf16|tf32)_(\d+)(_across)?", name):
         kind = f"{parts[1]}, {parts[2]}, {'true' if parts[3] else 'false'}"
         head = f"static void {name}(float *sum, uint64_t a, uint64_t b)"
@@ -67,14 +67,16 @@ def _meaning(found: re.Match[str]) -> str:
     return ""
 
 
-def _tensor_copy(name: str, rank: int, *, pixels: bool) -> str:
+def _tensor_copy(name: str, rank: int, *, pixels: bool, multicast: bool) -> str:
     places, offsets = ([f"{letter}{i}" for i in range(count)] for letter, count in (("c", rank), ("o", rank - 2)))
     taken = [*places, *offsets] if pixels else places
+    taken += ["mask"] if multicast else []
     taps = f"int offsets[] = {{{', '.join(offsets)}}}; " if pixels else "const int *offsets = nullptr; "
     return (
         f"static void {name}(unsigned to, uint64_t map, unsigned barrier, {', '.join(f'int {x}' for x in taken)}) {{ "
         f"int places[] = {{{', '.join(places)}}}; {taps}"
-        f"emulator::tensor_copy(to, (const void *)map, barrier, {rank}, places, offsets); }}\n"
+        f"emulator::tensor_copy(to, (const void *)map, barrier, {rank}, places, offsets, "
+        f"{'mask' if multicast else '0'}); }}\n"
     )
 
 
@@ -83,10 +85,10 @@ def _launcher(name: str, parameters: str) -> str:
     arguments = ", ".join(f"*static_cast<{type_}*>(arguments[{index}])" for index, type_ in enumerate(types))
     return (
         f'extern "C" const char *launch_{name}(const int *grid, const int *block, int order, int late, int shared,\n'
-        f"                                     void **arguments) {{\n"
+        f"                                     int cluster, void **arguments) {{\n"
         f"  emulator::late = late;\n  emulator::shared_bytes = shared;\n"
         f"  return emulator::run({{grid[0], grid[1], grid[2]}}, {{block[0], block[1], block[2]}}, order,\n"
-        f"                       [=] {{ {name}({arguments}); }});\n}}\n"
+        f"                       cluster, [=] {{ {name}({arguments}); }});\n}}\n"
     )
 
 
@@ -118,6 +120,7 @@ class Emulator:
         *,
         late: int = 0,
         shared: int = 0,
+        cluster: int = 1,
         maps: Sequence[tuple[int, TensorMap]] = (),
     ) -> None:
         """One launch; the arguments are pointers to the arrays, then the scalars.
@@ -127,6 +130,7 @@ class Emulator:
             late: LATE_COPIES: asynchronous copies land when they are waited for, not where they begin; LATE_PRODUCTS:
                 likewise products of warpgroups.
             shared: bytes of dynamic shared memory.
+            cluster: so many neighbouring blocks run together.
             maps: descriptors of the last of the arrays, with their places among the arguments; their sizes are numbers.
 
         Raises:
@@ -144,7 +148,7 @@ class Emulator:
         function = getattr(self._library, f"launch_{kernel}")
         function.restype = ctypes.c_char_p
         sizes = [(ctypes.c_int * 3)(*size) for size in (grid, block)]
-        wrong = function(*sizes, order, late, shared, (ctypes.c_void_p * len(places))(*places))
+        wrong = function(*sizes, order, late, shared, cluster, (ctypes.c_void_p * len(places))(*places))
         if wrong:
             raise EmulationError(f"{kernel}: {wrong.decode()}")
 

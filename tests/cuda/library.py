@@ -58,7 +58,7 @@ class CudaLibrary(LaunchLibrary):
         backward = [copies[place] for place in launch.buffers]
         start = functools.partial(
             self._emulator.launch, launch.entry, grid, launch.workgroup, shared=launch.shared_bytes,
-            maps=[(position, at_sizes(tensor, symbols)) for position, tensor in launch.maps],
+            cluster=launch.cluster, maps=[(position, at_sizes(tensor, symbols)) for position, tensor in launch.maps],
         )  # fmt: skip
         start(buffers, scalars, late=LATE_COPIES)
         start(backward, scalars, order=-1, late=LATE_PRODUCTS)
@@ -71,7 +71,7 @@ def other(pattern: str, new: str) -> Callable[[str], str]:
 
     def edit(source: str) -> str:
         head, kernel = source.split('extern "C"', 1)
-        changed, count = re.subn(pattern, new, kernel)
+        changed, count = re.subn(pattern, new, kernel, flags=re.DOTALL)
         assert count
         return f'{head}extern "C"{changed}'
 

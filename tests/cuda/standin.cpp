@@ -28,7 +28,7 @@ typedef uint64_t Address;
 enum {
   SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
   INVALID_CONTEXT = 201, NO_BINARY = 209, FILE_NOT_FOUND = 301, INVALID_HANDLE = 400, NOT_FOUND = 500,
-  NOT_READY = 600, ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719
+  NOT_READY = 600, ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719, INVALID_CLUSTER = 912
 };
 
 namespace {
@@ -246,7 +246,7 @@ double made_up(const std::string &kernel) {
 
 struct Kernel {
   std::string name;
-  const char *(*launch)(const int *grid, const int *block, int shared, void **arguments);
+  const char *(*launch)(const int *grid, const int *block, int shared, int cluster, void **arguments);
   const int *sizes;  // of the arguments: their number, then bytes each; below 0: a pointer
   int most_shared = 0;
 };
@@ -264,7 +264,7 @@ void on_segv(int) { siglongjmp(escape, 1); }
 
 struct Launch {
   Kernel *kernel;
-  int grid[3], block[3], shared;
+  int grid[3], block[3], shared, cluster = 1;
   std::vector<std::vector<char>> arguments;
 
   int timed() const {
@@ -304,7 +304,7 @@ struct Launch {
     if (sigsetjmp(escape, 1)) {
       fault("kernel " + kernel->name + " accesses memory that is not allocated");
       code = ILLEGAL_ADDRESS;
-    } else if (const char *wrong = kernel->launch(grid, block, shared, places.data()); *wrong) {
+    } else if (const char *wrong = kernel->launch(grid, block, shared, cluster, places.data()); *wrong) {
       fault("kernel " + kernel->name + ": " + wrong);
       code = LAUNCH_FAILED;
     }
@@ -340,6 +340,26 @@ int make_launch(void *function, const unsigned *grid, const unsigned *block, uns
   return SUCCESS;
 }
 
+// What a launch's attributes say: an ID, padding to 8 bytes, a value of 64 bytes. Only clusters are known, of devices that
+// have them: blocks along the first axis, 8 at most everywhere.
+constexpr int CLUSTER_DIMENSION = 4;
+struct Attribute {
+  int id;
+  alignas(8) unsigned value[16];
+};
+
+int set_cluster(Launch *launch, int id, const unsigned *value) {
+  if (id != CLUSTER_DIMENSION) {
+    fault("an attribute of a launch that is not known here");
+    return INVALID_VALUE;
+  }
+  bool can = atoi(setting("STANDIN_CAPABILITY", "8.0")) >= 9;
+  if (!can || !value[0] || value[0] > 8 || value[1] != 1 || value[2] != 1 || launch->grid[0] % value[0])
+    return INVALID_CLUSTER;
+  launch->cluster = static_cast<int>(value[0]);
+  return SUCCESS;
+}
+
 int copy_bytes(Address target, Address source, size_t size, bool from_host, bool to_host) {
   if (!size) return INVALID_VALUE;
   if (!from_host && !on_device(source, size)) {
@@ -372,6 +392,7 @@ int copy_pinned(Address target, Address source, size_t size, bool from_host, boo
 struct Node {
   std::function<int()> action;
   std::vector<Node *> before;
+  std::shared_ptr<Launch> launch;  // of a kernel
 };
 
 struct Graph {
@@ -387,10 +408,11 @@ struct Executable {
 std::set<Graph *> graphs;
 std::set<Executable *> executables;
 
-int add_node(Graph *graph, Node *const *before, size_t count, std::function<int()> action, Node **result) {
+int add_node(Graph *graph, Node *const *before, size_t count, std::function<int()> action, Node **result,
+             std::shared_ptr<Launch> launch = nullptr) {
   if (!graphs.count(graph)) return INVALID_HANDLE;
   std::vector<Node *> needed(before, before + count);
-  graph->nodes.push_back(std::make_unique<Node>(Node{std::move(action), std::move(needed)}));
+  graph->nodes.push_back(std::make_unique<Node>(Node{std::move(action), std::move(needed), launch}));
   *result = graph->nodes.back().get();
   return SUCCESS;
 }
@@ -743,6 +765,24 @@ API cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsign
   return SUCCESS;
 }
 
+struct Configuration {
+  unsigned grid[3], block[3], shared;
+  void *stream;
+  const Attribute *attributes;
+  unsigned count;
+};
+API cuLaunchKernelEx(const Configuration *given, void *function, void **arguments, void **) {
+  CURRENT;
+  Stream *stream = stream_of(given->stream);
+  if (!stream) return INVALID_HANDLE;
+  Launch launch;
+  if (int code = make_launch(function, given->grid, given->block, given->shared, arguments, &launch)) return code;
+  for (unsigned i = 0; i < given->count; i++)
+    if (int code = set_cluster(&launch, given->attributes[i].id, given->attributes[i].value)) return code;
+  add(stream, [launch] { return launch.timed(); });
+  return SUCCESS;
+}
+
 // ---- descriptors of tensors
 
 static int described(const char *wrong) {
@@ -807,10 +847,14 @@ API cuGraphDestroy(Graph *graph) {
 }
 API cuGraphAddKernelNode(Node **result, Graph *graph, Node *const *before, size_t count, const KernelParameters *given) {
   CURRENT;
-  Launch launch;
-  if (int code = make_launch(given->function, given->grid, given->block, given->shared, given->arguments, &launch))
+  auto launch = std::make_shared<Launch>();
+  if (int code = make_launch(given->function, given->grid, given->block, given->shared, given->arguments, launch.get()))
     return code;
-  return add_node(graph, before, count, [launch] { return launch.timed(); }, result);
+  return add_node(graph, before, count, [launch] { return launch->timed(); }, result, launch);
+}
+API cuGraphKernelNodeSetAttribute(Node *node, int id, const unsigned *value) {
+  CURRENT;
+  return node->launch ? set_cluster(node->launch.get(), id, value) : +INVALID_VALUE;
 }
 API cuGraphAddMemcpyNode(Node **result, Graph *graph, Node *const *before, size_t count, const CopyParameters *given,
                          Context *) {
@@ -899,6 +943,7 @@ static const std::map<std::string, void *> &entries() {
       ENTRY(cuEventDestroy), ENTRY(cuEventRecord), ENTRY(cuEventSynchronize), ENTRY(cuEventQuery),
       ENTRY(cuEventElapsedTime), ENTRY(cuLibraryLoadFromFile), ENTRY(cuLibraryUnload), ENTRY(cuLibraryGetKernel),
       ENTRY(cuKernelGetFunction), ENTRY(cuFuncGetAttribute), ENTRY(cuFuncSetAttribute), ENTRY(cuLaunchKernel),
+      ENTRY(cuLaunchKernelEx), ENTRY(cuGraphKernelNodeSetAttribute),
       ENTRY(cuTensorMapEncodeTiled), ENTRY(cuTensorMapEncodeIm2col),
       ENTRY(cuGraphCreate), ENTRY(cuGraphDestroy), ENTRY(cuGraphAddKernelNode), ENTRY(cuGraphAddMemcpyNode),
       ENTRY(cuGraphAddMemsetNode), ENTRY(cuGraphInstantiate), ENTRY(cuGraphExecDestroy), ENTRY(cuGraphLaunch)};

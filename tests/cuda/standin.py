@@ -105,8 +105,9 @@ def _launcher(name: str, parameters: str) -> str:
         # Below 0: what holds an address, which has to be one of the device.
         sizes.append("-8" if kind.endswith("*") else "-128" if kind == "CUtensorMap" else f"(int)sizeof({kind})")
     return (
-        f'extern "C" const char *standin_{name}(const int *grid, const int *block, int shared, void **arguments) {{\n'
-        f"  return launch_{name}(grid, block, 1, 1, shared, arguments);\n}}\n"
+        f'extern "C" const char *standin_{name}(const int *grid, const int *block, int shared, int cluster,\n'
+        f"                                      void **arguments) {{\n"
+        f"  return launch_{name}(grid, block, 1, 1, shared, cluster, arguments);\n}}\n"
         f'extern "C" const int sizes_{name}[] = {{{", ".join([str(len(sizes)), *sizes])}}};\n'
     )
 

@@ -1,20 +1,20 @@
 // The functions of schedules/cuda/ptx.py on the CPU: asynchronous copies, fragments of matrices, products of a warp.
 //
-// Included by emulator.h. Dynamic shared memory is one array, whose addresses are offsets in it.
+// Included by emulator.h. Dynamic shared memory is an array for each block of a cluster, whose addresses are offsets in it.
 #pragma once
 
 namespace emulator {
 
 constexpr uint32_t SHARED_BYTES = 232448;  // what a block of the largest device may have
-alignas(1024) static uchar shared[SHARED_BYTES];
+alignas(1024) static uchar shared[MOST_BLOCKS][SHARED_BYTES];
 static uint32_t shared_bytes;  // what the launch asked for
 // Copies land, products of warpgroups are done when they are waited for, not before. All kinds of device are allowed.
 enum { LATE_COPIES = 1, LATE_PRODUCTS = 2 };
 static int late;
 
 // By chunk of shared memory: written by a thread (1 + its number) that has not fenced it yet, so that wgmma may not see it.
-static uint16_t unfenced[SHARED_BYTES / 16];
-static std::vector<std::vector<uint32_t>> written;  // the chunks, by thread
+static uint16_t unfenced[MOST_BLOCKS][SHARED_BYTES / 16];
+static std::vector<std::vector<uint32_t>> written;  // the chunks, by thread of the cluster
 
 struct Copy {
   uint32_t to;
@@ -23,8 +23,8 @@ struct Copy {
 static std::vector<std::vector<std::vector<Copy>>> copies;  // by thread: groups in order, the last one open
 
 static void fail(const char *what) {
-  std::snprintf(failure, sizeof failure, "%s by thread %d of block (%d, %d, %d)", what, running->number, block.x,
-                block.y, block.z);
+  auto [x, y, z] = running->block;
+  std::snprintf(failure, sizeof failure, "%s by thread %d of block (%d, %d, %d)", what, running->number, x, y, z);
   for (;;) wait();
 }
 
@@ -47,28 +47,31 @@ static void begin_copies();
 
 // What begins with every block.
 static void begin_shared(int threads) {
-  std::memset(shared, 0xFF, shared_bytes);
-  copies.assign(threads, {{}});
-  std::memset(unfenced, 0, sizeof unfenced);
-  written.assign(threads, {});
-  groups.assign((threads + GROUP - 1) / GROUP, {});
+  for (int rank = 0; rank < cluster_size; rank++) {
+    std::memset(shared[rank], 0xFF, shared_bytes);
+    std::memset(unfenced[rank], 0, sizeof unfenced[rank]);
+  }
+  copies.assign(threads * cluster_size, {{}});
+  written.assign(threads * cluster_size, {});
+  groups.assign((threads + GROUP - 1) / GROUP * cluster_size, {});
   begin_copies();
 }
 
-static uchar *at(uint32_t address, uint32_t size, uint32_t alignment) {
+static uchar *at(uint32_t address, uint32_t size, uint32_t alignment, int rank) {
   if (address % alignment) fail("misaligned access to shared memory");
   if (address + size > shared_bytes) fail("access outside of shared memory");
-  return shared + address;
+  return shared[rank] + address;
 }
+static uchar *at(uint32_t address, uint32_t size, uint32_t alignment) { return at(address, size, alignment, running->rank); }
 
 static void land(const Copy &copy) {
   std::memcpy(at(copy.to, 16, 16), copy.data, 16);
-  unfenced[copy.to / 16] = uint16_t(running->number + 1);
-  written[running->number].push_back(copy.to / 16);
+  unfenced[running->rank][copy.to / 16] = uint16_t(running->number + 1);
+  written[among(1)].push_back(copy.to / 16);
 }
 
 static void wait_copies(size_t newest) {
-  auto &groups = copies[running->number];
+  auto &groups = copies[among(1)];
   while (groups.size() > newest + 1) {
     for (auto &copy : groups.front()) land(copy);
     groups.erase(groups.begin());
@@ -79,8 +82,8 @@ static void wait_copies(size_t newest) {
 template <class Lane>
 static void as_warp(Lane &own, void (*work)(Lane **)) {
   if (threads_of_block() % WARP) fail("a block without whole warps");
-  warps[running->number / WARP].join(WARP, running->number % WARP, &own,
-                                     [&](void **lanes) { work(reinterpret_cast<Lane **>(lanes)); });
+  warps[among(WARP)].join(WARP, running->number % WARP, &own,
+                          [&](void **lanes) { work(reinterpret_cast<Lane **>(lanes)); });
 }
 
 struct Load {
@@ -150,7 +153,7 @@ static float operand(uint64_t descriptor, int line, int element, bool across, in
   uint32_t place = start + line / 8 * stride + line % 8 * 128;
   place += across ? element / 64 * leading + element % 64 * 2 : element * size;
   place ^= (place >> 7 & 7) << 4;
-  if (unfenced[place / 16]) fail("wgmma reads what was not fenced");
+  if (unfenced[running->rank][place / 16]) fail("wgmma reads what was not fenced");
   uint32_t word = 0;
   std::memcpy(&word, at(place, size, size), size);
   return get(word, 0);
@@ -184,7 +187,7 @@ static void finish(Warpgroup &group, size_t count) {
 
 static void as_group(void *own, const std::function<void(void **)> &work) {
   if (threads_of_block() % GROUP) fail("a block without whole warpgroups");
-  groups[running->number / GROUP].meeting.join(GROUP, running->number % GROUP, own, work);
+  groups[among(GROUP)].meeting.join(GROUP, running->number % GROUP, own, work);
 }
 
 }  // namespace emulator
@@ -198,7 +201,7 @@ template <class Kind, int columns, bool across>
 static void wgmma(float *sum, uint64_t a, uint64_t b) {
   using namespace emulator;
   WgmmaLane own{sum, a, b};
-  auto &group = groups[running->number / GROUP];
+  auto &group = groups[among(GROUP)];
   as_group(&own, [&](void **lanes) {
     Begun begun{{}, a, b, multiply_group<Kind, columns, across>};
     for (int i = 0; i < GROUP; i++) {
@@ -213,13 +216,13 @@ static void wgmma(float *sum, uint64_t a, uint64_t b) {
 static void wgmma_begin() {}
 static void wgmma_end_group() {
   using namespace emulator;
-  auto &group = groups[running->number / GROUP];
+  auto &group = groups[among(GROUP)];
   as_group(nullptr, [&](void **) { group.ends.push_back(group.begun.size()); });
 }
 // Waits for all groups but the newest.
 static void wgmma_pending(size_t newest) {
   using namespace emulator;
-  auto &group = groups[running->number / GROUP];
+  auto &group = groups[among(GROUP)];
   as_group(nullptr, [&](void **) {
     if (group.ends.size() <= newest) return;
     size_t done = group.ends.size() - newest;
@@ -230,12 +233,14 @@ static void wgmma_pending(size_t newest) {
 static void wgmma_wait() { wgmma_pending(0); }
 static void fence_async() {
   using namespace emulator;
-  for (uint32_t chunk : written[running->number])
-    if (unfenced[chunk] == running->number + 1) unfenced[chunk] = 0;
-  written[running->number].clear();
+  for (uint32_t chunk : written[among(1)])
+    if (unfenced[running->rank][chunk] == running->number + 1) unfenced[running->rank][chunk] = 0;
+  written[among(1)].clear();
 }
 
-static unsigned shared_address(const void *p) { return unsigned((const uchar *)p - emulator::shared); }
+static unsigned shared_address(const void *p) {
+  return unsigned((const uchar *)p - emulator::shared[emulator::running->rank]);
+}
 
 static void copy_async(unsigned to, const void *from, int bytes) {
   using namespace emulator;
@@ -245,11 +250,11 @@ static void copy_async(unsigned to, const void *from, int bytes) {
   Copy copy{to, {}};
   if (bytes) std::memcpy(copy.data, from, 16);
   if (late & LATE_COPIES)
-    copies[running->number].back().push_back(copy);
+    copies[among(1)].back().push_back(copy);
   else
     land(copy);
 }
-static void copies_end_group() { emulator::copies[emulator::running->number].emplace_back(); }
+static void copies_end_group() { emulator::copies[emulator::among(1)].emplace_back(); }
 template <int newest>
 static void copies_wait() { emulator::wait_copies(newest); }
 

@@ -61,18 +61,24 @@ CASES: Mapping[str, tuple[Op, list[tuple[int, ...]], str, int, int]] = {
     "last_stride": (ConvLast((2, 2), (0, 0), (1, 1)), [(3, 9, 8, 128), (40, 1, 1, 128)], "bfloat16", 3, 2),
     "last_1x1": (ConvLast((1, 1), (0, 0), (1, 1)), [(3, 5, 6, 40), (70, 1, 1, 40), (70,)], "float16", 3, 2),
     "conv_1x1": (Conv((1, 1), (0, 0), (1, 1)), [(3, 24, 4, 6), (70, 24, 1, 1), (70,)], "float16", 3, 2),
+    # Clusters: an odd number of tiles along the rows, more tiles than clusters; both ways for the shared operand.
+    "cluster": (Linear(), [(300, 520), (140, 520), (140,)], "bfloat16", 1, 4),
+    "cluster_across": (Matmul(), [(2, 130, 72), (2, 72, 264)], "float16", 0, 5),
+    "cluster_pixels": (Conv((1, 1), (1, 1), (1, 1)), [(2, 64, 9, 8), (140, 64, 3, 3)], "float16", 1, 132),
 }  # fmt: skip
 
 SPLITS = {"split": 4, "split_batch": 2, "split_odd": 4}  # of the summed dim
+CLUSTERS = {"cluster": 2, "cluster_across": 2, "cluster_pixels": 2}  # blocks
 
 
 def scheduled(name: str, op: Op, inputs: list[Array], tile: int, processors: int) -> Lowered:
     """With one tile to choose from, for a device of some multiprocessors."""
     cores = import_schedule("cuda.cores")
     with pytest.MonkeyPatch.context() as patch:
-        own, splits = cores.SPECIALISED[tile], SPLITS.get(name, 1)
-        patch.setattr(cores, "SPECIALISED", () if splits > 1 else (own,))
-        patch.setattr(cores, "SPLIT", (replace(own, splits=splits),) if splits > 1 else ())
+        own = replace(cores.SPECIALISED[tile], splits=SPLITS.get(name, 1), cluster=CLUSTERS.get(name, 1))
+        patch.setattr(cores, "SPECIALISED", (own,))
+        patch.setattr(cores, "CLUSTERED", ())
+        patch.setattr(cores, "SPLIT", ())
         patch.setattr(cores, "MMA_ON_HOPPER", ())
         patch.setattr(cores, "CARDS", {ARCH: replace(cores.CARDS[ARCH], processors=processors)})
         return schedule(op_group(op, inputs), TARGET, name)
@@ -134,12 +140,18 @@ def test_machine_code() -> None:
         counted = found[launch.entry]
         # A step is 128 bytes of the summed dim, 32 in an instruction.
         assert counted["HGMMA"] == 4, name
-        across = name in ("matmul", "matmul_broadcast", "split_batch", "conv_1x1")
-        assert counted["UTMALDG"] == 1 + (columns // 64 if across else 1), name
+        across = name in ("matmul", "matmul_broadcast", "split_batch", "conv_1x1", "cluster_across")
+        cluster = CLUSTERS.get(name, 1)
+        right = columns // 64 // cluster if across else 1
+        assert counted["UTMALDG"] == 1 + right, name
+        assert launch.cluster == cluster, name
+        assert counted["UTMALDG.MULTICAST"] == (right if cluster > 1 else 0), name
+        # All threads of a cluster arrive and wait at the start and at the end: the fences of the device are theirs.
+        assert counted["UCGABAR"] == counted["MEMBAR"] == (4 if cluster > 1 else 0), name
         assert counted["USETMAXREG"] == (2 if launch.workgroup[0] == 384 else 0), name
         # Nobody copies by hand, and one barrier of the block is enough.
         assert counted["SYNCS"] > 0, name
-        assert counted["BAR"] == 1, name
+        assert counted["BAR"] == cluster, name
         assert counted["HMMA"] == counted["LDSM"] == counted["LDGSTS"] == 0, name
 
 
@@ -170,31 +182,43 @@ ERRORS: Mapping[str, Callable[[str], str]] = {
     "no meeting of the lanes": other(r"sync_warp\(\);", ""),
     "arrives twice": other(r"(barrier_arrive\([^;]*;)", r"\1 \1"),
 }
+CLUSTER_ERRORS: Mapping[str, Callable[[str], str]] = {
+    "nobody tells the other block": other(r"(barrier_arrive_at\([^;]*), [^,;]*\);", r"\1, blockIdx.x & 1);"),
+    "arrives at one block": other(r"if \([^{;]* < 2\) \{(\s*barrier_arrive_at)", r"if ((threadIdx.x & 31) < 1) {\1"),
+    "counts its own warps": other(r"barrier_init\(([^;]*), \(uint\)16\);", r"barrier_init(\1, (uint)8);"),
+    "copies for itself": other(r"(_multicast\([^;]*), 3\);", r"\1, 1 << (blockIdx.x & 1));"),
+    "copies for the other block": other(r"(_multicast\([^;]*), 3\);", r"\1, 2 >> (blockIdx.x & 1));"),
+    "copies for a third block": other(r"(_multicast\([^;]*), 3\);", r"\1, 7);"),
+    "the other block may not have begun": other(r"\A([^;]*;.*?)cluster_meets\(\);", r"\1__syncthreads();"),
+    "the other block may have ended": other(r"cluster_meets\(\);(?!.*cluster_meets)", ""),
+    "no cluster": other(r"\Z", ""),
+}
+BROKEN = {"linear_many_tiles": ERRORS, "cluster": CLUSTER_ERRORS}
 
 
 @cache
-def broken() -> CudaLibrary:
+def broken(kernel: str) -> CudaLibrary:
     """The kernel with every one of the errors, which tells itself from the others by a number behind its name."""
-    item, _ = kernels()["linear_many_tiles"]
+    item, _ = kernels()[kernel]
 
     def edit(text: str) -> str:
-        return "".join([text, *(_kernels(change(text), number) for number, change in enumerate(ERRORS.values()))])
+        changed = [change(text).split('extern "C"', 1)[1] for change in BROKEN[kernel].values()]
+        named = [part.replace(f"{kernel}_kernel", f"{kernel}_kernel_{number}") for number, part in enumerate(changed)]
+        return 'extern "C"'.join([text, *named])
 
     return CudaLibrary([item], edit, TARGET)
 
 
-def _kernels(text: str, number: int) -> str:
-    _, kernels = text.split('extern "C"', 1)
-    return 'extern "C"' + kernels.replace("linear_many_tiles_kernel", f"linear_many_tiles_kernel_{number}")
-
-
-@pytest.mark.parametrize("name", ["", *ERRORS])
-def test_planted_errors_are_found(name: str) -> None:
-    item, inputs = kernels()["linear_many_tiles"]
-    library, key = broken(), item.kernel.name
+@pytest.mark.parametrize(
+    ("kernel", "name"), [(kernel, name) for kernel, errors in BROKEN.items() for name in ("", *errors)]
+)
+def test_planted_errors_are_found(kernel: str, name: str) -> None:
+    item, inputs = kernels()[kernel]
+    library, key = broken(kernel), item.kernel.name
     (launch,) = library.launches[key]
-    number = f"_{[*ERRORS].index(name)}" if name else ""
-    library.launches[key] = (replace(launch, entry=f"{key}_kernel{number}"),)
+    number = f"_{[*BROKEN[kernel]].index(name)}" if name else ""
+    cluster = 1 if name == "no cluster" else CLUSTERS.get(kernel, 1)
+    library.launches[key] = (replace(launch, entry=f"{key}_kernel{number}", cluster=cluster),)
     try:
         (got,) = library.run(key, *inputs)
     except (AssertionError, EmulationError):
@@ -241,9 +265,14 @@ class Layers(nn.Module):
 
 
 def test_a_package(driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Descriptors of weights, inputs and values between, with sizes that vary, through the whole runtime."""
+    """Descriptors of weights, inputs and values between, clusters, with sizes that vary, through the whole runtime."""
     monkeypatch.setenv("STANDIN_CAPABILITY", "9.0")
-    monkeypatch.setattr(import_schedule("cuda.cores"), "MMA_ON_HOPPER", ())
+    cores = import_schedule("cuda.cores")
+    tile = cores.SPECIALISED[3]
+    pair = replace(tile, rate=2.0, cluster=2)
+    tiles = {"MMA_ON_HOPPER": (), "SPLIT": (), "SPECIALISED": (tile,), "CLUSTERED": (pair,)}
+    for name, value in tiles.items():
+        monkeypatch.setattr(cores, name, value)
     torch.manual_seed(1)
     model, x = Layers().eval(), torch.randn(2, 24, 72)
     package = transpile(
@@ -252,7 +281,7 @@ def test_a_package(driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )  # fmt: skip
     listed = json.loads((package.path / "src/layers/kernels/cuda/launches.sm_90a.json").read_text())
     launches = [launch for kernel in listed["kernels"].values() for launch in kernel["launches"]]
-    assert sum("maps" in launch for launch in launches) >= 2
+    assert sum("maps" in launch and launch.get("cluster") == 2 for launch in launches) >= 2
     report = package.test()
     assert report.failed == 0, report.output
     with package.load() as loaded:
@@ -261,4 +290,5 @@ def test_a_package(driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             with torch.no_grad():
                 expected = model(x).numpy()
             assert np.abs(loaded(x.numpy()) - expected).max() < 0.02 * np.abs(expected).max()
+        assert len(loaded.profile(x.numpy())) > 0  # kernel by kernel, without the graph
     gc.collect()

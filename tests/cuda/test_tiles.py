@@ -18,8 +18,8 @@ from transpiler.target import load_target
 REGISTERS = 65536  # of a multiprocessor
 SHARED = {"sm_80": 166912, "sm_90a": 232448}  # bytes that a block may have
 LISTS = {
-    "sm_80": {"float16": "MMA", "tf32": "MMA", "float32": "SIMT"},
-    "sm_90a": {"float16": "SPECIALISED", "tf32": "SPECIALISED"},
+    "sm_80": {"float16": ("MMA",), "tf32": ("MMA",), "float32": ("SIMT",)},
+    "sm_90a": dict.fromkeys(("float16", "tf32"), ("SPECIALISED", "CLUSTERED")),
 }
 
 
@@ -33,13 +33,13 @@ def linear(kind: str, rows: int, inner: int, columns: int, arch: str, name: str 
     return schedule(make_group((Node(op, values, (result,)),), (result,)), load_target("cuda", arch), name)
 
 
-def with_tiles(kind: str, tiles: str, arch: str) -> Iterator[Lowered]:
+def with_tiles(kind: str, lists: tuple[str, ...], arch: str) -> Iterator[Lowered]:
     cores = import_schedule("cuda.cores")
-    for number, tile in enumerate(getattr(cores, tiles)):
+    for number, tile in enumerate([tile for name in lists for tile in getattr(cores, name)]):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cores, "MMA_ON_HOPPER", ())
-            patch.setattr(cores, "SPLIT", ())
-            patch.setattr(cores, tiles, (tile,))
+            for name in ("MMA_ON_HOPPER", "SPLIT", "CLUSTERED"):
+                patch.setattr(cores, name, ())
+            patch.setattr(cores, lists[0], (tile,))
             yield linear(kind, 1024, 1024, 1024, arch, f"tile{number}")
 
 
@@ -62,12 +62,13 @@ def test_no_tile_spills(arch: str, kind: str) -> None:
         ("sm_80", "float16", (8192, 8192, 8192), (256, 64 * 64)),  # 128 x 128
         ("sm_80", "float32", (4096, 4096, 4096), (256, 32 * 32)),
         ("sm_80", "float16", (128, 768, 768), (256, 4 * 24)),  # few tiles: small ones, four teams of warps
-        ("sm_90a", "float16", (8192, 8192, 8192), (384, 132)),  # as many blocks as multiprocessors
+        ("sm_90a", "float16", (8192, 8192, 8192), (384, 132, 2)),  # as many blocks as multiprocessors, in pairs
         ("sm_90a", "bfloat16", (512, 3072, 768), (384, 4 * 6 * 4)),  # 128 x 128, four parts of the summed dim
+        ("sm_90a", "bfloat16", (128, 4096, 4096 * 4), (384, 128)),  # one row of tiles: no pairs
         ("sm_80", "float16", (1, 768, 50257), (128, -(-50257 // 8))),  # a warp for two columns
     ],
 )
-def test_tiles_by_sizes(arch: str, kind: str, sizes: tuple[int, int, int], expected: tuple[int, int]) -> None:
+def test_tiles_by_sizes(arch: str, kind: str, sizes: tuple[int, int, int], expected: tuple[int, ...]) -> None:
     item = linear(kind, *sizes, arch)
     launch, *_ = cuda_source([item], load_target("cuda", arch).tvm_target()).launches["linear"]
-    assert (launch.workgroup[0], launch.grid[0]) == expected
+    assert (launch.workgroup[0], launch.grid[0], launch.cluster) == (*expected, 1)[:3]

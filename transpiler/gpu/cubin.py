@@ -37,9 +37,13 @@ OPERATIONS = {
     0x5A7: "SYNCS",  # mbarrier.try_wait
     0x9C8: "USETMAXREG",  # setmaxnreg
     0xB1D: "BAR",
+    0x9C7: "UCGABAR",  # barrier.cluster.arrive
+    0xDC7: "UCGABAR",  # barrier.cluster.wait
+    0x992: "MEMBAR",
     0xF89: "SHFL",  # by a constant
     0x589: "SHFL",  # from the lane in a register
 }
+MULTICAST = 0x800  # in the upper half of a UTMALDG: its box goes to several blocks
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,16 @@ def usage(cubin: bytes) -> dict[str, Usage]:
 
 
 def operations(cubin: bytes) -> dict[str, Counter[str]]:
-    """How many instructions of each kind of `OPERATIONS` a kernel has, and in all ("all"). Raises ValueError."""
+    """How many instructions of each kind of `OPERATIONS` a kernel has, "UTMALDG.MULTICAST" besides, and in all ("all").
+    Raises ValueError."""
     found = {}
     for section in _sections(cubin):
         if section.name.startswith(".text."):
-            words = [low & 0xFFF for low, _ in INSTRUCTION.iter_unpack(section.data)]
-            counted = Counter(OPERATIONS[word] for word in words if word in OPERATIONS)
-            found[section.name.removeprefix(".text.")] = counted + Counter(all=len(words))
+            words = [(low & 0xFFF, high) for low, high in INSTRUCTION.iter_unpack(section.data)]
+            counted = Counter(OPERATIONS[word] for word, _ in words if word in OPERATIONS)
+            several = sum(OPERATIONS.get(word) == "UTMALDG" and bool(high & MULTICAST) for word, high in words)
+            counted += Counter({"UTMALDG.MULTICAST": several, "all": len(words)})
+            found[section.name.removeprefix(".text.")] = counted
     return found
 
 

@@ -26,6 +26,8 @@ UNNAMED = "*(*)("  # a pointer to vectors for which TVM has no name, and no erro
 _BITS = re.compile(r"(\d+)$")
 # What TVM's text begins with, down to its own names of unsigned types, which needs headers of a toolkit.
 _PREAMBLE = re.compile(r"\A.*?#define ushort unsigned short\n#endif\n", re.DOTALL)
+# What TVM writes where blocks are clusters; no kernel calls it.
+_RANK = re.compile(r"^__forceinline__ __device__ unsigned int tvm_builtin_cluster_ctaid_x\(\) \{\n(?: .*\n)*\}\n", re.M)
 TYPES = """\
 typedef signed char int8_t;
 typedef short int16_t;
@@ -194,7 +196,7 @@ def _text(devices: Iterable[_Device], target: Any) -> str:
     if not _PREAMBLE.match(written):
         raise AssertionError("TVM's CUDA text begins in another way")
     includes = re.findall(r"^#include <cuda_(?:fp16|bf16)\.h>$|^#include <math_constants\.h>$", written, re.MULTILINE)
-    body = re.sub(r"^#include .*\n", "", _PREAMBLE.sub("", written), flags=re.MULTILINE)
+    body = _RANK.sub("", re.sub(r"^#include .*\n", "", _PREAMBLE.sub("", written), flags=re.MULTILINE))
     special = SPECIAL.format(text=special_functions()) if PREFIX in body else ""
     maps = TENSOR_MAP if "CUtensorMap" in body else ""
     return "\n".join(dict.fromkeys(includes)) + "\n" + TYPES + maps + special + body
@@ -256,4 +258,5 @@ def _launch(item: Lowered, found: HostLaunch, parameters: Sequence[Any]) -> Laun
             (position, replace(item.tensor_maps[number], offset=begin * item.tensor_maps[number].element_bytes))
             for position, (number, _, begin) in zip(maps, found.maps, strict=True)
         ),
+        cluster=found.cluster,
     )

@@ -26,6 +26,7 @@ _INTS: Mapping[str, Callable[[Any, Any], Dim]] = {
 _GROUPS = {f"blockIdx.{axis}": position for position, axis in enumerate("xyz")}
 _THREADS = {f"threadIdx.{axis}": position for position, axis in enumerate("xyz")}
 _SHARED = "tirx.use_dyn_shared_memory"
+_CLUSTER = "clusterCtaIdx.x"
 TENSOR_MAP = "tensor_map"  # the call that says which tensor a descriptor is of
 
 
@@ -34,7 +35,8 @@ class HostLaunch:
     """A launch of the device function `function`: per parameter a buffer (the position of one of the kernel's
     pointers), a map (the number of one of `maps`) or a number, the workgroups by axis, the threads of one, and the
     bytes of memory that it shares beside what the code declares. `maps` are descriptors of tensors: the number that the
-    schedule gave them, the buffer, and at which of its elements the tensor begins."""
+    schedule gave them, the buffer, and at which of its elements the tensor begins. So many neighbours along the first
+    axis are a `cluster`."""
 
     function: str
     arguments: tuple[tuple[str, Number], ...]
@@ -42,6 +44,7 @@ class HostLaunch:
     workgroup: tuple[int, int, int]
     shared_bytes: int = 0
     maps: tuple[tuple[int, int, Dim], ...] = ()
+    cluster: int = 1
 
 
 def read_launches(kernel: str, function: Any) -> tuple[HostLaunch, ...]:
@@ -109,7 +112,7 @@ class _Host:
         arguments, extents = rest[: len(rest) - len(tags)], rest[len(rest) - len(tags) :]
         grid: list[Dim] = [1, 1, 1]
         threads = [1, 1, 1]
-        shared = 0
+        shared, cluster = 0, 1
         for tag, extent in zip(tags, extents, strict=True):
             if tag in _GROUPS:
                 grid[_GROUPS[tag]] = self.size(extent)
@@ -117,6 +120,8 @@ class _Host:
                 threads[_THREADS[tag]] = int(extent.value)
             elif tag == _SHARED and isinstance(extent, tirx.IntImm):
                 shared = int(extent.value)
+            elif tag == _CLUSTER and isinstance(extent, tirx.IntImm):
+                cluster = int(extent.value)
             else:
                 raise self.refuse(f"the launch parameter {tag} = {extent}")
         maps = [node for node in arguments if isinstance(node, tirx.Var) and node in self.maps]
@@ -128,6 +133,7 @@ class _Host:
                 (threads[0], threads[1], threads[2]),
                 shared,
                 tuple(self.maps[node] for node in maps),
+                cluster,
             )
         )
 

@@ -90,6 +90,8 @@ def _launch(launch: Launch) -> dict[str, Any]:
         content["windows"] = {"bytes": launch.window_bytes, "counts": list(launch.windows)}
     if launch.maps:
         content["maps"] = [_tensor_map(argument, item) for argument, item in launch.maps]
+    if launch.cluster > 1:
+        content["cluster"] = launch.cluster
     return content
 
 

@@ -61,6 +61,7 @@ class Launch:
     the status word as its last buffer.
     `maps` are descriptors that the function takes by value, each with its position among the arguments; the last of
     `buffers`, as many, are what they describe, and are no arguments themselves.
+    `cluster`: so many neighbours along axis 0 run at the same time and reach each other's shared memory.
     """
 
     file: str
@@ -79,6 +80,7 @@ class Launch:
     window_bytes: int = 0
     counts: bool = False
     maps: tuple[tuple[int, TensorMap], ...] = ()
+    cluster: int = 1
 
 
 @dataclass(frozen=True)

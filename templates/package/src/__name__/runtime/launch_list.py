@@ -266,6 +266,7 @@ def _read_kernel(name: str, entry: Mapping[str, Any]) -> _Kernel:
             windows=tuple(item["windows"]["counts"]) if "windows" in item else (),
             window_bytes=item["windows"]["bytes"] if "windows" in item else 0,
             maps=tuple(map(_tensor_map, item.get("maps", ()))),
+            cluster=item.get("cluster", 1),
         )
         for item in entry["launches"]
     )

@@ -68,7 +68,8 @@ class DeviceFunction:
     `folded` is an axis, workgroups of axis 0 may go on along that one. `fallback` is a file with the same
     function, and the features that it needs. `windows` are, by buffer, in how many pieces of `window_bytes`
     it is bound at most, each at a binding of its own; empty: all are bound whole. `maps` are arguments that
-    describe the last of the buffers, as many; those are no arguments themselves.
+    describe the last of the buffers, as many; those are no arguments themselves. So many neighbouring
+    workgroups of axis 0 are a `cluster`, which runs at the same time.
     """
 
     kernel: str
@@ -87,6 +88,7 @@ class DeviceFunction:
     windows: tuple[int, ...] = ()
     window_bytes: int = 0
     maps: tuple[TensorMapRule, ...] = ()
+    cluster: int = 1
 
     @property
     def bindings(self) -> int:

@@ -220,10 +220,26 @@ class Recording:
             return
         arguments = KernelArguments(self, step)
         handle, shared = self._code.get(step.function), step.function.shared_bytes
-        result = driver.cuLaunchKernel(
-            handle, *step.grid, *step.function.workgroup, shared, self.stream, arguments.address, 0
-        )
+        if step.function.cluster > 1:
+            result = driver.cuLaunchKernelEx(self._configuration(step), handle, arguments.address, 0)
+        else:
+            result = driver.cuLaunchKernel(
+                handle, *step.grid, *step.function.workgroup, shared, self.stream, arguments.address, 0
+            )
         device.do(f"launching kernel {step.function.kernel}", result)
+
+    def _configuration(self, step: Dispatch) -> Any:
+        """Of a launch whose blocks are clusters."""
+        driver = self.device.driver
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        attribute.value = cluster_dimension(driver, step.function.cluster)
+        found = driver.CUlaunchConfig()
+        found.gridDimX, found.gridDimY, found.gridDimZ = step.grid
+        found.blockDimX, found.blockDimY, found.blockDimZ = step.function.workgroup
+        found.sharedMemBytes, found.hStream = step.function.shared_bytes, self.stream
+        found.attrs, found.numAttrs = [attribute], 1
+        return found
 
     def free(self) -> None:
         """Give the memory back. Nobody may run it any more."""
@@ -258,6 +274,13 @@ class KernelArguments:
         places += [ctypes.addressof(self._scalars) + scalar.offset for scalar in function.scalars]
         self._places = (ctypes.c_void_p * max(len(places), 1))(*places)
         self.address = ctypes.addressof(self._places)
+
+
+def cluster_dimension(driver: Any, blocks: int) -> Any:
+    """The value of a launch's attribute: so many blocks along the first axis are a cluster."""
+    value = driver.CUkernelNodeAttrValue()  # a CUlaunchAttributeValue, too
+    value.clusterDim.x, value.clusterDim.y, value.clusterDim.z = blocks, 1, 1
+    return value
 
 
 class _Graph:
@@ -312,8 +335,14 @@ class _Graph:
         parameters.sharedMemBytes = step.function.shared_bytes
         arguments = KernelArguments(recording, step)
         parameters.kernelParams = arguments.address
+        what = f"recording kernel {step.function.kernel}"
         result = driver.cuGraphAddKernelNode(self._handle, list(before), len(before), parameters)
-        return self.device.do(f"recording kernel {step.function.kernel}", result)
+        node = self.device.do(what, result)
+        if step.function.cluster > 1:
+            kind = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+            value = cluster_dimension(driver, step.function.cluster)
+            self.device.do(what, driver.cuGraphKernelNodeSetAttribute(node, kind, value))
+        return node
 
     def _copy_node(self, before: Sequence[Any], target: int, source: int, nbytes: int, way: str) -> Any:
         driver = self.device.driver
