@@ -269,7 +269,7 @@ def test_a_package(driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("STANDIN_CAPABILITY", "9.0")
     cores = import_schedule("cuda.cores")
     tile = cores.SPECIALISED[3]
-    pair = replace(tile, rate=2.0, cluster=2)
+    pair = replace(tile, rate=99.0, cluster=2)
     tiles = {"MMA_ON_HOPPER": (), "SPLIT": (), "SPECIALISED": (tile,), "CLUSTERED": (pair,)}
     for name, value in tiles.items():
         monkeypatch.setattr(cores, name, value)
