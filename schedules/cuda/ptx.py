@@ -113,6 +113,12 @@ _TEXTS = {
     "move_16": "void move_16(void *to, const void *from) { *(uint4 *)to = *(const uint4 *)from; }",
     "move_4": "void move_4(void *to, const void *from) { *(unsigned *)to = *(const unsigned *)from; }",
     "move_8": "void move_8(void *to, const void *from) { *(uint2 *)to = *(const uint2 *)from; }",
+    # Past the first level of the caches, as each is read once; by nobody written meanwhile.
+    "stream_16": (
+        "void stream_16(void *to, const void *from) { uint4 x; asm volatile("
+        '"ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : '
+        '"l"(from)); *(uint4 *)to = x; }'
+    ),
     "fence_async": 'void fence_async() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }',
     "wgmma_end_group": 'void wgmma_end_group() { asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory"); }',
     "sync_warp": "void sync_warp() { __syncwarp(); }",
@@ -262,6 +268,11 @@ def moved(address: Expr, offset: Expr) -> Expr:
 def move(to: Buffer, to_offset: Expr, source: Buffer, offset: Expr, size: int) -> None:
     """4, 8 or 16 bytes at once, both sides aligned to that."""
     T.evaluate(_call(f"move_{size}", pointer(to, to_offset), pointer(source, offset)))
+
+
+def stream(to: Buffer, to_offset: Expr, source: Buffer, offset: Expr) -> None:
+    """16 bytes of global memory that nobody writes while the kernel runs, and nobody reads again."""
+    T.evaluate(_call("stream_16", pointer(to, to_offset), pointer(source, offset)))
 
 
 def shuffle_xor(value: Expr, distance: int) -> Expr:

@@ -309,6 +309,7 @@ static void move(void *to, const void *from, int size) {
   std::memcpy(to, from, size);
 }
 static void move_16(void *to, const void *from) { move(to, from, 16); }
+static void stream_16(void *to, const void *from) { move(to, from, 16); }
 static void move_4(void *to, const void *from) { move(to, from, 4); }
 static void move_8(void *to, const void *from) { move(to, from, 8); }
 static void sync_warp() { __syncwarp(); }
