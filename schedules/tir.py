@@ -20,13 +20,15 @@ from tvm.tirx.script.builder import ir as T
 from transpiler.dims import Dim
 from transpiler.gpu.host import TENSOR_MAP
 from transpiler.gpu.launches import TensorMap
-from transpiler.ir import TensorType
+from transpiler.ir import TensorType, fixed_size
+from transpiler.ops.dtypes import numpy_dtype
 
 from .sizes import Extent, ceil_div, extent, extents, machine, symbol_parameters
 
 Expr = Any
 # What a kernel reports in its status word (see runtime.h).
 STATUS_INDEX, STATUS_SINGULAR, STATUS_DIVISION = 1, 2, 3
+APPENDED = 64  # bytes: what is appended to a workspace begins at a multiple of it
 LANES = 16  # lanes of the vectors that schedules write; LLVM splits them for narrower machines
 
 
@@ -122,8 +124,9 @@ class KernelBuilder:
         self.outputs: list[Buffer] = []
         self.status: Buffer | None = None
         self.tensor_maps: list[TensorMap] = []
-        self.appended_bytes = 0  # of `append_workspace`
-        self._appended: Any = None
+        self.appended_bytes = 0  # what `append_workspace` has added to the workspace
+        self._pointer: Any = None  # to the workspace
+        self._appended: Any = None  # the workspace's parameter, where nothing else is in it
 
     def __enter__(self) -> KernelBuilder:
         self._builder = IRBuilder()
@@ -148,6 +151,7 @@ class KernelBuilder:
             for pointer, type_ in zip(pointers, self._types, strict=True)
         ]
         self.inputs, self.outputs = buffers[: self._input_count], buffers[self._input_count :]
+        self._pointer = workspace
         self._scratch = self._declare(workspace, dtype, extent(size)) if workspace is not None else None
         self.status = self._declare(status, "int32", 1) if status is not None else None
         return self
@@ -169,16 +173,20 @@ class KernelBuilder:
 
     @property
     def can_append(self) -> bool:
-        """Whether `append_workspace` is possible: not with a workspace, or with parameters that come behind one."""
-        return self._scratch is None and not self.checks_index and not symbol_parameters()
+        """Whether `append_workspace` is possible: behind a workspace of fixed size."""
+        return isinstance(self._workspace[0], int) and not self.appended_bytes
 
     def append_workspace(self, size: int) -> Buffer:
         """float32 of a workspace that the schedule finds to need when the function has begun. Once."""
         assert self.can_append
-        assert not self.appended_bytes
-        self.appended_bytes = size * 4
-        self._appended = tirx.Var("workspace", T.ptr("float32").ty)
-        return self._declare(self._appended, "float32", size)
+        count, dtype = self._workspace
+        own = fixed_size(count) * int(numpy_dtype(storage_dtype(dtype)).itemsize)
+        first = ceil_div(own, APPENDED) * APPENDED
+        self.appended_bytes = first - own + size * 4
+        if self._pointer is None:
+            self._pointer = self._appended = tirx.Var("workspace", T.ptr("float32").ty)
+        behind = self._declare(self._pointer, "float32", first // 4 + size)
+        return Buffer(behind.handle, "float32", size, first // 4)
 
     def tensor_map(self, buffer: Buffer, tensor: TensorMap) -> Any:
         """A descriptor of a tensor in `buffer`, for launches of the function that come after: a variable, whose address
@@ -196,7 +204,8 @@ class KernelBuilder:
         if kind is None:
             function = self._builder.get()
             if self._appended is not None:
-                parameters = [*function.params, self._appended]
+                place = len(self._types)
+                parameters = [*function.params[:place], self._appended, *function.params[place:]]
                 function = tirx.PrimFunc(parameters, function.body, function.ret_type, function.attrs)
             self.function = function.with_attr("global_symbol", self.name)
 

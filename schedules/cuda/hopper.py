@@ -58,7 +58,7 @@ ELEMENTS = {"float16": "uint16", "bfloat16": "uint16", "tf32": "tfloat32"}
 
 def takes(product: Product) -> bool:
     """Whether the copy unit and wgmma take the operands: float32 (TF32) only along the summed dim."""
-    if product.kind not in ELEMENTS or not is_fixed(product.inner):
+    if product.kind not in ELEMENTS:
         return False
     if product.left.tensor is None or product.right.tensor is None:
         return False
@@ -309,7 +309,8 @@ class _Block:
             read.store(0, stage)
             self._advance()
         ptx.wgmma_wait(sums, count)
-        self._release(read[0])
+        with when(None if is_fixed(steps) else steps > 0):
+            self._release(read[0])
 
     def _begin(self, sums: Any, stage: Expr) -> None:
         across = self.product.right.across

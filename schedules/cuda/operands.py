@@ -13,7 +13,7 @@ from typing import Any
 
 from tvm.tirx.script.builder import ir as T
 
-from transpiler.dims import Dim
+from transpiler.dims import Dim, dim_max
 from transpiler.group import Group
 from transpiler.ir import Node, Value
 from transpiler.ops.compare import Cast
@@ -134,11 +134,10 @@ class Matrices:
 
         return Operand(buffer, chunks, across, self._tensor(buffer, inner, across=across))
 
-    def _tensor(self, buffer: Buffer, inner: Dim, *, across: bool) -> Tensor | None:
-        """None where the summed dim varies: it might be empty, which no tensor is."""
-        if not isinstance(inner, int):
-            return None
+    def _tensor(self, buffer: Buffer, inner: Dim, *, across: bool) -> Tensor:
         size = ptx.CHUNK // self.chunk
+        # A summed dim that varies may be empty, which no tensor is; nobody copies any of it then.
+        inner = dim_max(inner, 1 if across else self.chunk)
         sizes = (self.lines, inner) if across else (inner, self.lines)
 
         def places(batch: Expr, line: Expr) -> Callable[[Expr], Sequence[Expr]]:

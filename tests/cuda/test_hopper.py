@@ -23,11 +23,12 @@ from tests.cuda.library import CudaLibrary, other
 from tests.cuda.test_tensor_cores import drawn, fused, wrong
 from tests.vulkan.emitted import runtime
 from transpiler import transpile
+from transpiler.dims import Dim, evaluate, symbol
 from transpiler.gpu.cubin import operations, usage
 from transpiler.gpu.cuda import cuda_source
 from transpiler.gpu.nvrtc import compile_code
-from transpiler.group import Lowered
-from transpiler.ir import Array
+from transpiler.group import Lowered, make_group
+from transpiler.ir import Array, Node, TensorType, Value
 from transpiler.ops.activation import Gelu
 from transpiler.ops.base import Op
 from transpiler.ops.channels_last import ConvLast
@@ -60,6 +61,8 @@ CASES: Mapping[str, tuple[Op, list[tuple[int, ...]], str, int, int]] = {
     "last_3x3": (ConvLast((1, 1), (1, 1), (1, 1)), [(2, 5, 6, 64), (40, 3, 3, 64), (40,)], "float16", 4, 1),
     "last_stride": (ConvLast((2, 2), (0, 0), (1, 1)), [(3, 9, 8, 128), (40, 1, 1, 128)], "bfloat16", 3, 2),
     "last_1x1": (ConvLast((1, 1), (0, 0), (1, 1)), [(3, 5, 6, 40), (70, 1, 1, 40), (70,)], "float16", 3, 2),
+    "split_pixels": (Conv((1, 1), (1, 1), (1, 1)), [(2, 64, 5, 6), (40, 64, 3, 3), (40,)], "float16", 4, 132),
+    "split_packed": (Linear(), [(33, 397), (21, 397), (21,)], "bfloat16", 4, 3),
     "conv_1x1": (Conv((1, 1), (0, 0), (1, 1)), [(3, 24, 4, 6), (70, 24, 1, 1), (70,)], "float16", 3, 2),
     # Clusters: an odd number of tiles along the rows, more tiles than clusters; both ways for the shared operand.
     "cluster": (Linear(), [(300, 520), (140, 520), (140,)], "bfloat16", 1, 4),
@@ -67,7 +70,7 @@ CASES: Mapping[str, tuple[Op, list[tuple[int, ...]], str, int, int]] = {
     "cluster_pixels": (Conv((1, 1), (1, 1), (1, 1)), [(2, 64, 9, 8), (140, 64, 3, 3)], "float16", 1, 132),
 }  # fmt: skip
 
-SPLITS = {"split": 4, "split_batch": 2, "split_odd": 4}  # of the summed dim
+SPLITS = {"split": 4, "split_batch": 2, "split_odd": 4, "split_pixels": 3, "split_packed": 2}  # of the summed dim
 CLUSTERS = {"cluster": 2, "cluster_across": 2, "cluster_pixels": 2}  # blocks
 
 
@@ -123,6 +126,36 @@ def test_epilogue() -> None:
     (got,) = library.run("fused", *inputs)
     x, weight, residual, bias = (array.astype(np.float64) for array in inputs)
     assert wrong(got, np.asarray(Gelu().reference(x @ weight.T + bias)) + residual) < 1
+
+
+def test_sizes_that_vary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and the summed dim, which may be empty: operands as they lie and such that are packed, alone and in pairs."""
+    n, k = symbol("n"), symbol("k")
+    shapes: dict[str, tuple[Op, list[tuple[Dim, ...]]]] = {
+        "products": (Matmul(), [(2, n, k), (2, k, 72)]),
+        "rows": (Linear(), [(n, k), (40, k), (40,)]),
+    }
+    cores = import_schedule("cuda.cores")
+    items = []
+    for cluster in (1, 2):
+        tile = replace(cores.SPECIALISED[1 if cluster == 2 else 4], cluster=cluster)
+        for name, value in {"SPECIALISED": (tile,), "CLUSTERED": (), "SPLIT": (), "MMA_ON_HOPPER": ()}.items():
+            monkeypatch.setattr(cores, name, value)
+        for name, (op, types) in shapes.items():
+            values = tuple(Value(f"x{i}", TensorType("bfloat16", shape)) for i, shape in enumerate(types))
+            (type_,) = op.infer_types([value.type for value in values])
+            result = Value("y", type_)
+            group = make_group((Node(op, values, (result,)),), (result,))
+            items.append((op, types, schedule(group, TARGET, f"{name}_{cluster}")))
+        monkeypatch.undo()
+    library = CudaLibrary([item for *_, item in items], target=TARGET)
+    for sizes in ({"n": 3, "k": 5}, {"n": 150, "k": 200}, {"n": 70, "k": 0}):
+        for op, types, item in items:
+            inputs = drawn(item.kernel.name, [tuple(evaluate(x, sizes) for x in shape) for shape in types], "bfloat16")
+            (launch,) = [launch for launch in library.launches[item.kernel.name] if launch.maps]
+            assert launch.cluster == int(item.kernel.name[-1])
+            (got,) = library.run(item.kernel.name, *inputs, sizes=sizes)
+            assert wrong(got, exact(op, tuple(inputs))) < 1, (item.kernel.name, sizes)
 
 
 def test_machine_code() -> None:
@@ -261,7 +294,7 @@ class Layers(nn.Module):
         self.first, self.second = nn.Linear(72, 136), nn.Linear(136, 72)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.second(torch.relu(self.first(x))) @ x.transpose(-1, -2)
+        return self.second(torch.relu(self.first(x))) @ x.transpose(-1, -2) @ x
 
 
 def test_a_package(driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,16 +310,16 @@ def test_a_package(driver: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     model, x = Layers().eval(), torch.randn(2, 24, 72)
     package = transpile(
         model, (x,), target="cuda", arch=ARCH, name="layers", out=tmp_path, precision="float16",
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=9)},),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=9), 1: torch.export.Dim("length", min=1, max=50)},),
     )  # fmt: skip
     listed = json.loads((package.path / "src/layers/kernels/cuda/launches.sm_90a.json").read_text())
     launches = [launch for kernel in listed["kernels"].values() for launch in kernel["launches"]]
-    assert sum("maps" in launch and launch.get("cluster") == 2 for launch in launches) >= 2
+    assert sum("maps" in launch and launch.get("cluster") == 2 for launch in launches) == 4
     report = package.test()
     assert report.failed == 0, report.output
     with package.load() as loaded:
-        for batch in (2, 9, 1):
-            x = torch.randn(batch, 24, 72)
+        for batch, length in ((2, 24), (9, 3), (1, 41)):
+            x = torch.randn(batch, length, 72)
             with torch.no_grad():
                 expected = model(x).numpy()
             assert np.abs(loaded(x.numpy()) - expected).max() < 0.02 * np.abs(expected).max()

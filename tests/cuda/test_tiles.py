@@ -11,6 +11,7 @@ from transpiler.gpu.cuda import cuda_source
 from transpiler.gpu.nvrtc import compile_code
 from transpiler.group import Lowered, make_group
 from transpiler.ir import Node, TensorType, Value
+from transpiler.ops.conv import Conv
 from transpiler.ops.linalg import Linear
 from transpiler.schedule import import_schedule, schedule
 from transpiler.target import load_target
@@ -72,3 +73,19 @@ def test_tiles_by_sizes(arch: str, kind: str, sizes: tuple[int, int, int], expec
     item = linear(kind, *sizes, arch)
     launch, *_ = cuda_source([item], load_target("cuda", arch).tvm_target()).launches["linear"]
     assert (launch.workgroup[0], launch.grid[0], launch.cluster) == (*expected, 1)[:3]
+
+
+def test_convolutions_with_few_tiles_are_split() -> None:
+    """The last stage of a ResNet for one image: 49 columns, 4608 products for each result."""
+    op = Conv((1, 1), (1, 1), (1, 1))
+    values = tuple(
+        Value(f"x{i}", TensorType("float16", shape)) for i, shape in enumerate([(1, 512, 7, 7), (512, 512, 3, 3)])
+    )
+    (type_,) = op.infer_types([value.type for value in values])
+    result = Value("y", type_)
+    target = load_target("cuda", "sm_90a")
+    item = schedule(make_group((Node(op, values, (result,)),), (result,)), target, "conv")
+    *_, product, added = cuda_source([item], target.tvm_target()).launches["conv"]
+    assert product.maps
+    assert not added.maps
+    assert product.grid[0] == 8 * 8  # 64 x 64, eight parts
