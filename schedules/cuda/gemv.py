@@ -33,7 +33,7 @@ Expr = Any
 MOST_ROWS = 8
 WARP = 32
 WARPS = 4  # of a block, where none share columns
-# Warps of the device, of which each has `AHEAD` loads of 16 bytes a lane on their way: what hides the latency of memory.
+# Warps of the device, of which each has `AHEAD` loads of 16 bytes a lane on their way: they hide the latency of memory.
 BUSY, AHEAD = 16 * PROCESSORS, 4
 MOST_SHARES = 16  # warps that share columns
 
@@ -191,8 +191,8 @@ def _power_of_two(count: int) -> int:
 
 
 def _met(sums: Buffer, count: int, size: int, lane: Expr) -> Expr:
-    """The sum over the lanes of a warp of one of `count` values, of the number lane // (32 / size): each time lanes that
-    are so far apart exchange the halves of their values that the other one goes on with."""
+    """The sum over the lanes of a warp of one of `count` values, that of number lane // (32 / size): each time lanes
+    that are so far apart exchange the halves of their values that the other one goes on with."""
     values = [held(sums[i]) if i < count else tirx.const(0.0, "float32") for i in range(size)]
     distance = WARP // 2
     while distance:

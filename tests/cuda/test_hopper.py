@@ -129,7 +129,7 @@ def test_epilogue() -> None:
 
 
 def test_sizes_that_vary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows and the summed dim, which may be empty: operands as they lie and such that are packed, alone and in pairs."""
+    """Rows and the summed dim, which may be empty: operands as they lie and such as are packed, alone and in pairs."""
     n, k = symbol("n"), symbol("k")
     shapes: dict[str, tuple[Op, list[tuple[Dim, ...]]]] = {
         "products": (Matmul(), [(2, n, k), (2, k, 72)]),
