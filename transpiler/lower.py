@@ -22,6 +22,7 @@ from transpiler.ops.planes import ConvPlanes, WinogradPlanes
 from transpiler.ops.strassen import LinearStrassen
 from transpiler.ops.strassen_conv import ConvStrassen
 from transpiler.ops.winograd import ConvWinograd
+from transpiler.ops.winograd_last import WinogradLast
 from transpiler.passes.fusion import FusedStep, GroupStep, ViewStep, partition
 from transpiler.passes.weights import prepared_values, split_program
 from transpiler.plan import Call, Kernel, KernelPlan, StateSlot, Step, Storage, View
@@ -200,7 +201,7 @@ def _label(op: Op, arity: int) -> str:
             return f"conv{kernel[0]}x{kernel[1]}" + ("_bias" if arity == 3 else "")
         case ConvWinograd(tile=tile):
             return f"winograd{tile}x{tile}" + ("_bias" if arity == 3 else "")
-        case WinogradPlanes(tile=tile):
+        case WinogradPlanes(tile=tile) | WinogradLast(tile=tile):
             return f"winograd{tile}x{tile}" + ("_bias" if arity == 3 else "")
         case ConvPlanes() | ConvLast():
             return "conv" + ("_bias" if arity == 3 else "")

@@ -182,7 +182,7 @@ def _rewrite(program: Program, request: Request, target: Target) -> Program:
     from transpiler.lower import matching_taps
     from transpiler.passes import PIPELINES, run_passes
     from transpiler.passes.precision import lower_precision
-    from transpiler.precision import is_half
+    from transpiler.precision import computed_in, is_half
 
     passes = PIPELINES[target.name]
     if request.taps == "all":
@@ -192,8 +192,8 @@ def _rewrite(program: Program, request: Request, target: Target) -> Program:
     pinned = matching_taps(paths, request.taps) if request.taps else frozenset()
     for graph in program.functions.values():
         program = program.with_function(replace(graph, pinned=pinned & graph.taps.keys()))
-    # Winograd's filters are larger, and errors of half floats grow in them.
-    exact = request.exact or is_half(request.precision)
+    # Winograd's filters are larger, and errors of half floats grow in them; units for TF32 save more than it does.
+    exact = request.exact or is_half(request.precision) or computed_in(request.precision, target.tf32) == "tf32"
     rewritten = run_passes(program, passes.exact if exact else passes.usual)
     return lower_precision(rewritten, target, request.precision)
 

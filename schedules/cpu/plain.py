@@ -14,6 +14,7 @@ from transpiler.ops.linalg import Linear, Matmul
 from transpiler.ops.packed import BLOCK
 from transpiler.ops.planes import ConvPlanes, WinogradPlanes
 from transpiler.ops.winograd import filter_from_rows
+from transpiler.ops.winograd_last import WinogradLast
 
 from ..scalar import Tir
 
@@ -36,6 +37,8 @@ def plain_reduction(op: Op) -> Plain | None:
             return lambda s, x, types, index: _conv_planes(op, s, x, types, index)
         case WinogradPlanes():
             return lambda s, x, types, index: _winograd_planes(op, s, x, types, index)
+        case WinogradLast():
+            return lambda s, x, types, index: _winograd_last(op, s, x, types, index)
         case ConvTranspose():
             return lambda s, x, types, index: _conv_transpose(op, s, x, types, index)
     return None
@@ -116,14 +119,18 @@ def _conv_last(
     op: ConvLast, s: Tir, x: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
 ) -> Reduction:
     """The same with loads from PyTorch's places."""
-    axes = first_axes(len(index))
+    loads, first = [_turned(load) for load in x[:2]], [_turned_type(type_) for type_ in types[:2]]
+    place = [index[axis] for axis in first_axes(len(index))]
+    return _conv(op.plain(), s, [*loads, *x[2:]], [*first, *types[2:]], place)
 
-    def turned(load: Load) -> Load:
-        return lambda *place: load(place[0], *place[2:], place[1])
 
-    first = [type_.with_shape(tuple(type_.shape[axis] for axis in axes)) for type_ in types[:2]]
-    loads = [turned(x[0]), turned(x[1]), *x[2:]]
-    return _conv(op.plain(), s, loads, [*first, *types[2:]], [index[axis] for axis in axes])
+def _turned(load: Load) -> Load:
+    """Loads by PyTorch's places from where channels lie last."""
+    return lambda *place: load(place[0], *place[2:], place[1])
+
+
+def _turned_type(type_: TensorType) -> TensorType:
+    return type_.with_shape(tuple(type_.shape[axis] for axis in first_axes(type_.rank)))
 
 
 def _conv_planes(
@@ -168,6 +175,13 @@ def _winograd_planes(
 
     bias = x[2](channel) if len(x) == 3 else None
     return _sum(s, types[0].dtype, [types[0].shape[1]], body, bias)
+
+
+def _winograd_last(
+    op: WinogradLast, s: Tir, x: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]
+) -> Reduction:
+    place = [index[axis] for axis in first_axes(len(index))]
+    return _winograd_planes(op.planes(), s, [_turned(x[0]), *x[1:]], [_turned_type(types[0]), *types[1:]], place)
 
 
 def _conv_transpose(

@@ -9,7 +9,7 @@ from ..sizes import ceil_div
 from . import gemv, hopper, ptx
 from .epilogue import RunEpilogue
 from .mma import MmaBlock
-from .product import DEPTHS, Block, Product
+from .product import DEPTHS, Block, Destination, Product
 from .simt import SimtBlock
 from .table import choose_tile
 from .tiles import CARDS, CLUSTERED, MMA, MMA_ON_HOPPER, SIMT, SPECIALISED, SPLIT, WGMMA, Tile
@@ -33,6 +33,15 @@ def emit(product: Product, epilogue: RunEpilogue, target: Target) -> None:
         return
     with workgroups(product.blocks(tile), tile.threads) as (number, thread), ptx.resident(form.resident):
         form(product, tile, epilogue, number, thread).emit()
+
+
+def emit_plain(product: Product, destination: Destination, target: Target, rows: int) -> None:
+    """A kernel for float32 at the root of the function, whose sums go where no epilogue is. `rows` of all its products
+    choose the tile: a function has one."""
+    sizes = (product.batches, rows, product.columns, ceil_div(product.inner, DEPTHS[product.kind]))
+    tile = choose_tile(SIMT, target.gpu.arch, product.kind, sizes)
+    with workgroups(product.blocks(tile), tile.threads) as (number, thread), ptx.resident(SimtBlock.resident):
+        SimtBlock(product, tile, destination, number, thread).emit()
 
 
 def _forms(product: Product, target: Target, *, may_split: bool) -> dict[Tile, type[Block] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transpiler.group import Group
@@ -15,7 +16,7 @@ from ..gpu.workgroup import private
 from ..scalar import Tir
 from ..sizes import extents
 from ..strided import moved_result, result_steps
-from ..tir import KernelBuilder, flat_offset
+from ..tir import Buffer, KernelBuilder, flat_offset
 from . import ptx
 
 Expr = Any
@@ -70,3 +71,26 @@ class RunEpilogue:
         anchored = {name: lambda _index: value for name in self.widened}
         anchored[self.result.name] = lambda _index: s.cast(value, self.result.dtype)
         return Inline(self.group, self.builder, s, anchored).value(self.output, list(index))
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Where float32 sums go as they are, in the place of an epilogue: a buffer of that shape."""
+
+    buffer: Buffer
+    shape: Sequence[int]
+
+    @property
+    def bytes(self) -> int:
+        return 4
+
+    def store_run(self, index: Callable[[Expr], Sequence[Expr]], value: Callable[[Expr], Expr], size: int) -> None:
+        """Elements 0 .. size - 1, which lie side by side, at once; their place is a multiple of `size`."""
+        place = flat_offset(index(0), self.shape)
+        if size == 1:
+            self.buffer.store(place, value(0))
+            return
+        run = private(size)
+        with ptx.unrolled(size) as e:
+            run.store(e, value(e))
+        ptx.move(self.buffer, place, run, 0, size * self.bytes)

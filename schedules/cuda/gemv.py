@@ -174,13 +174,14 @@ class _Warp:
 def _load(
     target: Buffer, first: int, chunk: int, source: Buffer, place: tuple[Expr, Expr | None], *, stream: bool = False
 ) -> None:
-    """A chunk into registers; zeros where it does not exist, in the padding of a convolution."""
+    """A chunk into registers; zeros where it does not exist, in the padding of a convolution, whose pixels are read
+    again for other taps."""
     offset, exists = place
     if exists is not None:
         for element in range(chunk):
             target.store(first + element, tirx.const(0, target.dtype))
     with when(exists):
-        if stream:
+        if stream and exists is None:
             ptx.stream(target, first, source, offset)
         else:
             ptx.move(target, first, source, offset, ptx.CHUNK)

@@ -38,10 +38,10 @@ from transpiler.gpu.launches import TensorMap
 from ..gpu.threads import each_thread
 from ..gpu.workgroup import barrier, private, workgroups
 from ..sizes import ceil_div, is_fixed
-from ..tir import Buffer, flat_offset, unflatten, when
+from ..tir import flat_offset, unflatten, when
 from ..vectors import held
 from . import bulk, ptx
-from .epilogue import RunEpilogue
+from .epilogue import RunEpilogue, Sums
 from .product import DEPTHS, SKEW, Destination, Operand, Product, Rows, as_expr, store_rows, vector
 from .tiles import Tile
 from .wgmma import ATOM, PANEL, descriptor
@@ -73,10 +73,10 @@ def emit(product: Product, tile: Tile, epilogue: RunEpilogue, processors: int) -
         for operand, lines in ((product.left, tile.rows), (product.right, tile.columns // tile.cluster))
         if operand.tensor is not None
     ]
-    partial = None
+    partial = None  # sums of a part of the summed dim: [split, batch, row, column]
     if tile.splits > 1:
         size = tile.splits * product.batches * product.rows * product.columns
-        partial = _Partial(epilogue.builder.append_workspace(size), (tile.splits, *_shape(product)))
+        partial = Sums(epilogue.builder.append_workspace(size), (tile.splits, *_shape(product)))
     tiles, most = product.blocks(tile.joint) * tile.splits, processors // tile.cluster
     clusters = min(tiles, most) if is_fixed(tiles) else T.min(tiles, most)
     with (
@@ -89,29 +89,11 @@ def emit(product: Product, tile: Tile, epilogue: RunEpilogue, processors: int) -
         _add(product, epilogue, partial)
 
 
-class _Partial:
-    """Sums of a part of the summed dim, [split, batch, row, column] in float32, in the place of an epilogue's
-    output."""
-
-    @property
-    def bytes(self) -> int:
-        return 4
-
-    def __init__(self, buffer: Buffer, shape: Sequence[int]) -> None:
-        self.buffer, self.shape = buffer, shape
-
-    def store_run(self, index: Callable[[Expr], Sequence[Expr]], value: Callable[[Expr], Expr], size: int) -> None:
-        run = private(size)
-        with ptx.unrolled(size) as e:
-            run.store(e, value(e))
-        ptx.move(self.buffer, flat_offset(index(0), self.shape), run, 0, size * self.bytes)
-
-
 def _shape(product: Product) -> tuple[int, int, int]:
     return product.batches, product.rows, product.columns
 
 
-def _add(product: Product, epilogue: RunEpilogue, partial: _Partial) -> None:
+def _add(product: Product, epilogue: RunEpilogue, partial: Sums) -> None:
     """A launch that adds the parts of every sum, in order, and stores it through the epilogue."""
     size = vector(product, epilogue, product.columns)
     batches, rows, columns = _shape(product)
@@ -155,7 +137,7 @@ class _Block:
         epilogue: RunEpilogue,
         maps: Sequence[Expr],
         thread: Expr,
-        partial: _Partial | None,
+        partial: Sums | None,
     ) -> None:
         self.product, self.tile, self.epilogue, self.maps, self.partial = product, tile, epilogue, maps, partial
         self.joint, self.thread = tile.joint, held(thread)

@@ -28,7 +28,6 @@ from ..sizes import Extent, ceil_div, is_fixed
 from ..tir import Buffer, unflatten, when
 from ..vectors import held
 from . import ptx
-from .epilogue import RunEpilogue
 from .tiles import Tile
 
 Expr = Any
@@ -136,7 +135,7 @@ class Block(ABC):
         self,
         product: Product,
         tile: Tile,
-        epilogue: RunEpilogue,
+        epilogue: Destination,
         number: Expr,
         thread: Expr,
     ) -> None:

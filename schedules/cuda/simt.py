@@ -14,8 +14,7 @@ from tvm import tirx
 
 from ..gpu.workgroup import private
 from . import ptx
-from .epilogue import RunEpilogue
-from .product import Block, Product, place
+from .product import Block, Destination, Product, place
 from .tiles import Tile
 
 Expr = Any
@@ -25,7 +24,7 @@ LARGE = 32  # sums of a lane
 class SimtBlock(Block):
     """Sums of `high` x `wide` elements in a lane, row by row."""
 
-    def __init__(self, product: Product, tile: Tile, epilogue: RunEpilogue, number: Expr, thread: Expr) -> None:
+    def __init__(self, product: Product, tile: Tile, epilogue: Destination, number: Expr, thread: Expr) -> None:
         super().__init__(product, tile, epilogue, number, thread)
         self.high, self.wide = self.warp_rows // 4, self.warp_columns // 8
         self.down, self.across = tirx.floordiv(self.lane, 8), tirx.floormod(self.lane, 8)

@@ -15,19 +15,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from transpiler.group import Group, Lowered
 from transpiler.ops.packed import BLOCK, blocks
 from transpiler.ops.winograd import filter_from_rows
 from transpiler.target import Target
 
 from ..cpu.winograd import input_line, output_line
+from ..fuse import lowered
 from ..scalar import Tir
-from ..tir import Buffer, unflatten, when
+from ..tir import Buffer, KernelBuilder, unflatten, when
 from ..vectors import held
 from .epilogue import Epilogue
 from .product import QUAD, Line, Product, Quads
@@ -36,6 +38,8 @@ from .tiles import product_tile
 from .workgroup import private
 
 Expr = Any
+# Bytes of a workspace; maps of more images are computed in parts.
+WORKSPACE = 96 << 20
 # Scales a result so that sums of such stay finite if all of them are.
 CHECK = 2.0**-10
 
@@ -115,24 +119,57 @@ class Winograd:
         self._product(target)
         self._outputs(epilogue)
 
+    # --- how maps, V and P lie: here with their channels first
+    def _own(self, thread: Expr, channels: int) -> tuple[Expr, Expr]:
+        """Channel and tile of a thread: neighbours lie beside each other."""
+        channel, column = (held(i) for i in unflatten(thread, (channels, self.g.columns)))
+        return channel, column
+
+    def _pixels(self, image: Expr, channel: Expr) -> tuple[Expr, int]:
+        """Where the map of a channel begins in the source, and how far its pixels are apart."""
+        g = self.g
+        return held((image * g.channels + channel) * g.height * g.width), 1
+
+    def _map_place(self, channel: Expr, column: Expr) -> tuple[Expr, int]:
+        """Where the first point of a tile lies in V, and how far the points are apart."""
+        g = self.g
+        return held(channel * g.pitch + column), g.channels * g.pitch
+
+    def _product_place(self, channel: Expr, column: Expr) -> tuple[Expr, int]:
+        """The same in P."""
+        g = self.g
+        return held(channel * g.pitch + column), g.out_channels * g.pitch
+
+    def _index(self, image: Expr, channel: Expr, row: Expr, column: Expr) -> Sequence[Expr]:
+        """Of an output."""
+        return [image, channel, row, column]
+
+    @property
+    def _map_channels(self) -> int:
+        """Of V: behind those of the map are zeros."""
+        return self.g.channels
+
     # --- V
     def _inputs(self) -> None:
         g = self.g
-        with each_thread(g.channels * g.columns) as thread:
-            channel, column = (held(i) for i in unflatten(thread, (g.channels, g.columns)))
+        with each_thread(self._map_channels * g.columns) as thread:
+            channel, column = self._own(thread, self._map_channels)
             image, top, left = g.place(column)
-            values = self._window(image, channel, top, left)
+            filled = self._map_channels != g.channels
+            values = self._window(image, T.min(channel, g.channels - 1) if filled else channel, top, left)
+            if filled:
+                values = [held(tirx.Select(channel < g.channels, value, _constant(0.0))) for value in values]
             columns = [input_line(g.tile, values[x :: g.span], _constant) for x in range(g.span)]
             across = [[held(column[y]) for column in columns] for y in range(g.span)]
-            start = held(channel * g.pitch + column)
+            start, step = self._map_place(channel, column)
             for y, line in enumerate(across):
                 for x, value in enumerate(input_line(g.tile, line, _constant)):
-                    self.maps.store(start + (y * g.span + x) * g.channels * g.pitch, value)
+                    self.maps.store(start + (y * g.span + x) * step, value)
 
     def _window(self, image: Expr, channel: Expr, top: Expr, left: Expr) -> list[Expr]:
         """The inputs of a tile, row by row, 0 in the padding."""
         g = self.g
-        start = held((image * g.channels + channel) * g.height * g.width)
+        start, apart = self._pixels(image, channel)
         rows = [held(top + (y - g.padding[0])) for y in range(g.span)]
         columns = [held(left + (x - g.padding[1])) for x in range(g.span)]
         rows_fit = _inside(rows, g.height, g.padding[0] == 0 and g.down * g.tile + 2 <= g.height)
@@ -140,7 +177,7 @@ class Winograd:
         values = []
         for row, row_fits in zip(rows, rows_fit, strict=True):
             for column, column_fits in zip(columns, columns_fit, strict=True):
-                place = start + row * g.width + column
+                place = start + (row * g.width + column) * apart
                 known = [item for item in (row_fits, column_fits) if item is not None]
                 if not known:
                     values.append(held(self.source[place]))
@@ -188,10 +225,10 @@ class Winograd:
     def _outputs(self, epilogue: Epilogue) -> None:
         g = self.g
         with each_thread(g.out_channels * g.columns) as thread:
-            channel, column = (held(i) for i in unflatten(thread, (g.out_channels, g.columns)))
+            channel, column = self._own(thread, g.out_channels)
             image, top, left = g.place(column)
-            start = held(channel * g.pitch + column)
-            points = [held(self.products[start + point * g.out_channels * g.pitch]) for point in range(g.points)]
+            start, step = self._product_place(channel, column)
+            points = [held(self.products[start + point * step]) for point in range(g.points)]
             columns = [
                 [held(value) for value in output_line(g.tile, points[x :: g.span], _constant)] for x in range(g.span)
             ]
@@ -213,9 +250,8 @@ class Winograd:
                 for x in range(g.tile):
                     with when(self._fits(row, left + x)):
                         value = results[y * g.tile + x]
-                        epilogue.store(
-                            [image, channel, row, held(left + x)], value if self.bias is None else value + bias
-                        )
+                        index = self._index(image, channel, row, held(left + x))
+                        epilogue.store(index, value if self.bias is None else value + bias)
 
     def _fits(self, row: Expr, column: Expr) -> Expr | None:
         g = self.g
@@ -232,12 +268,12 @@ class Winograd:
         with T.serial(0, T.min(infinite * g.channels, g.channels)) as inner, T.serial(0, 9) as tap:
             ky, kx = held(tirx.floordiv(tap, 3)), held(tirx.floormod(tap, 3))
             factor = self._filter(channel, inner, ky, kx)
-            start = held((image * g.channels + inner) * g.height)
+            start, apart = self._pixels(image, inner)
             for position in range(g.tile**2):
                 y = held(top + ky + (position // g.tile - g.padding[0]))
                 x = held(left + kx + (position % g.tile - g.padding[1]))
                 with T.If(tirx.all(y >= 0, y < g.height, x >= 0, x < g.width)), T.Then():
-                    value = self.source[(start + y) * g.width + x]
+                    value = self.source[start + (y * g.width + x) * apart]
                     results.store(position, results[position] + value * factor)
 
     def _filter(self, channel: Expr, inner: Expr, ky: Expr, kx: Expr) -> Expr:
@@ -254,6 +290,31 @@ class Winograd:
                 part = tirx.Select(factor != _constant(0.0), self.weight[place] * factor, _constant(0.0))
                 total = held(total + part)
         return total
+
+
+def lower(
+    group: Group, target: Target, name: str, kernels: type[Winograd], workspace: int, geometry: Geometry
+) -> Lowered:
+    """The kernels of a convolution, of whose images as many are computed at a time as fit into `workspace` bytes."""
+    node = group.anchor_node
+    assert node is not None
+    alone = replace(geometry, images=1)
+    most = max(1, min(geometry.images, workspace // (4 * (alone.map_size + alone.product_size))))
+    parts = [
+        replace(geometry, first=first, images=min(most, geometry.images - first))
+        for first in range(0, geometry.images, most)
+    ]
+    size = parts[0].map_size + parts[0].product_size + 32
+    builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type], workspace=size)
+    with builder:
+        source, weight, *bias = (builder.inputs[group.input_index(value)] for value in node.inputs)
+        maps, products = builder.scratch(parts[0].map_size), builder.scratch(parts[0].product_size)
+        for item in parts:
+            kernels(item, source, weight, bias[0] if bias else None, maps, products).emit(
+                target, Epilogue(group, builder)
+            )
+    flops = 2 * sum(item.points * item.columns for item in parts) * geometry.channels * geometry.out_channels
+    return lowered(group, builder, flops=flops, workspace=size * 4)
 
 
 def _terms(tile: int, tap: Expr) -> list[tuple[Expr, Expr]]:

@@ -7,14 +7,8 @@ from transpiler.ops.planes import WinogradPlanes
 from transpiler.target import Target
 
 from ..cpu.epilogue import elementwise_epilogue
-from ..fuse import lowered
-from ..gpu.epilogue import Epilogue
-from ..gpu.winograd import Geometry, Winograd
+from ..gpu.winograd import WORKSPACE, Geometry, Winograd, lower
 from ..sizes import is_fixed
-from ..tir import KernelBuilder
-
-# Bytes of a workspace; maps of more images are computed in parts.
-WORKSPACE = 96 << 20
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
@@ -28,24 +22,8 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     if min(images, channels, out_channels, out_height, out_width) == 0:
         return None
 
-    op = node.op
-
-    def part(first: int, count: int) -> Geometry:
-        return Geometry(
-            first, count, channels, height, width, out_channels, out_height, out_width,
-            (op.padding[0], op.padding[1]), op.tile,
-        )  # fmt: skip
-
-    alone = part(0, 1)
-    most = max(1, min(images, WORKSPACE // (4 * (alone.map_size + alone.product_size))))
-    parts = [part(first, min(most, images - first)) for first in range(0, images, most)]
-    size = parts[0].map_size + parts[0].product_size + 32
-    builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type], workspace=size)
-    with builder:
-        source, weight, *bias = (builder.inputs[group.input_index(value)] for value in node.inputs)
-        maps, products = builder.scratch(parts[0].map_size), builder.scratch(parts[0].product_size)
-        for item in parts:
-            kernels = Winograd(item, source, weight, bias[0] if bias else None, maps, products)
-            kernels.emit(target, Epilogue(group, builder))
-    flops = 2 * sum(item.points * item.columns for item in parts) * channels * out_channels
-    return lowered(group, builder, flops=flops, workspace=size * 4)
+    padding = node.op.padding[0], node.op.padding[1]
+    geometry = Geometry(
+        0, images, channels, height, width, out_channels, out_height, out_width, padding, node.op.tile
+    )  # fmt: skip
+    return lower(group, target, name, Winograd, WORKSPACE, geometry)

@@ -133,6 +133,7 @@ NO_HALF = frozenset(
         "packed",
         "blocked_conv",
         "winograd",
+        "winograd_last",
         "planes",
         "strassen",
         "strassen_conv",

@@ -10,6 +10,7 @@ from transpiler.ops.blocked_conv import ConvBlocked
 from transpiler.ops.packed import PackChannels, PackConv, UnpackChannels
 from transpiler.ops.winograd import ConvWinograd, PackWinograd
 from transpiler.passes import EXACT_PIPELINE, FAST_CONVOLUTIONS, PIPELINE, PIPELINES, run_passes
+from transpiler.passes.weights import split
 from transpiler.passes.winograd import best_tile
 from transpiler.schedule import schedule
 from transpiler.target import load_target
@@ -205,6 +206,20 @@ def test_maps_as_they_come() -> None:
     assert [name for name in names(direct) if name.endswith("_planes")] == ["conv_planes"]
     assert_same_meaning(before, direct)
     assert "conv_planes" in names(run_passes(conv(32, 20, stride=2), usual))
+
+
+def test_maps_with_channels_last() -> None:
+    """On CUDA: filters are packed in `prepare`; direct sums where they are asked for, and where it does not pay."""
+    usual, exact = PIPELINES["cuda"].usual, PIPELINES["cuda"].exact
+    before = conv(128, 28)
+    after = run_passes(before, usual)
+    assert "winograd_last" in names(after)
+    assert "pack_winograd" not in names(Program({"forward": split(after.main)[1]}))
+    assert_same_meaning(before, after)
+    for passes, program in ((exact, before), (usual, conv(32, 20)), (usual, conv(128, 28, stride=2))):
+        direct = run_passes(program, passes)
+        assert "winograd_last" not in names(direct)
+        assert "conv_last" in names(direct)
 
 
 def test_strided_reads_and_padding_of_planes() -> None:

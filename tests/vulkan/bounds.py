@@ -103,5 +103,5 @@ _MAGNITUDES: dict[str, Callable[[Any, Sequence[Array]], Any]] = {
     "softmax": _of_softmax,
     "log_softmax": _of_log_softmax,
     "attention": _of_attention,
-    "winograd_planes": _of_winograd,
+    **dict.fromkeys(("winograd_planes", "winograd_last"), _of_winograd),
 }

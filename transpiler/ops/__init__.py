@@ -58,6 +58,7 @@ from transpiler.ops import strassen_conv as strassen_conv
 from transpiler.ops import strided as strided
 from transpiler.ops import views as views
 from transpiler.ops import winograd as winograd
+from transpiler.ops import winograd_last as winograd_last
 from transpiler.ops.base import ATEN, REGISTRY, Op, OpError
 
 __all__ = ["ATEN", "REGISTRY", "Op", "OpError"]

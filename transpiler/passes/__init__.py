@@ -17,6 +17,7 @@ from transpiler.passes import (
     simplify,
     strassen,
     winograd,
+    winograd_last,
 )
 
 Pass = Callable[[Program], Program]
@@ -104,6 +105,8 @@ UNFOLDED_GPU_PIPELINE: tuple[Pass, ...] = (
     *CLEAN_UP,
 )
 
+FAST_LAST = on_each(winograd_last.fast_convolutions)
+
 # A kernel of CUDA sees any tensor as a whole.
 CUDA_PIPELINE: tuple[Pass, ...] = (
     *CLEAN_UP,
@@ -112,9 +115,12 @@ CUDA_PIPELINE: tuple[Pass, ...] = (
     on_each(decompose.conv1d),
     on_each(planes.folded_padding),
     on_each(channels_last.channels_last),
+    FAST_LAST,
     on_each(layout.packed_recurrent),
     *CLEAN_UP,
 )
+
+EXACT_CUDA_PIPELINE: tuple[Pass, ...] = tuple(step for step in CUDA_PIPELINE if step is not FAST_LAST)
 
 UNFOLDED_CUDA_PIPELINE: tuple[Pass, ...] = (
     *CLEAN_UP,
@@ -137,7 +143,7 @@ class Pipelines:
 PIPELINES = {
     "cpu": Pipelines(PIPELINE, EXACT_PIPELINE, UNFOLDED_PIPELINE),
     "vulkan": Pipelines(GPU_PIPELINE, EXACT_GPU_PIPELINE, UNFOLDED_GPU_PIPELINE),
-    "cuda": Pipelines(CUDA_PIPELINE, CUDA_PIPELINE, UNFOLDED_CUDA_PIPELINE),
+    "cuda": Pipelines(CUDA_PIPELINE, EXACT_CUDA_PIPELINE, UNFOLDED_CUDA_PIPELINE),
 }
 
 

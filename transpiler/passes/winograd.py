@@ -9,6 +9,7 @@ from transpiler.ir import Graph, Node, Value
 from transpiler.ops.activation import HardSigmoid, Sigmoid, Tanh
 from transpiler.ops.base import Elementwise, Injective
 from transpiler.ops.blocked_conv import BlockedConv, ConvBlocked
+from transpiler.ops.channels_last import ConvLast
 from transpiler.ops.conv import Conv
 from transpiler.ops.elementwise_unary import Atan, Clamp, Cos, Erf, Sin
 from transpiler.ops.packed import BLOCK, PackConv, blocks
@@ -89,7 +90,7 @@ def _cuts_off(node: Node, known: set[str]) -> bool:
             return True
         case Clamp(min=low, max=high) if low is not None and high is not None:
             return True
-        case Elementwise() | Injective() | Conv() | BlockedConv() | MaxPool() | AvgPool():
+        case Elementwise() | Injective() | Conv() | ConvLast() | BlockedConv() | MaxPool() | AvgPool():
             return all(value.name in known for value in node.outputs)
     return False
 
