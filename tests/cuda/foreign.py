@@ -47,6 +47,9 @@ class Library:
     def versioned(self, values: Array, major: int = 1) -> Versioned:
         return Versioned(self, values, 1, None, major)
 
+    def managed(self, values: Array) -> Managed:
+        return Managed(self, values, 1, None)
+
     def read(self, value: Any, stream: int = 1) -> Array:
         """The content of what speaks DLPack, for work on `stream`."""
         found = self.dlpack.imported(value.__dlpack__(stream=stream))
@@ -89,6 +92,20 @@ class Tensor:
             self._kept = (self._library.dlpack.ctypes.c_int64 * len(self._strides))(*self._strides)
             managed.tensor.strides = self._kept
         return capsule
+
+
+class Managed(Tensor):
+    """One in memory that the driver moves between host and device, of a library that gives tensors of the thread's own
+    device alone, as PyTorch does."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 13, self._library.device.number
+
+    def __dlpack__(self, *, stream: int | None = None) -> Any:
+        error, context = self._library.device.driver.cuCtxGetCurrent()
+        if error or int(context) != int(self._library.device.context):
+            raise BufferError("can't export tensors on a different CUDA device")
+        return super().__dlpack__(stream=stream)
 
 
 class Versioned(Tensor):

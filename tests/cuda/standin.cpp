@@ -63,7 +63,11 @@ struct Context {
 };
 
 std::vector<Context> contexts;
-bool started = false;
+pid_t started = 0;  // the process that has called cuInit, and may call the rest
+bool ours() {
+  if (started && started != getpid()) fault("a forked process uses the driver of its parent");
+  return started && started == getpid();
+}
 thread_local std::vector<Context *> current;
 
 Context *context() { return current.empty() ? nullptr : current.back(); }
@@ -71,7 +75,7 @@ Context *context() { return current.empty() ? nullptr : current.back(); }
 // What every call checks that needs a device.
 #define CURRENT                                   \
   LOCKED;                                         \
-  if (!started) return NOT_INITIALIZED;           \
+  if (!ours()) return NOT_INITIALIZED;            \
   if (!context()) return INVALID_CONTEXT;         \
   if (!context()->retained) fault("a context is used that was released"); \
   if (context()->sticky) return context()->sticky
@@ -98,10 +102,12 @@ size_t rounded(size_t size, size_t to) { return (size + to - 1) / to * to; }
 int allocate(size_t size, bool pinned, Address *result) {
   if (!size) return INVALID_VALUE;
   if (!pinned && used + size > total()) return OUT_OF_MEMORY;
+  if (pinned && size > strtoull(setting("STANDIN_PINNED", "4294967296"), nullptr, 10)) return OUT_OF_MEMORY;
   size_t inside = rounded(size, ALIGNMENT), mapped = rounded(inside, PAGE) + PAGE;
   char *pages = static_cast<char *>(mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   if (pages == MAP_FAILED) return OUT_OF_MEMORY;
   mprotect(pages + mapped - PAGE, PAGE, PROT_NONE);
+  madvise(pages, mapped, MADV_DONTFORK);  // a forked process has none of it
   char *start = pages + mapped - PAGE - inside;
   memset(start, POISON, size);
   memset(start + size, SLACK, inside - size);
@@ -158,6 +164,7 @@ struct Work {
 
 struct Stream {
   bool blocking;
+  bool captured = false;
   Context *owner;
   std::vector<Work> queue;
   long done = 0;  // of all work that it ever had
@@ -170,7 +177,7 @@ std::map<Context *, Stream *> legacy_of;
 Stream *legacy() {
   Stream *&found = legacy_of[context()];
   if (!found) {
-    found = new Stream{true, context(), {}};
+    found = new Stream{true, false, context(), {}};
     streams.insert(found);
   }
   return found;
@@ -210,6 +217,7 @@ int run_all(Context *of) {
 }
 
 void add(Stream *stream, std::function<int()> action, std::vector<Mark> after = {}) {
+  if (stream->captured) fault("a stream gets work while it is captured");
   // The legacy stream and those that were not made "non-blocking" wait for each other.
   if (stream == legacy()) {
     for (Stream *other : streams)
@@ -425,13 +433,14 @@ static void at_exit();
 
 API cuInit(unsigned) {
   LOCKED;
+  if (started && started != getpid()) return NOT_INITIALIZED;
   int count = atoi(setting("STANDIN_DEVICES", "2"));
   const char *visible = getenv("CUDA_VISIBLE_DEVICES");
   if (visible && (!*visible || *visible == '-')) count = 0;
   if (!count) return NO_DEVICE;
   if (!started) contexts.resize(count), atexit(at_exit);
   for (int i = 0; i < count; i++) contexts[i].device = i;
-  started = true;
+  started = getpid();
   return SUCCESS;
 }
 API cuDriverGetVersion(int *version) {
@@ -441,7 +450,7 @@ API cuDriverGetVersion(int *version) {
 API cuDeviceGetCount(int *count) {
   LOCKED;
   *count = static_cast<int>(contexts.size());
-  return started ? SUCCESS : NOT_INITIALIZED;
+  return ours() ? SUCCESS : NOT_INITIALIZED;
 }
 API cuDeviceGet(int *device, int number) {
   LOCKED;
@@ -475,7 +484,7 @@ API cuGetErrorString(int code, const char **text) {
 }
 API cuDevicePrimaryCtxRetain(Context **result, int device) {
   LOCKED;
-  if (!started) return NOT_INITIALIZED;
+  if (!ours()) return NOT_INITIALIZED;
   *result = &contexts[device];
   contexts[device].retained++;
   return SUCCESS;
@@ -570,24 +579,36 @@ API cuMemcpyDtoDAsync(Address target, Address source, size_t size, void *handle)
   return SUCCESS;
 }
 
+struct PoolProperties {
+  int kind, handles, place, device;
+  void *security;
+  size_t most;
+  unsigned short usage;
+  unsigned char reserved[54];
+};
 static int pools = 0;
-API cuMemPoolCreate(void **pool, const void *) {
+API cuMemPoolCreate(void **pool, const PoolProperties *given) {
   CURRENT;
+  // Pinned, for no other process, on the device that is current.
+  if (given->kind != 1 || given->handles || given->place != 1 || given->device != context()->device) return INVALID_VALUE;
   pools++;
   *pool = &pools;
   return SUCCESS;
 }
-API cuMemPoolSetAttribute(void *, int, void *) {
+API cuMemPoolSetAttribute(void *pool, int attribute, const uint64_t *value) {
   CURRENT;
+  if (pool != &pools || attribute != 4 || !*value) return INVALID_VALUE;  // the release threshold
   return SUCCESS;
 }
-API cuMemPoolDestroy(void *) {
+API cuMemPoolDestroy(void *pool) {
   LOCKED;
+  if (pool != &pools) return INVALID_VALUE;
   pools--;
   return SUCCESS;
 }
-API cuMemAllocFromPoolAsync(Address *result, size_t size, void *, void *handle) {
+API cuMemAllocFromPoolAsync(Address *result, size_t size, void *pool, void *handle) {
   CURRENT;
+  if (pool != &pools) return INVALID_VALUE;
   Stream *stream = stream_of(handle);
   if (!stream) return INVALID_HANDLE;
   int code = allocate(size, false, result);
@@ -606,7 +627,7 @@ API cuMemFreeAsync(Address address, void *handle) {
 
 API cuStreamCreate(void **result, unsigned flags) {
   CURRENT;
-  auto *stream = new Stream{!(flags & 1), context(), {}};
+  auto *stream = new Stream{!(flags & 1), false, context(), {}};
   streams.insert(stream);
   *result = stream;
   return SUCCESS;
@@ -625,6 +646,29 @@ API cuStreamSynchronize(void *handle) {
   if (!stream) return INVALID_HANDLE;
   if (stream == legacy()) add(stream, nullptr);
   return run_until(stream, stream->end());
+}
+API cuStreamIsCapturing(void *handle, int *status) {
+  CURRENT;
+  Stream *stream = stream_of(handle);
+  if (!stream) return INVALID_HANDLE;
+  *status = stream->captured;
+  return SUCCESS;
+}
+API cuStreamBeginCapture(void *handle, int) {
+  CURRENT;
+  Stream *stream = stream_of(handle);
+  if (!stream || stream == legacy()) return INVALID_VALUE;
+  stream->captured = true;
+  return SUCCESS;
+}
+API cuStreamEndCapture(void *handle, Graph **result) {
+  CURRENT;
+  Stream *stream = stream_of(handle);
+  if (!stream || !stream->captured) return INVALID_VALUE;
+  stream->captured = false;
+  *result = new Graph;
+  graphs.insert(*result);
+  return SUCCESS;
 }
 API cuStreamWaitEvent(void *handle, Event *event, unsigned) {
   CURRENT;
@@ -682,9 +726,9 @@ static std::string library_for(const char *path) {
   FILE *file = fopen(path, "rb");
   for (int byte; file && (byte = fgetc(file)) != EOF;) hash = (hash ^ byte) * 0x100000001B3;
   if (file) fclose(file);
-  const char *capability = setting("STANDIN_CAPABILITY", "8.0");
+  const char *capability = setting("STANDIN_CAPABILITY", "8.0"), *forced = setting("CUDA_FORCE_PTX_JIT", "0");
   char buffer[4096];
-  snprintf(buffer, sizeof buffer, "%s/%016lx-%s", setting("STANDIN_MADE", "/nowhere"), hash, capability);
+  snprintf(buffer, sizeof buffer, "%s/%016lx-%s-%s", setting("STANDIN_MADE", "/nowhere"), hash, capability, forced);
   std::string known = buffer, output;
   if (access(known.c_str(), R_OK)) {
     std::string command = std::string(setting("STANDIN_BUILD", "false")) + " '" + path + "' " + capability + " '" +
@@ -699,7 +743,7 @@ static std::string library_for(const char *path) {
 
 API cuLibraryLoadFromFile(Library **result, const char *path, void *, void **, unsigned, void *, void **, unsigned) {
   LOCKED;
-  if (!started) return NOT_INITIALIZED;
+  if (!ours()) return NOT_INITIALIZED;
   if (access(path, R_OK)) return FILE_NOT_FOUND;
   std::string made = library_for(path);
   void *handle = made.empty() ? nullptr : dlopen(made.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -939,7 +983,8 @@ static const std::map<std::string, void *> &entries() {
       ENTRY(cuMemFreeHost), ENTRY(cuMemcpyHtoD), ENTRY(cuMemcpyDtoH), ENTRY(cuMemcpyHtoDAsync),
       ENTRY(cuMemcpyDtoHAsync), ENTRY(cuMemcpyDtoDAsync), ENTRY(cuMemPoolCreate), ENTRY(cuMemPoolSetAttribute),
       ENTRY(cuMemPoolDestroy), ENTRY(cuMemAllocFromPoolAsync), ENTRY(cuMemFreeAsync), ENTRY(cuStreamCreate),
-      ENTRY(cuStreamDestroy), ENTRY(cuStreamSynchronize), ENTRY(cuStreamWaitEvent), ENTRY(cuEventCreate),
+      ENTRY(cuStreamDestroy), ENTRY(cuStreamSynchronize), ENTRY(cuStreamWaitEvent), ENTRY(cuStreamIsCapturing),
+      ENTRY(cuStreamBeginCapture), ENTRY(cuStreamEndCapture), ENTRY(cuEventCreate),
       ENTRY(cuEventDestroy), ENTRY(cuEventRecord), ENTRY(cuEventSynchronize), ENTRY(cuEventQuery),
       ENTRY(cuEventElapsedTime), ENTRY(cuLibraryLoadFromFile), ENTRY(cuLibraryUnload), ENTRY(cuLibraryGetKernel),
       ENTRY(cuKernelGetFunction), ENTRY(cuFuncGetAttribute), ENTRY(cuFuncSetAttribute), ENTRY(cuLaunchKernel),
@@ -1006,8 +1051,8 @@ extern "C" __attribute__((visibility("default"))) const char *standin_left() {
 }
 // At the end of a process what is left is a fault.
 static void at_exit() {
-  std::string text = left();
   bool failed = false;
-  for (auto &item : contexts) failed = failed || item.sticky;
-  if (started && !text.empty() && !failed) fault("at the end of the process: " + text);
+  for (auto &item : contexts) failed = failed || item.sticky || (started == getpid() && run_all(&item));
+  std::string text = left();
+  if (started == getpid() && !text.empty() && !failed) fault("at the end of the process: " + text);
 }

@@ -84,7 +84,8 @@ def kernel_library(fatbin: Path, capability: tuple[int, int]) -> Path:
     from transpiler.gpu.here import runs_code
 
     archs = sorted((path.name.split(".")[1] for path in fatbin.parent.glob("launches.*.json")), reverse=True)
-    fitting = [arch for arch in archs if runs_code(capability, arch)]
+    forced = os.environ.get("CUDA_FORCE_PTX_JIT", "0") != "0"
+    fitting = [arch for arch in archs if runs_code(capability, arch) and not (forced and arch[-1].isalpha())]
     parts = [fatbin.with_name(name) for name in ("kernels.cu", f"kernels.{fitting[0]}.cu")]
     text = "".join(path.read_text() for path in parts if path.exists())
     launchers = [_launcher(name, parameters) for name, parameters in _KERNEL.findall(text)]

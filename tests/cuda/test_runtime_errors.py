@@ -84,6 +84,24 @@ def test_a_forked_process(package: Package, driver: Any) -> None:
         os._exit(0)
     os.wait()"""
     assert said(package, code).startswith("a forked process cannot use the CUDA device of its parent")
+    # A new model is none of the parent's, but the driver is.
+    code = code.replace("model(X)\n        except", "Model()\n        except")
+    assert "            Model()\n" in code
+    assert said(package, code).startswith("a forked process cannot use the CUDA device of its parent")
+
+
+def test_a_driver_that_takes_ptx_alone(standin_log: Path, tmp_path: Path, package: Package) -> None:
+    module = nn.Sequential(nn.Linear(4, 5), nn.Tanh()).eval()
+    both, narrow = (
+        transpile(module, (torch.zeros(3, 4),), target="cuda", arch=arch, name=name, out=tmp_path, test=False)
+        for name, arch in (("both", ()), ("narrow", "sm_90a"))
+    )
+    hopper = {"STANDIN_CAPABILITY": "9.0"}
+    assert said(both, "print(Model().isa)", **hopper) == "sm_90a"
+    assert said(both, "print(Model().isa, Model()(X).shape)", **hopper, CUDA_FORCE_PTX_JIT="1") == "sm_80 (3, 5)"
+    text = said(narrow, **hopper, CUDA_FORCE_PTX_JIT="1")
+    assert text.startswith("PackageError CUDA_FORCE_PTX_JIT is set, with which NVIDIA's driver takes PTX alone")
+    assert "sm_90a" in text
 
 
 def test_too_little_memory(package: Package) -> None:
@@ -92,6 +110,8 @@ def test_too_little_memory(package: Package) -> None:
     assert text.endswith("; 100 of 100 bytes of the device are free")
     text = said(package, "Model()(X)", STANDIN_MEMORY="600")
     assert text.startswith("MemoryError too little memory for the values of a call of")
+    text = said(package, "Model()(X)", STANDIN_PINNED="100")
+    assert text == "MemoryError too little memory for inputs and outputs (512 bytes of pinned memory of the host)"
 
 
 def test_recordings_that_wait_make_room(standin_log: Path, tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ it, and not before, so that every missing wait gives wrong numbers."""
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,6 +171,64 @@ def test_capsules_of_the_next_version(package: Package) -> None:
         unknown._kept_alive.clear()
 
 
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
+def test_managed_memory_and_a_library_that_looks_at_the_device(package: Package, device: str) -> None:
+    with package.load(device=device) as model, Library(model) as other:
+        assert other.device.number == int(device[-1])
+        y = model(other.managed(x_of(3)))
+        assert y.device == device
+        np.testing.assert_array_equal(other.read(y), model(x_of(3)))
+
+
+def test_a_stream_that_is_captured(package: Package) -> None:
+    with package.load() as model, Library(model) as other:
+        stream, driver = other.stream(), other.device.driver
+        with other.device.current():
+            driver.cuStreamBeginCapture(stream, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL)
+            with pytest.raises(ValueError, match="stream: is being captured"):
+                model(other.tensor(x_of(2)), stream=stream)
+            _, graph = driver.cuStreamEndCapture(stream)
+            driver.cuGraphDestroy(graph)
+        y = model(other.tensor(x_of(2)), stream=stream)
+        np.testing.assert_array_equal(other.read(y, stream), model(x_of(2)))
+        del y
+        gc.collect()
+        other.destroy(stream)
+
+
+def test_outputs_that_do_not_fit_into_memory(
+    standin_log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls that wait make room; where that is not enough the state is as it was."""
+    torch.manual_seed(4)
+    package = transpile(
+        Counters().eval(), (torch.randn(3),), target="cuda", arch="sm_80", name="counters", out=tmp_path
+    )
+    x = np.array([1, -2, 3], np.float32)
+    with package.load() as model, Library(model) as other:
+
+        def allow_no_more() -> None:
+            with other.device.current():
+                _, free, total = other.device.driver.cuMemGetInfo()
+            monkeypatch.setenv("STANDIN_MEMORY", str(total - free))
+
+        reference = model.session()
+        model(x)  # its recording waits
+        kept = [model(x, stream=1)]
+        allow_no_more()
+        kept.append(model(x, stream=1))
+        assert len(model._running()._idle._waiting) == 1
+        allow_no_more()
+        with pytest.raises(MemoryError, match="too little memory for an output of 12 bytes"):
+            model(x, stream=1)
+        monkeypatch.delenv("STANDIN_MEMORY")
+        kept.append(model(x, stream=1))
+        for _ in range(4):
+            want = reference(x)
+        for ours, theirs in zip(kept[-1], want, strict=True):
+            np.testing.assert_array_equal(other.read(ours), theirs)
+
+
 def test_what_does_not_fit_is_refused(package: Package) -> None:
     with (
         package.load() as model,
@@ -187,6 +248,8 @@ def test_what_does_not_fit_is_refused(package: Package) -> None:
             model(other.tensor(x_of(2), strides=(1, 2)))
         with pytest.raises(TypeError, match="expected a CUDA stream or its handle, got str"):
             model(x_of(2), stream="fast")
+        with pytest.raises(ValueError, match="stream: -1 is no stream"):
+            model(x_of(2), stream=-1)
         with type(model)(native=False) as stepwise:
             with pytest.raises(TypeError, match="kernel by kernel a model takes arrays in CPU memory"):
                 stepwise(other.tensor(x_of(2)))
@@ -251,3 +314,43 @@ def test_a_model_may_go_while_the_device_is_at_it(package: Package) -> None:
     del y, other
     gc.collect()
     assert standin.left() == ""
+
+
+CONSUMER = r"""
+#include <cstdio>
+struct Object;
+extern "C" {
+Object *PyCapsule_New(void *, const char *, void (*)(Object *));
+void *PyCapsule_GetPointer(Object *, const char *);
+int PyCapsule_SetName(Object *, const char *);
+struct Managed { char tensor[48]; void *context; void (*deleter)(Managed *); };
+
+static void give_back(Object *taken) {
+  auto *managed = static_cast<Managed *>(PyCapsule_GetPointer(taken, "taken"));
+  managed->deleter(managed);
+  puts("given back");
+}
+__attribute__((visibility("default"))) Object *take(Object *capsule) {
+  void *managed = PyCapsule_GetPointer(capsule, "dltensor");
+  PyCapsule_SetName(capsule, "used_dltensor");
+  return PyCapsule_New(managed, "taken", give_back);
+}
+}
+"""
+
+
+def test_tensors_that_outlive_the_model_and_its_modules(package: Package) -> None:
+    """Of a library in C, whose objects go last of all, when no function of Python can be called any more."""
+    consumer = standin.build(CONSUMER, "consumer.so")
+    script = f"""import builtins, ctypes
+import numpy as np
+from tiny import Model
+take = ctypes.PyDLL({str(consumer)!r}).take
+take.restype, take.argtypes = ctypes.py_object, [ctypes.py_object]
+outputs = [Model()(np.ones((3, 6), np.float32), stream=1) for _ in range(2)]
+builtins.kept = [take(outputs[0].__dlpack__()), outputs[1].__dlpack__()]
+print(len(builtins.kept), flush=True)
+"""
+    environment = os.environ | {"PYTHONPATH": str(package.path / "src")}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, ["2", "given", "back"], "")

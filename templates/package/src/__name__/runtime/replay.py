@@ -43,6 +43,7 @@ class ReplayLibrary(Library, Protocol):
 
 
 R = TypeVar("R", bound=Replay)
+T = TypeVar("T")
 
 
 class Idle(Generic[R]):
@@ -124,7 +125,7 @@ class ReplaySession(ABC, Generic[R]):
         recording = self._idle.take(key)
         if recording is None:
             program = self.list.program(function, self.list.sizes(symbols))
-            recording = self.recorded(partial(self.record, program, state))
+            recording = self.made(partial(self.record, program, state))
         self._replay(key, recording, function, state, buffers)
 
     def call(self, function: int, index: int, buffers: Sequence[Array], symbols: bytes | None = None) -> None:
@@ -133,7 +134,7 @@ class ReplaySession(ABC, Generic[R]):
         recording = self._idle.take(key)
         if recording is None:
             program = self.list.single(function, index, self.list.sizes(symbols))
-            recording = self.recorded(partial(self.record, program, None))
+            recording = self.made(partial(self.record, program, None))
         # In place, the output's old content is an input too.
         given = buffers[: len(recording.program.inputs)]
         results = buffers[len(buffers) - len(recording.program.outputs) :]
@@ -171,14 +172,14 @@ class ReplaySession(ABC, Generic[R]):
 
         return call
 
-    def recorded(self, record: Callable[[], R]) -> R:
-        """A new recording; those that wait are given up where there is too little memory for it."""
+    def made(self, make: Callable[[], T]) -> T:
+        """What `make` makes; recordings that wait are given up where there is too little memory for it."""
         try:
-            return record()
+            return make()
         except MemoryError:
             if not self._idle.drop():
                 raise
-        return record()
+        return make()
 
     def fail(self, code: int, function: int, call: int, state: State | None) -> None:
         """Raises the exception for what a kernel reports; a state that was half-written is lost."""

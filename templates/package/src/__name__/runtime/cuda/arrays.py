@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ..safetensors import bfloat16_array, storage_dtype
 from .device import Device
-from .dlpack import CUDA, Exported, Imported, exported, imported
+from .dlpack import CUDA, MANAGED, Exported, Imported, exported, imported
 from .memory import Event
 
 Array = npt.NDArray[Any]
@@ -78,10 +78,10 @@ class DeviceArray:
         Raises:
             BufferError: another device, or a copy, is asked for.
         """
-        if copy or (dl_device is not None and dl_device != self.__dlpack_device__()):
+        if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
             raise BufferError("this array is given without a copy, on its own device")
-        wanted = LEGACY if stream is None else handle_of(stream)
-        if stream != NO_WAIT and wanted != self.stream:
+        wanted = self.stream if stream == NO_WAIT else handle_of(stream)
+        if wanted != self.stream:
             device = self._device
             event = Event(device)
             with device.current():
@@ -95,6 +95,7 @@ def handle_of(stream: Any) -> int:
 
     Raises:
         TypeError: it is none.
+        ValueError: it is a number that no stream has.
     """
     if stream is None:
         return LEGACY
@@ -108,6 +109,8 @@ def handle_of(stream: Any) -> int:
         raise TypeError(
             f"stream: expected a CUDA stream or its handle, got {type(stream).__name__}"
         ) from None
+    if number < 0:
+        raise ValueError(f"stream: {number} is no stream")
     # 0 is what torch and CuPy call the legacy default stream.
     return number or LEGACY
 
@@ -117,7 +120,7 @@ def on_device(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         return False
     where = getattr(value, "__dlpack_device__", None)
-    return where is not None and where()[0] == CUDA
+    return where is not None and where()[0] in (CUDA, MANAGED)
 
 
 def take(device: Device, value: Any, name: str, stream: int) -> DeviceArray:
@@ -129,13 +132,14 @@ def take(device: Device, value: Any, name: str, stream: int) -> DeviceArray:
     """
     if isinstance(value, DeviceArray) and value._device is device and value.stream == stream:
         return value
-    kind, number = value.__dlpack_device__()
-    if (kind, number) != (CUDA, device.number):
+    _, number = value.__dlpack_device__()
+    if number != device.number:
         raise ValueError(f"{name}: is on cuda:{number}, the model on cuda:{device.number}")
-    try:
-        found: Imported = imported(value.__dlpack__(stream=stream))
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        raise TypeError(f"{name}: this {type(value).__name__} cannot be read: {error}") from error
+    with device.current():  # PyTorch gives tensors of the thread's own device alone
+        try:
+            found: Imported = imported(value.__dlpack__(stream=stream))
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(f"{name}: this {type(value).__name__} cannot be read: {error}") from error
     if not found.contiguous:
         raise ValueError(f"{name}: is not contiguous; pass {name}.contiguous() or a copy of it")
     return DeviceArray(device, found.address, found.dtype, found.shape, stream, found)

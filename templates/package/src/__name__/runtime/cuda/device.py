@@ -15,6 +15,8 @@ from ..errors import PackageError
 from ..launches import DeviceFunction, Dispatch
 from .driver import FORKED, STICKY, DriverError, checked, load_driver, no_device
 
+# With one of them set, the driver takes no machine code, but translates PTX.
+NO_MACHINE_CODE = ("CUDA_FORCE_PTX_JIT", "CUDA_FORCE_JIT")
 # Bytes of freed outputs that are kept for later ones.
 KEPT = 1 << 28
 _opening = threading.Lock()
@@ -33,7 +35,7 @@ def open_device(wanted: str | None) -> Device:
     number = 0
     if wanted is not None and wanted != "cuda":
         text = wanted.removeprefix("cuda:")
-        if not text.isdigit() or int(text) >= count:
+        if not text.isdecimal() or int(text) >= count:
             there = ", ".join(f"cuda:{index} ({_name(driver, index)})" for index in range(count))
             raise PackageError(f"there is no CUDA device {wanted!r}; there are: {there}")
         number = int(text)
@@ -120,6 +122,15 @@ class Device:
             self.lost = self.lost or error.code in STICKY
             raise
 
+    def check_stream(self, stream: int) -> None:
+        """Raises ValueError for a stream that is being captured. The device is current."""
+        driver = self.driver
+        found = self.do("looking at a stream", driver.cuStreamIsCapturing(driver.CUstream(stream)))
+        if found != driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE:
+            raise ValueError(
+                "stream: is being captured; a call is a graph of its own and cannot become a part of another"
+            )
+
     def is_ours(self) -> bool:
         """Whether this process opened it: a forked one cannot use it."""
         return os.getpid() == self._process
@@ -160,14 +171,22 @@ def runs_code(capability: tuple[int, int], arch: str) -> bool:
 
 
 def choose_variant(device: Device, variants: Sequence[str]) -> str:
-    """The first of the package's variants, which are best first, that the device runs.
+    """The first of the package's variants, which are best first, that the device runs: that whose code the
+    driver takes of the package's one file.
 
     Raises:
         PackageError: it runs none of them.
     """
+    forced = [name for name in NO_MACHINE_CODE if os.environ.get(name, "0") not in ("", "0")]
     for variant in variants:
-        if runs_code(device.capability, variant):
+        # The file has PTX for those without a letter.
+        if runs_code(device.capability, variant) and not (forced and variant[-1].isalpha()):
             return variant
+    if forced:
+        raise PackageError(
+            f"{forced[0]} is set, with which NVIDIA's driver takes PTX alone; {device} runs none of that in "
+            f"this package, whose kernels are for {', '.join(variants)}: unset it"
+        )
     major, minor = device.capability
     raise PackageError(
         f"{device} has compute capability {major}.{minor}; this package has kernels for "
@@ -183,7 +202,7 @@ class Code:
         driver = device.driver
         self._functions: dict[str, Any] = {}
         with device.current():
-            result = driver.cuLibraryLoadFromFile(str(file).encode(), None, None, 0, None, None, 0)
+            result = driver.cuLibraryLoadFromFile(os.fsencode(file), None, None, 0, None, None, 0)
             self._library = device.do(f"loading {file.name}", result)
         self._finalizer = weakref.finalize(self, _unload, device, self._library)
 

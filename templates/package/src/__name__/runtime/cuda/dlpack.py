@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import weakref
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CUDA = 2  # kDLCUDA
+MANAGED = 13  # kDLCUDAManaged: memory that the driver moves, which a device uses like its own
 NAME, USED = b"dltensor", b"used_dltensor"
 VERSIONED, VERSIONED_USED = b"dltensor_versioned", b"used_dltensor_versioned"
 MAJOR = 1  # of the version that is known; a minor one changes no structure
@@ -111,14 +113,31 @@ def _forget(address: int) -> None:
     _given.pop(address, None)
 
 
-def _forget_capsule(capsule: int) -> None:
+# Called for capsules that go with the last modules, when the names of this one are gone.
+def _forget_capsule(
+    capsule: int, given: Any = _given, is_valid: Any = _is_valid_raw, pointer: Any = _pointer_raw
+) -> None:
     """A capsule is destroyed: what it holds goes, unless somebody has taken it."""
-    if _is_valid_raw(capsule, NAME):
-        _given.pop(_pointer_raw(capsule, NAME), None)
+    if is_valid(capsule, b"dltensor"):
+        given.pop(pointer(capsule, b"dltensor"), None)
 
 
 _delete = _Deleter(_forget)
 _destroy = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(_forget_capsule)
+_keep = ctypes.PYFUNCTYPE(None, ctypes.py_object)(("Py_IncRef", _api))
+_keep(_destroy)
+_nothing = ctypes.cast(_api.Py_IsInitialized, ctypes.c_void_p)  # which may be called at any time
+
+
+@atexit.register
+def _leave() -> None:
+    """Others may have tensors for longer than there is an interpreter to give them back to: what they read
+    of them stays, and giving them back does nothing."""
+    for kept in _given.values():
+        managed = kept[0]
+        assert isinstance(managed, _Managed)
+        managed.deleter = _nothing
+        _keep(kept)
 
 
 class Imported:

@@ -55,6 +55,8 @@ def load_driver() -> Any:
         raise PackageError(f"this machine has no NVIDIA driver (libcuda.so.1); {HELP}") from error
     if code.name == "CUDA_ERROR_NO_DEVICE":
         raise no_device()
+    if code.name == "CUDA_ERROR_NOT_INITIALIZED":  # what it says to a child of a process that has used it
+        raise PackageError(FORKED)
     if code:
         raise PackageError(f"NVIDIA's driver cannot be started: {name_of(driver, code)}; {HELP}")
     version = checked(driver, driver.cuDriverGetVersion(), "asking for the driver's version")

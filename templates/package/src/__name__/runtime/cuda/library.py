@@ -19,6 +19,7 @@ from ..launches import Dispatch, Program
 from ..manifest import check_files
 from ..profile import Rates
 from ..replay import Idle, ReplaySession, memory_of
+from ..sizes import Sizes
 from ..state import HostMemory, Memory, State
 from .arrays import DeviceArray, allocate, handle_of, on_device, take
 from .device import choose_variant, list_devices, load_code
@@ -122,12 +123,15 @@ class CudaSession(ReplaySession[Recording]):
             stream: of the driver, torch or CuPy; None: the legacy default stream.
 
         Raises:
-            TypeError, ValueError: an input that does not fit.
+            TypeError, ValueError: an input that does not fit, or no stream for a call.
+            MemoryError: the device has too little memory; the state is as it was.
             IndexError, ZeroDivisionError, RuntimeError: the data do not fit; or what `Recording` raises.
         """
         if len(inputs) != len(callee.inputs):
             raise TypeError(f"{callee.name}: expected {len(callee.inputs)} arrays, got {len(inputs)}")
         handle = handle_of(stream)
+        with self.device.current():
+            self.device.check_stream(handle)
         taken = [self._take(spec, value, handle) for spec, value in zip(callee.inputs, inputs, strict=True)]
         sizes = callee.symbols.bind(taken) if callee.symbols.all else {}
         symbols = callee.symbols.packed(sizes) if callee.symbols.all else None
@@ -135,12 +139,13 @@ class CudaSession(ReplaySession[Recording]):
         recording = self._idle.take(key)
         if recording is None:
             program = self.list.program(callee.index, self.list.sizes(symbols))
-            recording = self.recorded(partial(self._record, program, state, hosted=False))
+            recording = self.made(partial(self._record, program, state, hosted=False))
         try:
-            with self.device.current():
-                outputs = [
-                    allocate(self.device, spec.dtype, spec.shape_at(sizes), handle) for spec in callee.outputs
-                ]
+            outputs = self.made(partial(self._outputs, callee, sizes, handle))
+        except BaseException:  # nothing has run yet
+            self._idle.give_back(key, recording)
+            raise
+        try:
             there = self.device.driver.CUstream(handle)
             code, call = recording.launch([*taken, *more], outputs, there)
         except BaseException:
@@ -152,6 +157,12 @@ class CudaSession(ReplaySession[Recording]):
         if code:
             self.fail(code, callee.index, call, state)
         return tuple(outputs)
+
+    def _outputs(self, callee: Function, sizes: Sizes, stream: int) -> list[DeviceArray]:
+        with self.device.current():
+            return [
+                allocate(self.device, spec.dtype, spec.shape_at(sizes), stream) for spec in callee.outputs
+            ]
 
     def _take(self, spec: TensorSpec, value: Any, stream: int) -> Any:
         if not on_device(value):

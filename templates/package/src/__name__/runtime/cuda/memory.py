@@ -61,7 +61,8 @@ class Pinned:
     def __init__(self, device: Device, nbytes: int, what: str) -> None:
         size = max(nbytes, MINIMUM)
         with device.current():
-            self.address = int(device.do(what, device.driver.cuMemHostAlloc(size, 0), size))
+            text = f"{what} ({size:,} bytes of pinned memory of the host)"
+            self.address = int(device.do(text, device.driver.cuMemHostAlloc(size, 0)))
         self._finalizer = weakref.finalize(self, _free_pinned, device, self.address)
         memory = (ctypes.c_uint8 * size).from_address(self.address)
         self.array: Array = np.frombuffer(memoryview(memory), np.uint8)[:nbytes]

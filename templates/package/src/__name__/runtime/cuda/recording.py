@@ -94,8 +94,8 @@ class Recording:
             RuntimeError: the device failed.
         """
         assert self._graph is not None
-        self._fill(inputs)
-        with self.device.current():
+        with self.device.current():  # first: a forked process does not even have the pinned memory
+            self._fill(inputs)
             self._begin(self.stream)
             self._graph.launch(self.stream)
             self._finish()
