@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from transpiler.errors import TranspileError
 from transpiler.frontend import read_model
+from transpiler.gpu import nvrtc
 from transpiler.gpu.cubin import Usage, usage
 from transpiler.gpu.cuda import FILE, TEXT, Source, compile_kernels, cuda_source
 from transpiler.gpu.nvrtc import compile_code
@@ -18,9 +20,12 @@ from transpiler.passes import PIPELINES, run_passes
 from transpiler.request import Request
 from transpiler.target import load_targets
 
-MODELS = Path(__file__).parent.parent / "models"
+ROOT = Path(__file__).parents[2]
+MODELS = ROOT / "tests" / "models"
 TARGETS = {target.gpu.arch: target for target in load_targets("cuda")}
 FATBIN = 0xBA55ED50  # what such a file begins with
+PTX, CUBIN = 1, 2  # kinds of entries
+ONE_ARCHITECTURE = 0x100000  # a flag of an entry: for nothing but its own compute capability
 
 
 @cache
@@ -38,18 +43,48 @@ def test_nothing_is_spilled(arch: str) -> None:
     assert all(item.stack == 0 and 0 < item.registers <= 255 for item in found.values()), found
 
 
+def entries(data: bytes) -> list[tuple[int, str]]:
+    """Kind and architecture of what a fat binary holds. NVIDIA does not publish the format: found by making some."""
+    magic, _, at, size = struct.unpack_from("<IHHQ", data)
+    assert magic == FATBIN
+    assert at + size == len(data)
+    found = []
+    while at < len(data):
+        kind, _, header, size = struct.unpack_from("<HHIQ", data, at)
+        arch, flags = struct.unpack_from("<I8xQ", data, at + 28)
+        found.append((kind, f"sm_{arch}{'a' * bool(flags & ONE_ARCHITECTURE)}"))
+        at += header + size
+    return found
+
+
 def test_one_file_for_all_devices() -> None:
     kernels = {arch: mnist(arch)[0].kernels for arch in TARGETS}
     compiled = compile_kernels(kernels, list(TARGETS.values()))
     assert list(compiled) == ["sm_90a", "sm_80"]
     data = compiled["sm_90a"].files[FILE]
-    assert struct.unpack_from("<I", data)[0] == FATBIN
+    # Machine code for 8.x and 9.0, which the driver does not translate first, and PTX for what is later.
+    assert entries(data) == [(CUBIN, "sm_90a"), (CUBIN, "sm_80"), (PTX, "sm_80")]
     for arch in TARGETS:
         assert compiled[arch].launches == mnist(arch)[1].launches
         text = compiled["sm_90a"].files[TEXT] + compiled[arch].files.get(f"kernels.{arch}.cu", b"")
         assert sorted(text.decode().splitlines()) == sorted(mnist(arch)[1].text.splitlines())
     # The same twice: packages are reproducible.
     assert data == compile_kernels(kernels, list(TARGETS.values()))["sm_90a"].files[FILE]
+    # Narrowed to Hopper it has no PTX: nothing else could run it.
+    narrow = compile_kernels({"sm_90a": kernels["sm_90a"]}, [TARGETS["sm_90a"]])["sm_90a"].files[FILE]
+    assert entries(narrow) == [(CUBIN, "sm_90a")]
+
+
+def test_without_the_compiler_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    nvrtc._home.cache_clear()
+    nvrtc._library.cache_clear()
+    with pytest.raises(TranspileError, match="NVIDIA's compiler for CUDA 13 is not installed") as caught:
+        compile_code("", "sm_80")
+    nvrtc._home.cache_clear()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert caught.value.problems[0].hints == (f"pip install '{project['name']}[cuda]'",)
+    assert "cuda" in project["optional-dependencies"]
 
 
 SPILLING = """

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("driver")
 @pytest.fixture(scope="module")
 def package(standin_log: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
     torch.manual_seed(3)
-    module = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 6), nn.Softmax(-1)).eval()
+    module = network()
     batch = torch.export.Dim("batch", min=1, max=64)
     return transpile(
         module, (torch.zeros(4, 6),), target="cuda", arch="sm_80", name="tiny", dynamic_shapes=({0: batch},),
@@ -227,6 +227,30 @@ def test_outputs_that_do_not_fit_into_memory(
             want = reference(x)
         for ours, theirs in zip(kept[-1], want, strict=True):
             np.testing.assert_array_equal(other.read(ours), theirs)
+
+
+def test_weights_on_a_device(package: Package) -> None:
+    """As numpy copies them (JAX), or their library does (PyTorch, CuPy)."""
+    with package.load() as model, Library(model) as other:
+        want = model(x_of(3))
+        weights = state_dict()
+        model.load_weights({name: array * 2 for name, array in weights.items()})
+        assert not np.array_equal(model(x_of(3)), want)
+        tensors: dict[str, Any] = {name: other.tensor(array).array for name, array in weights.items()}
+        first, second, *_ = tensors
+        tensors[first] = SimpleNamespace(__dlpack_device__=lambda: (2, 0), cpu=lambda: weights[first])
+        tensors[second] = SimpleNamespace(__dlpack_device__=lambda: (2, 0), get=lambda: weights[second])
+        model.load_weights(tensors)
+        np.testing.assert_array_equal(model(x_of(3)), want)
+
+
+def state_dict() -> dict[str, Any]:
+    torch.manual_seed(3)
+    return {name: value.numpy() for name, value in network().state_dict().items()}
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 6), nn.Softmax(-1)).eval()
 
 
 def test_what_does_not_fit_is_refused(package: Package) -> None:

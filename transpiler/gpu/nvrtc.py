@@ -107,5 +107,5 @@ def _home() -> Path:
     raise TranspileError(
         "no-nvrtc",
         f"NVIDIA's compiler for CUDA {MAJOR} is not installed.",
-        hints=['pip install "transpiler[cuda]"'],
+        hints=["pip install 'torch-transpiler[cuda]'"],
     )
