@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,16 @@ def prepare_file(
     write_prepared(path, parts)
 
 
+def _on_host(value: Any) -> Any:
+    """A tensor on a device as its library copies it to the host: PyTorch's `cpu`, CuPy's `get`, JAX's
+    `__array__`; everything else as it is."""
+    where = getattr(value, "__dlpack_device__", None)
+    if where is None or where()[0] in (1, 3):  # kDLCPU, kDLCUDAHost
+        return value
+    copy = getattr(value, "cpu", None) or getattr(value, "get", None) or partial(np.asarray, value)
+    return copy()
+
+
 class _Tensor:
     """A tensor that was given: bfloat16 is `bits` (uint16), everything else is `array`, or both."""
 
@@ -265,7 +276,7 @@ class _Tensor:
             self.dtype, self.shape = entry.dtype, entry.shape
             self.array = state.bits(key)
         else:
-            array = as_array(state[key], key)
+            array = as_array(_on_host(state[key]), key)
             self.dtype, self.shape = array.dtype.name, array.shape
             self.array = array.view(np.uint16) if self.dtype == "bfloat16" else array
 
