@@ -41,6 +41,11 @@ _TEXTS = {
         'void cluster_meets() { asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" : : : '
         '"memory"); }'
     ),
+    "store_shared_at": (
+        'void store_shared_at(unsigned to, int rank, float x) { asm volatile("{ .reg .b32 there; '
+        "mapa.shared::cluster.u32 there, %0, %1; st.shared::cluster.f32 [there], %2; }"
+        '" : : "r"(to), "r"(rank), "f"(x) : "memory"); }'
+    ),
     "barrier_wait": (
         'void barrier_wait(unsigned barrier, int parity) { asm volatile("{ .reg .pred done; AGAIN: '
         'mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1; @!done bra AGAIN; }" : : "r"(barrier), "r"(parity) : '
@@ -123,6 +128,11 @@ def tensor_copy(
 def cluster_meets() -> None:
     """All threads of the cluster arrive before one goes on; what they did before is seen."""
     _call("cluster_meets")
+
+
+def store_shared_at(address: Expr, rank: Expr, value: Expr) -> None:
+    """A float32 at this address in the block `rank` of the cluster, which sees it when the cluster has met."""
+    _call("store_shared_at", address, rank, value)
 
 
 @contextmanager

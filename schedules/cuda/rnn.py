@@ -7,7 +7,10 @@ The parts of a sum meet in shared memory; then a thread has a unit, computes its
 state. A block takes several rows of the batch where there are many, all of which meet the same weights. The state is
 there twice, so that two barriers are enough for a step. The order of every sum is fixed.
 
-Limited by the latency of a step where the weights fit (LSTM: up to 128 units on compute capability 9.0, 112 before),
+On compute capability 9.0 up to eight blocks are a cluster: they run at the same time, each has some of the units and
+writes their new state into the shared memory of all, and the second barrier of a step is the cluster's.
+
+Limited by the latency of a step where the weights fit (LSTM: up to 256 units on compute capability 9.0, 96 before),
 else by reading the rest from L2.
 """
 
@@ -33,7 +36,7 @@ from ..halves import computed, operand
 from ..sizes import Extent, ceil_div, count, extent, is_empty, is_fixed
 from ..tir import Buffer, KernelBuilder, when
 from ..vectors import held
-from . import ptx
+from . import bulk, ptx
 from .tiles import CARDS
 
 Expr = Any
@@ -44,6 +47,7 @@ HALVES = 32 // BLOCK  # parts of the state in a warp: 32 lanes have 16 units
 FLOAT = 4  # bytes
 # Shared memory of a block, on all cards that run the code of an architecture.
 SHARED = {"sm_80": 101376, "sm_90a": 232448}
+CLUSTERS = {"sm_80": (1,), "sm_90a": (1, 2, 4, 8)}  # blocks that may share a state
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
@@ -65,11 +69,13 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a scan is spread: `panels` of 16 units are summed in `slices` of the state; a lane has `length` elements of a
-    slice, and keeps the weights of the first `kept`, then `near` ones in shared memory. A block has so many `rows`."""
+    """How a scan is spread: each block of a `cluster` has `panels` of 16 units, which are summed in `slices` of the
+    state; a lane has `length` elements of a slice, and keeps the weights of the first `kept`, then of `near` ones in
+    shared memory. A cluster has so many `rows`."""
 
     gates: int
     units: int
+    cluster: int
     panels: int
     slices: int
     length: int
@@ -92,7 +98,7 @@ class _Plan:
 
     @property
     def filled(self) -> int:
-        """Units of whole panels."""
+        """Units of a block."""
         return self.panels * BLOCK
 
     @property
@@ -116,16 +122,24 @@ class _Plan:
 
 
 def _plan(gates: int, units: int, rows: Extent, arch: str) -> _Plan:
-    panels = ceil_div(units, BLOCK)
-    slices = max(1, min(WARPS // panels, panels))
+    """With the smallest cluster whose registers hold all weights, else the largest one."""
+    plans = [_clustered(gates, units, rows, arch, cluster) for cluster in CLUSTERS[arch]]
+    return next((plan for plan in plans if plan.kept == plan.length), plans[-1])
+
+
+def _clustered(gates: int, units: int, rows: Extent, arch: str, cluster: int) -> _Plan:
+    total = ceil_div(units, BLOCK)
+    panels = ceil_div(total, cluster)
+    slices = max(1, min(WARPS // panels, total))
     length = ceil_div(ceil_div(units, HALVES * slices), 4) * 4
     processors = CARDS[arch].processors
-    few = [r for r in (1, 2, MOST_ROWS) if is_fixed(rows) and ceil_div(rows, r) <= processors]
-    plan = _Plan(gates, units, panels, slices, length, rows=few[0] if few else MOST_ROWS if is_fixed(rows) else 2)
+    few = [r for r in (1, 2, MOST_ROWS) if is_fixed(rows) and ceil_div(rows, r) * cluster <= processors]
+    together = few[0] if few else MOST_ROWS if is_fixed(rows) else 2
+    plan = _Plan(gates, units, cluster, panels, slices, length, together)
     fit = max(0, SHARED[arch] - plan.near_at) // plan.line // 4 * 4
-    # What is read at every step needs registers on its way; a warp with several tasks would keep the weights of all.
+    # What comes at every step needs registers as well; a warp with several tasks would keep the weights of all.
     most = KEPT // gates // 4 * 4
-    kept = 0 if plan.tasks > WARPS else min(length, most if most + fit >= length else max(0, most - 4))
+    kept = 0 if plan.tasks > WARPS else length if length <= most else most - 4
     return replace(plan, kept=kept, near=min(length - kept, fit))
 
 
@@ -145,8 +159,14 @@ class _Scan:
         self.weight = rest[0]
         self.bias = rest[1] if self.op.name == "gru_scan" else None
         self.y, *self.finals = builder.outputs
-        with workgroups(ceil_div(self.rows, plan.rows), self.threads) as (number, thread):
-            self.row, self.thread = held(number * plan.rows), held(thread)
+        blocks = ceil_div(self.rows, plan.rows) * plan.cluster
+        with (
+            bulk.clusters(plan.cluster),
+            workgroups(blocks, self.threads) as (number, thread),
+            ptx.resident(1),
+        ):
+            self.row, self.thread = held(tirx.floordiv(number, plan.cluster) * plan.rows), held(thread)
+            self.first = held(tirx.floormod(number, plan.cluster) * plan.filled)  # of the block's units
             self.lane, self.warp = held(tirx.floormod(thread, 32)), held(tirx.floordiv(thread, 32))
             memory = T.alloc_buffer((plan.shared_bytes,), "uint8", scope="shared.dyn")
             self.memory = held(ptx.shared_address(memory))
@@ -202,7 +222,7 @@ class _Scan:
                 weight = self._weight(gate, unit, held(start + plan.kept + i))
                 place = self._near(task, tirx.floordiv(i, 4), gate)
                 ptx.store_shared(ptx.moved(place, tirx.floormod(i, 4) * FLOAT), weight)
-        barrier()
+        self._meet()
 
     def _step(self, step: Expr, parity: Expr) -> None:
         plan = self.plan
@@ -222,7 +242,7 @@ class _Scan:
             row, unit, exists = self._own(turn)
             with when(exists):
                 self._advance(turn, row, unit, step, parity, given)
-        barrier()
+        self._meet()
 
     def _sum(self, task: Expr, parity: Expr) -> None:
         """The sums of a warp's 16 units over a slice of the state."""
@@ -251,7 +271,7 @@ class _Scan:
             at = row * plan.gates + gate
             total = held(sums[at] + ptx.shuffle_xor(sums[at], BLOCK))
             with when(self.lane < BLOCK):
-                ptx.store_shared(self.sum(part, row, gate, unit), total)
+                ptx.store_shared(self.sum(part, row, gate, unit - self.first), total)
 
     def _multiply(self, sums: Buffer, parity: Expr, k: Expr, weight: Callable[[Expr, Expr], Expr]) -> None:
         """Adds products of four elements of each row's state, from `k` on, and the weights."""
@@ -269,9 +289,9 @@ class _Scan:
         recurrent = []
         for gate in range(plan.gates):
             total = private(1)
-            total.store(0, ptx.load_shared(self.sum(0, row, gate, unit)))
+            total.store(0, ptx.load_shared(self.sum(0, row, gate, unit - self.first)))
             with ptx.unrolled(plan.slices - 1) as part:
-                total.store(0, total[0] + ptx.load_shared(self.sum(part + 1, row, gate, unit)))
+                total.store(0, total[0] + ptx.load_shared(self.sum(part + 1, row, gate, unit - self.first)))
             recurrent.append(held(total[0]))
         x = [held(given[turn * plan.gates + gate]) for gate in range(plan.gates)]
         bias = self.bias
@@ -282,7 +302,12 @@ class _Scan:
         self.h.store(turn, h)
         self.c.store(turn, c)
         self.y.store((step * self.rows + self.row + row) * self.units + unit, h)
-        ptx.store_shared(self.state(1 - parity, row, unit), h)
+        there = held(self.state(1 - parity, row, unit))
+        if plan.cluster == 1:
+            ptx.store_shared(there, h)
+        else:
+            for rank in range(plan.cluster):
+                bulk.store_shared_at(there, rank, h)
 
     def _end(self) -> None:
         with ptx.unrolled(self.turns) as turn:
@@ -293,11 +318,19 @@ class _Scan:
                 if self.c0 is not None:
                     self.finals[1].store(place, self.c[turn])
 
+    def _meet(self) -> None:
+        """All that share the state."""
+        if self.plan.cluster == 1:
+            barrier()
+        else:
+            bulk.cluster_meets()
+
     # --- who has what
     def _own(self, turn: Expr) -> tuple[Expr, Expr, Expr]:
         """Row and unit of a thread's turn, and whether they exist."""
         plan = self.plan
-        row, unit = (held(i) for i in self._quotient(turn * self.threads + self.thread, plan.filled))
+        row, inside = (held(i) for i in self._quotient(turn * self.threads + self.thread, plan.filled))
+        unit = held(self.first + inside)
         return row, unit, self._exists(row, unit)
 
     def _exists(self, row: Expr, unit: Expr) -> Expr:
@@ -322,7 +355,7 @@ class _Scan:
     def _task(self, task: Expr) -> tuple[Expr, Expr, Expr]:
         """The unit of a lane, where in the state it begins to sum, and the slice."""
         part, panel = (held(i) for i in self._quotient(task, self.plan.panels))
-        unit = held(panel * BLOCK + tirx.floormod(self.lane, BLOCK))
+        unit = held(self.first + panel * BLOCK + tirx.floormod(self.lane, BLOCK))
         half = held(part * HALVES + tirx.floordiv(self.lane, BLOCK))
         return unit, held(half * self.plan.length), part
 
@@ -331,7 +364,7 @@ class _Scan:
         value = private(1)
         value.store(0, tirx.const(0.0, "float32"))
         start, pitch = weights_of(self.op, self.units, gate, unit)
-        whole = self.plan.state == self.plan.filled == self.units
+        whole = self.plan.state == self.plan.filled * self.plan.cluster == self.units
         with when(None if whole else tirx.And(unit < self.units, k < self.units)):
             value.store(0, self.weight[start + k * pitch])
         return held(value[0])

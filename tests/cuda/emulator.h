@@ -57,7 +57,7 @@ switch_stack:
 
 constexpr int STACK_BYTES = 256 * 1024;
 constexpr int WARP = 32;
-constexpr int MOST_BLOCKS = 4;  // of a cluster
+constexpr int MOST_BLOCKS = 8;  // of a cluster
 
 static std::vector<Fiber> fibers;
 static Fiber *running;

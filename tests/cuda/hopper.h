@@ -180,6 +180,12 @@ static void barrier_arrive_at(unsigned address, int rank) {
   if (barrier.owner >= 0) fail("an arrival at a barrier that other blocks may not see yet");
   arrive(barrier, 0);
 }
+static void store_shared_at(unsigned to, int rank, float x) {
+  using namespace emulator;
+  if (rank < 0 || rank >= cluster_size) fail("a store in a block that the cluster does not have");
+  if (!alive[rank]) fail("a store in a block of the cluster that has ended");
+  std::memcpy(at(to, 4, 4, rank), &x, 4);
+}
 static void barrier_wait(unsigned address, int parity) {
   while (int(emulator::barrier_at(address).phase & 1) == parity) emulator::wait();
 }

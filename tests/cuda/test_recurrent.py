@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tests.conformance.kernels import op_group
+from tests.cuda.emulator import EmulationError
 from tests.cuda.library import CudaLibrary, other
 from transpiler.dims import symbol
 from transpiler.gpu.cubin import usage
-from transpiler.gpu.cuda import cuda_source
 from transpiler.gpu.nvrtc import compile_code
 from transpiler.group import make_group
 from transpiler.ir import Array, Node, TensorType, Value
@@ -21,12 +21,14 @@ from transpiler.ops.rnn import GruScan, LstmScan, RnnScan
 from transpiler.schedule import schedule
 from transpiler.target import load_target
 
-TARGET = load_target("cuda", "sm_80")
+TARGET, HOPPER = load_target("cuda", "sm_80"), load_target("cuda", "sm_90a")
 # Steps, rows, units.
 CASES: dict[str, tuple[Op, tuple[int, int, int]]] = {
     "kept": (LstmScan(packed=True), (4, 1, 64)),
     "rest": (LstmScan(packed=True, reverse=True), (3, 2, 37)),
     "near": (LstmScan(packed=True), (3, 1, 96)),
+    "odd": (LstmScan(packed=True, reverse=True), (3, 2, 139)),
+    "rows_of_clusters": (GruScan(packed=True), (2, 66, 150)),
     "streamed": (LstmScan(packed=True), (3, 1, 200)),
     "turns": (GruScan(packed=True), (2, 1, 290)),
     "rows": (GruScan(packed=True), (3, 219, 16)),
@@ -35,6 +37,10 @@ CASES: dict[str, tuple[Op, tuple[int, int, int]]] = {
     "relu": (RnnScan("relu", packed=True), (5, 3, 48)),
     "as_given": (LstmScan(), (3, 2, 40)),
 }
+
+
+# Blocks that share a state on compute capability 9.0.
+CLUSTERED = {"kept": 1, "near": 2, "odd": 4, "streamed": 8, "turns": 8, "rows_of_clusters": 4}
 
 
 def drawn(name: str) -> list[Array]:
@@ -65,12 +71,24 @@ def test_scans(library: CudaLibrary, name: str) -> None:
         np.testing.assert_allclose(got, wanted, atol=1e-4 * CASES[name][1][0])
 
 
-def test_machine_code(library: CudaLibrary) -> None:
-    assert all(item.stack == 0 for item in usage(compile_code(library.text, "sm_80").cubin).values())
-    newer = load_target("cuda", "sm_90a")
-    kernels = [schedule(op_group(CASES[name][0], INPUTS[name]), newer, name) for name in ("near", "streamed", "turns")]
-    text = cuda_source(kernels, newer.tvm_target()).text
-    assert all(item.stack == 0 for item in usage(compile_code(text, "sm_90a").cubin).values())
+@pytest.fixture(scope="module")
+def clusters() -> CudaLibrary:
+    kernels = [schedule(op_group(CASES[name][0], INPUTS[name]), HOPPER, name) for name in CLUSTERED]
+    return CudaLibrary(kernels, target=HOPPER)
+
+
+@pytest.mark.parametrize("name", CLUSTERED)
+def test_blocks_that_share_a_state(clusters: CudaLibrary, name: str) -> None:
+    (launch,) = clusters.launches[name]
+    assert launch.cluster == CLUSTERED[name]
+    expected: Any = CASES[name][0].reference(*(x.astype(np.float64) for x in INPUTS[name]))
+    for got, wanted in zip(clusters.run(name, *INPUTS[name]), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-4 * CASES[name][1][0])
+
+
+def test_machine_code(library: CudaLibrary, clusters: CudaLibrary) -> None:
+    for text, arch in ((library.text, "sm_80"), (clusters.text, "sm_90a")):
+        assert all(item.stack == 0 for item in usage(compile_code(text, arch).cubin).values())
 
 
 def test_sizes_that_vary() -> None:
@@ -104,3 +122,15 @@ def test_errors_are_found(name: str, pattern: str, new: str) -> None:
     expected: Any = op.reference(*(x.astype(np.float64) for x in INPUTS[name]))
     with pytest.raises(AssertionError):
         np.testing.assert_allclose(library.run(name, *INPUTS[name])[0], expected[0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "new"),
+    [(r"cluster_meets\(\);", "__syncthreads();"), (r"(store_shared_at\([^;]*), 1, ", r"\1, 0, ")],
+)
+def test_errors_between_blocks_are_found(pattern: str, new: str) -> None:
+    op, inputs = CASES["near"][0], INPUTS["near"]
+    library = CudaLibrary([schedule(op_group(op, inputs), HOPPER, "near")], other(pattern, new), HOPPER)
+    expected: Any = op.reference(*(x.astype(np.float64) for x in inputs))
+    with pytest.raises((AssertionError, EmulationError)):
+        np.testing.assert_allclose(library.run("near", *inputs)[0], expected[0], atol=1e-4)
