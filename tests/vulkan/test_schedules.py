@@ -272,3 +272,26 @@ def test_every_module_is_valid(target: Target, tmp_path: Path) -> None:
         _, files = compile_kernel(schedule(op_group(op, inputs), target, f"k{number}_{op.name}"), target)
         problems += [code_errors(name, code, tmp_path) for name, code in files.items()]
     assert [text for text in problems if text] == []
+
+
+# perm, shape
+TRANSPOSES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "plane": ((1, 0), (70, 33)),
+    "whole_tiles": ((0, 2, 1), (2, 32, 64)),
+    "channels_last": ((0, 2, 3, 1), (2, 40, 5, 9)),
+    "apart": ((3, 1, 0, 2), (9, 3, 12, 11)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "bool", "int64"])
+def test_transposes_through_shared_memory(dtype: str, device: Device) -> None:
+    for perm, shape in TRANSPOSES.values():
+        x = np.random.default_rng().integers(0, 100, shape)
+        x = x > 50 if dtype == "bool" else x.astype(dtype)
+        group = op_group(R["transpose"](perm), [x])
+        launches, _ = compile_kernel(schedule(group, STAGED, "kernel"), STAGED)
+        assert [launch.shared_bytes for launch in launches] == [-(-32 * 33 * (8 if dtype == "int64" else 4) // 16) * 16]
+        assert "shaderFloat16" not in launches[0].features
+        np.testing.assert_array_equal(run(device, group, STAGED, [x])[0], x.transpose(perm))
+        launches, _ = compile_kernel(schedule(group, DIRECT, "kernel"), DIRECT)
+        assert launches[0].shared_bytes == 0
