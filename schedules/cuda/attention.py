@@ -5,8 +5,7 @@ A block takes up to 64 query rows, a warp 16 of them, and walks over the keys, 6
 1. Keys and values come to shared memory by asynchronous copies, the next ones while these are used. They are read where
    they lie, views of one tensor by its steps.
 2. Scores: the queries stay in registers as fragments, the keys' are loaded by ldmatrix; sums in float32.
-3. The running maximum of each row grows, what was summed so far is scaled down; four lanes have a row, and meet by
-   shuffles. The weights exp2((score - maximum) * log2(e)) are added up in float32.
+3. Scores become weights (`online_softmax`).
 4. Weights, rounded to half floats, become the left operand as they lie: the fragment of a result is that of an operand.
 
 Masks are applied where they can matter: in the last block, near the diagonal, everywhere if there is a mask. Limited by
@@ -16,33 +15,27 @@ parts of the keys (`attention_parts`).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from transpiler.dims import Dim
 from transpiler.group import Group, Lowered
-from transpiler.ir import fixed_size
 from transpiler.ops.dtypes import HALF
 from transpiler.strides import View
 from transpiler.target import Target
 
 from ..cpu.epilogue import elementwise_epilogue
 from ..fuse import lowered
-from ..gpu.attention import broadcast_offset, matrix_offset, reciprocal
 from ..gpu.workgroup import barrier, private, workgroups
-from ..halves import operand
-from ..scalar import Tir
 from ..sizes import ceil_div, count, extent, is_empty, is_fixed
 from ..strided import only_moves_result, views_of
 from ..tir import KernelBuilder, unflatten, when
 from ..vectors import held
 from . import ptx
-from .attention_parts import KEYS, Partial, exponential, parts_of_keys
-from .epilogue import RunEpilogue
+from .attention_parts import KEYS, Partial, parts_of_keys
+from .online_softmax import OnlineSoftmax
 from .product import DEPTHS, place
 from .tiles import CARDS
 
@@ -54,6 +47,24 @@ MOST_ELEMENTS = {"float16": 128, "bfloat16": 128, "float32": 64}
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
+    node, found = group.anchor_node, operands_of(group)
+    if node is None or found is None:
+        return None
+    kind, views = found
+    sizes = [value.type.shape[-1] for value in (node.inputs[0], node.inputs[2])]
+    if not all(isinstance(size, int) and 0 < size <= MOST_ELEMENTS[kind] and size % 8 == 0 for size in sizes):
+        return None
+    builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
+    attention = (Attention if kind in HALF else _simt())(group, views, kind)
+    with builder:
+        if not is_empty(node.output.type.shape):
+            attention.emit(builder, CARDS[target.gpu.arch].processors)
+    return lowered(group, builder, flops=attention.flops, workspace=builder.appended_bytes)
+
+
+def operands_of(group: Group) -> tuple[str, tuple[View, ...]] | None:
+    """The dtype of the queries, keys and values of an attention, and where they lie; None if it is none, or they do not
+    lie in chunks of 16 bytes."""
     node = group.anchor_node
     if node is None or node.op.name != "attention":
         return None
@@ -63,18 +74,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     dtypes = {view.source.dtype for view in views[:3]}
     if len(dtypes) != 1 or not dtypes <= MOST_ELEMENTS.keys():
         return None
-    if not all(view.is_aligned(ptx.CHUNK) for view in views[:3]):
-        return None
-    (kind,) = dtypes
-    sizes = [value.type.shape[-1] for value in (node.inputs[0], node.inputs[2])]
-    if not all(isinstance(size, int) and 0 < size <= MOST_ELEMENTS[kind] and size % 8 == 0 for size in sizes):
-        return None
-    builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
-    attention = (Attention if kind in HALF else _simt())(group, kind, views)
-    with builder:
-        if not is_empty(node.output.type.shape):
-            attention.emit(builder, CARDS[target.gpu.arch].processors)
-    return lowered(group, builder, flops=attention.flops, workspace=builder.appended_bytes)
+    return (dtypes.pop(), views) if all(view.is_aligned(ptx.CHUNK) for view in views[:3]) else None
 
 
 def _simt() -> type[Attention]:
@@ -95,37 +95,22 @@ class _Tile:
         return ptx.moved(start, place(line, chunk, self.per_line))
 
 
-class Attention:
+class Attention(OnlineSoftmax):
     """One kernel: L queries, S keys, E and Ev elements."""
 
-    def __init__(self, group: Group, kind: str, views: Sequence[View]) -> None:
-        node = group.anchor_node
-        assert node is not None
-        self.group, self.kind, self.inputs, self.views = group, kind, node.inputs, views
+    def __init__(self, group: Group, views: Sequence[View], kind: str) -> None:
+        super().__init__(group, views, KEYS)
+        self.kind = kind
         self.pitches = [extent(view.steps[-2]) for view in views[:3]]
-        op: Any = node.op
-        self.op = op
-        self.shapes = [value.type.shape for value in node.inputs]
-        self.shape = node.output.type.shape
-        self.batch = self.shape[:-2]
-        self.E, self.Ev = fixed_size(self.shapes[0][-1]), fixed_size(self.shapes[2][-1])
-        length, keys = self.shapes[0][-2], self.shapes[2][-2]
-        self.L, self.S = extent(length), extent(keys)
-        self.scale = 1 / math.sqrt(self.E) if op.scale is None else float(op.scale)
-        self.flops: Dim = 2 * count(self.batch) * length * keys * (self.E + self.Ev + 6)
         self.warps = min(MOST_WARPS, ceil_div(self.L, WARP_ROWS)) if is_fixed(self.L) else MOST_WARPS
         self.rows = self.warps * WARP_ROWS
-        self.depth, self.wide = ceil_div(self.E, 16), ceil_div(self.Ev, 16)
+        self.depth = ceil_div(self.E, 16)
         chunk = DEPTHS[kind]
         self.query, self.keys = _Tile(self.rows, self.E, chunk), _Tile(KEYS, self.E, chunk)
         self.values = _Tile(KEYS, self.Ev, chunk)
-        self.s = Tir()
-        self.lowest, self.zero = self.s.const(-math.inf, "float32"), tirx.const(0.0, "float32")
 
     def emit(self, builder: KernelBuilder, processors: int) -> None:
-        self.sources = [builder.inputs[self.group.input_index(view.source)] for view in self.views[:3]]
-        self.mask = operand(self.group, builder, self.inputs[3]) if len(self.inputs) > 3 else None
-        self.epilogue = RunEpilogue(self.group, builder)
+        self.bind(builder)
         blocks = ceil_div(self.L, self.rows)
         each = parts_of_keys(self.S, count(self.batch) * blocks, processors) if self._can_split(builder) else 0
         self.partial = Partial(builder, self, each) if each else None
@@ -147,7 +132,7 @@ class Attention:
             with ptx.resident(2):
                 self._walk(stage)
         if self.partial is not None:
-            self.partial.combine(self.epilogue, self._reciprocal)
+            self.partial.combine()
 
     def _can_split(self, builder: KernelBuilder) -> bool:
         few = bool(is_fixed(self.L, self.S) and self.rows >= self.L)
@@ -160,7 +145,7 @@ class Attention:
 
     # --- the loop over the keys
     def _walk(self, stage: int) -> None:
-        starts = [self._matrix(which) for which in range(3)]
+        starts = [self.matrix(which) for which in range(3)]
         self._copy(0, starts[0], self.query, self.memory, self.first, self.L)
         stop = held(T.min(self.S, self.first + self.rows)) if self.op.causal else self.S
         steps, before = ceil_div(stop, KEYS), tirx.const(0, "int32")
@@ -185,9 +170,10 @@ class Attention:
             start = held(ptx.moved(self.memory, self.query.bytes + tirx.floormod(step, 2) * stage))
             first = held((before + step) * KEYS)
             self.products(start)
-            self._masks(first)
+            self.masks(first)
             for half in range(2):
-                self._softmax(half)
+                self.weigh(half)
+                self.rescale(half)
             self.add_values(ptx.moved(start, self.keys.bytes))
             barrier()
         ptx.copies_wait(0)
@@ -208,14 +194,8 @@ class Attention:
     def prepare(self) -> None:
         self.q = private(self.depth * 4, "uint32")
         self.fragment, self.left = private(4, "uint32"), private(4, "uint32")
-        self.scores = private(KEYS // 2)
-        self.sums = private(self.wide * 8)
-        self.largest, self.total = private(2), private(2)
-        with ptx.unrolled(self.wide * 8) as i:
-            self.sums.store(i, self.zero)
-        for half in range(2):
-            self.largest.store(half, self.lowest)
-            self.total.store(half, self.zero)
+        self.allocate()
+        self.begin()
 
     def load_queries(self) -> None:
         row, chunk = self.own + tirx.floormod(self.lane, 16), tirx.floordiv(self.lane, 16)
@@ -232,70 +212,6 @@ class Attention:
             for side in range(2):
                 at = (pair * 2 + side) * 4
                 ptx.mma(self.kind, self.scores, at, self.q, k * 4, self.fragment, side * 2)
-
-    # --- masks and softmax
-    def _masks(self, first: Expr) -> None:
-        """Scores are scaled; those that do not count become -inf."""
-        scale = tirx.const(self.scale, "float32")
-        with ptx.unrolled(KEYS // 2) as i:
-            self.scores.store(i, self.scores[i] * scale)
-        conditions = []
-        if not (is_fixed(self.S) and self.S % KEYS == 0):
-            conditions.append(first + KEYS > self.S)
-        if self.op.causal:
-            conditions.append(first + KEYS > self.first + self.own)
-        if self.mask is None and not conditions:
-            return
-        condition = conditions[0] if len(conditions) == 1 else tirx.Or(*conditions) if conditions else None
-        with when(condition if self.mask is None else None), ptx.unrolled(KEYS // 8) as j, ptx.unrolled(4) as e:
-            row = held(self.row + tirx.floordiv(e, 2) * 8)
-            column = held(first + j * 8 + tirx.floormod(self.lane, 4) * 2 + tirx.floormod(e, 2))
-            self.scores.store(j * 4 + e, self._masked(self.scores[j * 4 + e], row, column))
-
-    def _masked(self, score: Expr, row: Expr, column: Expr) -> Expr:
-        s = self.s
-        if self.mask is not None:
-            inner = held(T.min(row, self.L - 1)), held(T.min(column, self.S - 1))
-            place = held(broadcast_offset([*self.index, *inner], self.shapes[3]))
-            if self.mask.dtype == "bool":
-                score = s.select(self.mask[place], score, self.lowest)
-            else:
-                score = score + s.cast(self.mask[place], "float32")
-        inside = column < self.S
-        return s.select(tirx.And(inside, column <= row) if self.op.causal else inside, score, self.lowest)
-
-    def _softmax(self, half: int) -> None:
-        """Scores of one of the lane's two rows become weights; what was summed before is scaled down."""
-        s = self.s
-        old, largest, total = held(self.largest[half]), private(1), private(1)
-        largest.store(0, old)
-        self._over_row(half, lambda at: largest.store(0, self._larger(self.scores[at], largest[0])))
-        for distance in (1, 2):
-            largest.store(0, self._larger(ptx.shuffle_xor(largest[0], distance), largest[0]))
-        self.largest.store(half, largest[0])
-        shift = held(s.select(s.eq(largest[0], self.lowest), self.zero, largest[0]))
-        factor = held(exponential(old - shift))
-        total.store(0, self.total[half] * factor)
-
-        def weigh(at: Expr) -> None:
-            self.scores.store(at, exponential(self.scores[at] - shift))
-            total.store(0, total[0] + self.scores[at])
-
-        self._over_row(half, weigh)
-        # Of this lane's columns only: the lanes of a row meet at the end.
-        self.total.store(half, total[0])
-        with ptx.unrolled(self.wide * 2) as j, ptx.unrolled(2) as e:
-            at = j * 4 + half * 2 + e
-            self.sums.store(at, self.sums[at] * factor)
-
-    def _larger(self, score: Expr, largest: Expr) -> Expr:
-        """Leaves a NaN out: it comes back with the sum (but see `Attention.may_mask_nan`)."""
-        score = held(score)
-        return self.s.select(score > largest, score, largest)
-
-    def _over_row(self, half: int, body: Callable[[Expr], None]) -> None:
-        with ptx.unrolled(KEYS // 8) as j, ptx.unrolled(2) as e:
-            body(j * 4 + half * 2 + e)
 
     # --- values
     def add_values(self, values: Expr) -> None:
@@ -315,41 +231,19 @@ class Attention:
     # --- results
     def _store(self) -> None:
         for half in range(2):
-            total = private(1)
-            total.store(0, self.total[half])
-            for distance in (1, 2):
-                total.store(0, total[0] + ptx.shuffle_xor(total[0], distance))
-            row = held(self.row + half * 8)
-            if self.partial is not None:
-                with when(row < self.L):
-                    self._store_part(row, half, total[0])
-                continue
-            scale = self._reciprocal(self.largest[half], total[0])
-            with when(row < self.L), ptx.unrolled(self.Ev // 8) as j:
-                column = held(j * 8 + tirx.floormod(self.lane, 4) * 2)
-                self._store_pair(row, column, j * 4 + half * 2, scale)
+            if self.partial is None:
+                self.store_row(half)
+            else:
+                self._store_part(half)
 
-    def _store_part(self, row: Expr, half: int, total: Expr) -> None:
+    def _store_part(self, half: int) -> None:
         assert self.partial is not None
+        row, total = held(self.row + half * 8), self.row_total(half)
         pair = tirx.floormod(self.lane, 4)
-        line = held(self.partial.line(self.part, self.index, row))
-        with when(pair == 0):
-            self.partial.largest.store(line, self.largest[half])
-            self.partial.totals.store(line, total)
-        with ptx.unrolled(self.Ev // 8) as j, ptx.unrolled(2) as e:
-            self.partial.sums.store(line * self.Ev + j * 8 + pair * 2 + e, self.sums[j * 4 + half * 2 + e])
-
-    def _store_pair(self, row: Expr, column: Expr, at: Expr, scale: Expr) -> None:
-        s = self.s
-
-        def value(e: Expr) -> Expr:
-            return s.select(s.eq(scale, self.zero), self.zero, self.sums[at + e] * scale)
-
-        self.epilogue.store_run(lambda e: [*self.index, row, column + e], value, 2)
-
-    def _reciprocal(self, largest: Expr, total: Expr) -> Expr:
-        return reciprocal(self.op, len(self.shape), self.mask is not None, self.S, largest, total, "float32")
-
-    def _matrix(self, which: int) -> Expr:
-        gqa = which > 0 and self.op.enable_gqa
-        return held(matrix_offset(self.index, self.batch, self.inputs[which], self.views[which], gqa=gqa))
+        with when(row < self.L):
+            line = held(self.partial.line(self.part, self.index, row))
+            with when(pair == 0):
+                self.partial.largest.store(line, self.largest[half])
+                self.partial.totals.store(line, total)
+            with ptx.unrolled(self.Ev // 8) as j, ptx.unrolled(2) as e:
+                self.partial.sums.store(line * self.Ev + j * 8 + pair * 2 + e, self.sums[j * 4 + half * 2 + e])

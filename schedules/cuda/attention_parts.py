@@ -6,37 +6,26 @@ They are combined in order, so that the bits are the same at every call (Dao et 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from transpiler.ir import fixed_size
 
 from ..gpu.threads import each_thread
 from ..gpu.workgroup import private
-from ..scalar import Tir
 from ..sizes import ceil_div, count
 from ..tir import KernelBuilder, flat_offset, unflatten
 from ..vectors import held
-from .epilogue import RunEpilogue
-
-if TYPE_CHECKING:
-    from .attention import Attention
+from . import ptx
+from .online_softmax import OnlineSoftmax
 
 Expr = Any
 KEYS = 64  # that a block takes at a time
 LEAST_STEPS = 4  # of so many keys, of a part: an estimate of what pays for the second launch
 MOST_PARTS = 32
 COMBINING = 128  # threads of a block of the second launch
-LOG2_E = math.log2(math.e)
-
-
-def exponential(x: Expr) -> Expr:
-    """Only differences are turned into powers of two: a mask of the lowest number would overflow."""
-    return T.exp2(x * tirx.const(LOG2_E, "float32"))
 
 
 def parts_of_keys(keys: int, blocks: int, processors: int) -> int:
@@ -50,8 +39,8 @@ def parts_of_keys(keys: int, blocks: int, processors: int) -> int:
 class Partial:
     """What parts of `steps` times KEYS give, in float32 of the workspace: [part, batch, row], of sums an axis more."""
 
-    def __init__(self, builder: KernelBuilder, attention: Attention, steps: int) -> None:
-        self.steps = steps
+    def __init__(self, builder: KernelBuilder, attention: OnlineSoftmax, steps: int) -> None:
+        self.attention, self.steps = attention, steps
         self.splits: int = ceil_div(ceil_div(attention.S, KEYS), steps)
         self.batch = tuple(fixed_size(size) for size in attention.batch)
         self.rows, self.elements = fixed_size(attention.L), attention.Ev
@@ -65,11 +54,9 @@ class Partial:
         """The place of a row's values among those of all parts."""
         return flat_offset([part, *index, row], (self.splits, *self.batch, self.rows))
 
-    def combine(self, epilogue: RunEpilogue, reciprocal: Callable[[Expr, Expr], Expr]) -> None:
-        """The second launch: a thread for two elements of the result. `reciprocal(largest, total)` is what a row's sums
-        are multiplied by."""
-        s = Tir()
-        lowest, zero = s.const(-math.inf, "float32"), tirx.const(0.0, "float32")
+    def combine(self) -> None:
+        """The second launch: a thread for two elements of the result."""
+        s, lowest, zero = self.attention.s, self.attention.lowest, self.attention.zero
         turns = (*self.batch, self.rows, self.elements // 2)
         with each_thread(count(turns), COMBINING) as position:
             *index, row, pair = (held(i) for i in unflatten(position, turns))
@@ -78,20 +65,20 @@ class Partial:
             largest.store(0, lowest)
             with T.serial(0, self.splits) as part:
                 other = held(self.largest[self.line(part, index, row)])
-                largest.store(0, s.select(other > largest[0], other, largest[0]))
+                largest.store(0, ptx.larger(largest[0], other))
             shift = held(s.select(s.eq(largest[0], lowest), zero, largest[0]))
             for buffer, size in ((total, 1), (sums, 2)):
                 for e in range(size):
                     buffer.store(e, zero)
             with T.serial(0, self.splits) as part:
                 line = held(self.line(part, index, row))
-                factor = held(exponential(self.largest[line] - shift))
+                factor = held(self.attention.power(self.largest[line] - shift))
                 total.store(0, total[0] + self.totals[line] * factor)
                 for e in range(2):
                     sums.store(e, sums[e] + self.sums[line * self.elements + column + e] * factor)
-            scale = held(reciprocal(largest[0], total[0]))
+            scale = held(self.attention.reciprocal(largest[0], total[0]))
 
             def value(e: Expr) -> Expr:
                 return s.select(s.eq(scale, zero), zero, sums[e] * scale)
 
-            epilogue.store_run(lambda e: [*index, row, column + e], value, 2)
+            self.attention.epilogue.store_run(lambda e: [*index, row, column + e], value, 2)

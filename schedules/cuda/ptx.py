@@ -121,6 +121,11 @@ _TEXTS = {
     ),
     "fence_async": 'void fence_async() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }',
     "wgmma_end_group": 'void wgmma_end_group() { asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory"); }',
+    "larger": "float larger(float a, float b) { return fmaxf(a, b); }",
+    "multiply_add": "float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }",
+    "power_of_two": (
+        'float power_of_two(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }'
+    ),
     "sync_warp": "void sync_warp() { __syncwarp(); }",
     "pack_f16": _pack_text("f16"),
     "pack_bf16": _pack_text("bf16"),
@@ -220,6 +225,21 @@ def pack(kind: str, low: Expr, high: Expr) -> Expr:
 def round_to_tf32(words: Buffer, place: Expr) -> None:
     """Rounds the float32 in a word to 10 bits of mantissa, ties away from zero; the hardware would cut them off."""
     T.evaluate(_call("round_to_tf32", pointer(words, place)))
+
+
+def larger(a: Expr, b: Expr) -> Expr:
+    """The larger float32 of two; of a NaN and another number, that."""
+    return _call("larger", a, b, returns="float32")
+
+
+def multiply_add(a: Expr, b: Expr, c: Expr) -> Expr:
+    """a * b + c in float32, rounded once."""
+    return _call("multiply_add", a, b, c, returns="float32")
+
+
+def power_of_two(x: Expr) -> Expr:
+    """2 ** x in float32, to two units in the last place; 0 below 2 ** -126."""
+    return _call("power_of_two", x, returns="float32")
 
 
 def store_shared_pair(address: Expr, values: Sequence[Expr]) -> None:

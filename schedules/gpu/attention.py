@@ -40,12 +40,16 @@ def broadcast_offset(index: Sequence[Expr], shape: Sequence[Dim]) -> Expr:
     return offset
 
 
-def matrix_offset(index: Sequence[Expr], batch: Sequence[Dim], value: Value, view: View, *, gqa: bool) -> Expr:
-    """Where a matrix of `value` begins in what `view` says that it lies in, for an index of the batch, which the value
-    may broadcast; if `gqa`, neighbouring heads of the batch share one of the value's."""
-    shape = value.shape
+def own_index(index: Sequence[Expr], batch: Sequence[Dim], shape: Sequence[Dim], *, gqa: bool) -> list[Expr]:
+    """The index of the matrix that a value of `shape` has for an index of the batch, but along sizes of 1, where there
+    is but one. If `gqa`, neighbouring heads of the batch share one of the value's."""
     own = list(index[len(index) - len(shape) + 2 :])
     if gqa and shape[-3] != batch[-1]:
         own[-1] = tirx.floordiv(own[-1], extent(floordiv(batch[-1], shape[-3])))
-    places = zip(own, shape, view.steps, strict=False)
+    return own
+
+
+def matrix_offset(index: Sequence[Expr], batch: Sequence[Dim], value: Value, view: View, *, gqa: bool) -> Expr:
+    """Where a matrix of `value` begins in what `view` says that it lies in; see `own_index`."""
+    places = zip(own_index(index, batch, value.shape, gqa=gqa), value.shape, view.steps, strict=False)
     return sum((position * extent(step) for position, size, step in places if size != 1), extent(view.offset))

@@ -62,6 +62,13 @@ def _meaning(found: re.Match[str]) -> str:
         kind = f"{parts[1]}, {parts[2]}, {'true' if parts[3] else 'false'}"
         head = f"static void {name}(float *sum, uint64_t a, uint64_t b)"
         return f"{head} {{ wgmma<emulator::{kind}>(sum, a, b); }}\n"
+    if parts := re.fullmatch(r"group_(first|registers)_(f16|bf16)_(\d+)", name):
+        left = "uint64_t a" if parts[1] == "first" else "const uint32_t *a"
+        call = f"group_{parts[1]}<emulator::{parts[2]}, {parts[3]}>(sum, a, b);"
+        return f"static void {name}(float *sum, {left}, uint64_t b) {{ {call} }}\n"
+    if parts := re.fullmatch(r"group_(?:fence|wait_(\d))((?:_[fr]\d+)*)", name):
+        arrays = ", ".join("float *" if kind == "f" else "uint32_t *" for kind in re.findall(r"_([fr])", parts[2]))
+        return f"static void {name}({arrays}) {{ {f'wgmma_pending({parts[1]});' if parts[1] else ''} }}\n"
     if parts := re.fullmatch(r"wgmma_(begin|wait)_\d+", name):
         return f"static void {name}(float *) {{ wgmma_{parts[1]}(); }}\n"
     return ""

@@ -33,6 +33,7 @@ static void fail(const char *what) {
 constexpr int GROUP = 128;
 struct Begun {
   float *sums[GROUP];
+  const uint32_t *words[GROUP];  // of the left operand, where it is in registers
   uint64_t a, b;
   void (*work)(const Begun &);
 };
@@ -159,7 +160,7 @@ static float operand(uint64_t descriptor, int line, int element, bool across, in
   return get(word, 0);
 }
 
-template <class Kind, int columns, bool across>
+template <class Kind, int columns, bool across, bool first = false>
 static void multiply_group(const Begun &begun) {
   constexpr int size = Kind::BYTES, depth = 32 / size;
   static_assert(size == 2 || !across);
@@ -174,7 +175,26 @@ static void multiply_group(const Begun &begun) {
     for (int i = 0; i < columns / 2; i++) {
       int row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + thread % 4 * 2 + i % 2;
       float &sum = begun.sums[thread][i];
+      if (first) sum = 0;
       for (int k = 0; k < depth; k++) sum += a[row][k] * b[k][column];
+    }
+}
+
+// The left operand as fragments of m16n8k16 lie, in words of each thread that are read when the products are done.
+template <class Kind, int columns>
+static void multiply_registers(const Begun &begun) {
+  static float a[64][16], b[16][columns];
+  for (int thread = 0; thread < GROUP; thread++)
+    for (int i = 0; i < 8; i++) {
+      int row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8, k = i / 4 * 8 + thread % 4 * 2 + i % 2;
+      a[row][k] = Kind::get(begun.words[thread][i / 2], i % 2);
+    }
+  for (int k = 0; k < 16; k++)
+    for (int column = 0; column < columns; column++) b[k][column] = operand(begun.b, k, column, true, 2, Kind::get);
+  for (int thread = 0; thread < GROUP; thread++)
+    for (int i = 0; i < columns / 2; i++) {
+      int row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + thread % 4 * 2 + i % 2;
+      for (int k = 0; k < 16; k++) begun.sums[thread][i] += a[row][k] * b[k][column];
     }
 }
 
@@ -195,23 +215,34 @@ static void as_group(void *own, const std::function<void(void **)> &work) {
 struct WgmmaLane {
   float *sum;
   uint64_t a, b;
+  const uint32_t *words;
 };
 
-template <class Kind, int columns, bool across>
-static void wgmma(float *sum, uint64_t a, uint64_t b) {
+static void wgmma_of(WgmmaLane own, void (*work)(const emulator::Begun &)) {
   using namespace emulator;
-  WgmmaLane own{sum, a, b};
   auto &group = groups[among(GROUP)];
   as_group(&own, [&](void **lanes) {
-    Begun begun{{}, a, b, multiply_group<Kind, columns, across>};
+    Begun begun{{}, {}, own.a, own.b, work};
     for (int i = 0; i < GROUP; i++) {
       auto &lane = *static_cast<WgmmaLane *>(lanes[i]);
-      if (lane.a != a || lane.b != b) fail("wgmma with descriptors that differ within a warpgroup");
-      begun.sums[i] = lane.sum;
+      if (lane.a != own.a || lane.b != own.b) fail("wgmma with descriptors that differ within a warpgroup");
+      begun.sums[i] = lane.sum, begun.words[i] = lane.words;
     }
     group.begun.push_back(begun);
     if (!(late & LATE_PRODUCTS)) finish(group, group.begun.size());
   });
+}
+template <class Kind, int columns, bool across>
+static void wgmma(float *sum, uint64_t a, uint64_t b) {
+  wgmma_of({sum, a, b, nullptr}, emulator::multiply_group<Kind, columns, across>);
+}
+template <class Kind, int columns>
+static void group_first(float *sum, uint64_t a, uint64_t b) {
+  wgmma_of({sum, a, b, nullptr}, emulator::multiply_group<Kind, columns, false, true>);
+}
+template <class Kind, int columns>
+static void group_registers(float *sum, const uint32_t *words, uint64_t b) {
+  wgmma_of({sum, 0, b, words}, emulator::multiply_registers<Kind, columns>);
 }
 static void wgmma_begin() {}
 static void wgmma_end_group() {
@@ -312,6 +343,9 @@ static void move_16(void *to, const void *from) { move(to, from, 16); }
 static void stream_16(void *to, const void *from) { move(to, from, 16); }
 static void move_4(void *to, const void *from) { move(to, from, 4); }
 static void move_8(void *to, const void *from) { move(to, from, 8); }
+static float larger(float a, float b) { return fmaxf(a, b); }
+static float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+static float power_of_two(float x) { return exp2f(x); }
 static void sync_warp() { __syncwarp(); }
 
 #include "hopper.h"

@@ -23,6 +23,8 @@ FRAME_SIZE, REGISTERS, SIZED = 0x11, 0x2F, 4
 INSTRUCTION = struct.Struct("<QQ")
 OPERATIONS = {
     0x9F0: "HGMMA",  # wgmma
+    0xDF0: "HGMMA",  # and with its left operand in registers
+    0x9C5: "WARPGROUP",  # wgmma.fence and wgmma.wait_group
     0x23C: "HMMA",  # mma.sync of half floats and TF32
     0x83B: "LDSM",  # ldmatrix
     0xFAE: "LDGSTS",  # cp.async
@@ -36,6 +38,7 @@ OPERATIONS = {
     0x9A7: "SYNCS",  # mbarrier.arrive
     0x5A7: "SYNCS",  # mbarrier.try_wait
     0x9C8: "USETMAXREG",  # setmaxnreg
+    0x308: "MUFU",  # powers and reciprocals
     0xB1D: "BAR",
     0x9C7: "UCGABAR",  # barrier.cluster.arrive
     0xDC7: "UCGABAR",  # barrier.cluster.wait
@@ -93,6 +96,17 @@ def operations(cubin: bytes) -> dict[str, Counter[str]]:
             counted += Counter({"UTMALDG.MULTICAST": several, "all": len(words)})
             found[section.name.removeprefix(".text.")] = counted
     return found
+
+
+def sequences(cubin: bytes) -> dict[str, list[str]]:
+    """The instructions of `OPERATIONS` in the order in which a kernel's code has them. Raises ValueError."""
+    return {
+        section.name.removeprefix(".text."): [
+            OPERATIONS[low & 0xFFF] for low, _ in INSTRUCTION.iter_unpack(section.data) if low & 0xFFF in OPERATIONS
+        ]
+        for section in _sections(cubin)
+        if section.name.startswith(".text.")
+    }
 
 
 def _sections(cubin: bytes) -> Iterator[_Section]:
