@@ -294,6 +294,13 @@ def test_sets_of_inputs_are_kept(tmp_path: Path) -> None:
     assert found["k"][1].inputs[0].dtype == half.dtype
     assert found["none"][0].inputs == []
     assert found["k"][0].problems("k", [half]) == []
+    single = np.array([1.0, np.inf, np.nan, 3e38, 0.1], np.float32)
+    double = np.array([1.0 + 1e-9, np.inf, np.nan, 3e38, 0.1])
+    keep(tmp_path / "off.npz", {"k": [{"input": [], "single": [single], "double": [double]}]})
+    (given,) = kept(tmp_path / "off.npz")["k"]
+    np.testing.assert_allclose(given.kept[1][0][[0, 4]], double[[0, 4]], rtol=1e-15)
+    assert given.problems("k", [single]) == []
+    assert given.problems("k", [single[::-1].copy()]) != []
     assert found["k"][0].problems("k", [half + half]) != []
 
 
