@@ -4,6 +4,7 @@ sizes that are too large, a kernel that failed."""
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,18 @@ from transpiler.api import Package
 from transpiler.errors import TranspileError, TranspileErrors
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
+GUIDE = Path(__file__).parents[2] / "docs" / "cuda.md"
+
+
+def documented(text: str) -> str:
+    """`text`, which is an error that the guide has in its table; there, dots and single letters stand for anything."""
+    _, _, table = GUIDE.read_text().partition("| what it says |")
+    rows = [row.split("|")[1] for row in table.partition("\n\n")[0].splitlines()[2:]]
+    patterns = [re.escape(said) for row in rows for said in re.findall("`(.+?)`", row)]
+    assert len(patterns) > 10
+    found = [re.sub(r"(\\\.){3}|\b[A-Zx]\b", ".*", pattern) for pattern in patterns]
+    assert any(re.search(pattern, text) for pattern in found), f"docs/cuda.md has no row for: {text}"
+    return text
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +59,20 @@ def package(standin_log: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack
     ],
 )
 def test_what_is_missing(package: Package, environment: dict[str, str], message: str) -> None:
-    assert said(package, **environment).startswith(f"PackageError {message}")
+    assert documented(said(package, **environment)).startswith(f"PackageError {message}")
 
 
 def test_without_the_package(package: Package, tmp_path: Path) -> None:
     (tmp_path / "cuda").mkdir()
     (tmp_path / "cuda" / "__init__.py").touch()
-    text = said(package, path=str(tmp_path))
+    text = documented(said(package, path=str(tmp_path)))
     assert text.startswith('PackageError the Python package cuda-bindings is missing: pip install "cuda-bindings>=13')
 
 
 def test_devices_are_chosen_by_number(package: Package) -> None:
     assert said(package, "print(Model(device='cuda:1').hardware, Model().hardware)") == "stand-in 1 stand-in 0"
     assert said(package, "print(Model(device='cuda').device)") == "cuda"
-    text = said(package, "Model(device='cuda:2')")
+    text = documented(said(package, "Model(device='cuda:2')"))
     assert text == (
         "PackageError there is no CUDA device 'cuda:2'; there are: cuda:0 (stand-in 0), cuda:1 (stand-in 1)"
     )
@@ -83,11 +96,11 @@ def test_a_forked_process(package: Package, driver: Any) -> None:
             print(error, flush=True)
         os._exit(0)
     os.wait()"""
-    assert said(package, code).startswith("a forked process cannot use the CUDA device of its parent")
+    assert documented(said(package, code)).startswith("a forked process cannot use the CUDA device of its parent")
     # A new model is none of the parent's, but the driver is.
     code = code.replace("model(X)\n        except", "Model()\n        except")
     assert "            Model()\n" in code
-    assert said(package, code).startswith("a forked process cannot use the CUDA device of its parent")
+    assert documented(said(package, code)).startswith("a forked process cannot use the CUDA device of its parent")
 
 
 def test_a_driver_that_takes_ptx_alone(standin_log: Path, tmp_path: Path, package: Package) -> None:
@@ -99,18 +112,18 @@ def test_a_driver_that_takes_ptx_alone(standin_log: Path, tmp_path: Path, packag
     hopper = {"STANDIN_CAPABILITY": "9.0"}
     assert said(both, "print(Model().isa)", **hopper) == "sm_90a"
     assert said(both, "print(Model().isa, Model()(X).shape)", **hopper, CUDA_FORCE_PTX_JIT="1") == "sm_80 (3, 5)"
-    text = said(narrow, **hopper, CUDA_FORCE_PTX_JIT="1")
+    text = documented(said(narrow, **hopper, CUDA_FORCE_PTX_JIT="1"))
     assert text.startswith("PackageError CUDA_FORCE_PTX_JIT is set, with which NVIDIA's driver takes PTX alone")
     assert "sm_90a" in text
 
 
 def test_too_little_memory(package: Package) -> None:
-    text = said(package, STANDIN_MEMORY="100")
+    text = documented(said(package, STANDIN_MEMORY="100"))
     assert text.startswith("MemoryError too little memory for the weights of")
     assert text.endswith("; 100 of 100 bytes of the device are free")
-    text = said(package, "Model()(X)", STANDIN_MEMORY="600")
+    text = documented(said(package, "Model()(X)", STANDIN_MEMORY="600"))
     assert text.startswith("MemoryError too little memory for the values of a call of")
-    text = said(package, "Model()(X)", STANDIN_PINNED="100")
+    text = documented(said(package, "Model()(X)", STANDIN_PINNED="100"))
     assert text == "MemoryError too little memory for inputs and outputs (512 bytes of pinned memory of the host)"
 
 
@@ -162,7 +175,7 @@ def test_a_kernel_that_fails_is_the_end_of_the_device_in_a_process(package: Pack
     except RuntimeError as error:
         print(error)
     model(X)"""
-    text = said(package, code, STANDIN_LOG="/dev/null")
+    text = documented(said(package, code, STANDIN_LOG="/dev/null"))
     assert text.startswith("DriverError a kernel, of this model or of another library in this process, failed")
     assert "CUDA_ERROR_ILLEGAL_ADDRESS" in text
 
