@@ -13,6 +13,8 @@ from transpiler.passes.fusion import FusedStep, GroupStep, ViewStep
 from transpiler.plan import Block
 
 ALIGNMENT = 64
+# Buffers that are looked at to find the place that was used last.
+LATEST_TRIED = 8
 
 
 def aligned(size: int, alignment: int = ALIGNMENT) -> int:
@@ -63,9 +65,12 @@ def plan_arena(
     """Place every buffer that a group writes and that is not `outside` (an input, a weight, an output).
 
     Buffers live from the step that writes them to the last step that reads them or a view of them, those that are
-    `kept` to the end; a workspace lives for its step. Placement is greedy by size: the largest buffer first, at the
-    lowest offset where it overlaps no buffer that is alive at the same time (Pisarchyk and Lee, "Efficient Memory
-    Management for Deep Neural Net Inference", 2020, greedy by size).
+    `kept` to the end; a workspace lives for its step. Placement is greedy by size: the largest buffer first, where it
+    overlaps no buffer that is alive at the same time (Pisarchyk and Lee, "Efficient Memory Management for Deep Neural
+    Net Inference", 2020, greedy by size). Of several such places it takes the one that was used last, unless the
+    lowest ones make a smaller arena: what all threads read a moment ago, such as the input of a convolution, is then
+    written by a kernel that computes long for each byte, and not by one that waits until the other cores gave the bytes
+    up, such as a depthwise convolution.
     """
     root = roots(steps)
     blocks: dict[str, _Block] = {}
@@ -165,9 +170,24 @@ def _donor(
 
 def _place(blocks: list[_Block], alignment: int) -> int:
     """Offsets for blocks of known size, and the bytes of the whole."""
+    lowest = _placed(blocks, alignment, latest=False)
+    offsets = [block.offset for block in blocks]
+    latest = _placed(blocks, alignment, latest=True)
+    if latest <= lowest:
+        return latest
+    for block, offset in zip(blocks, offsets, strict=True):
+        block.offset = offset
+    return lowest
+
+
+def _placed(blocks: Sequence[_Block], alignment: int, *, latest: bool) -> int:
     placed: list[_Block] = []
     total = 0
     sizes = {id(block): aligned(fixed_size(block.size), alignment) for block in blocks}
+
+    def end(block: _Block) -> int:
+        return block.offset + sizes[id(block)]
+
     for block in sorted(blocks, key=lambda item: (-sizes[id(item)], item.first, item.name)):
         size = sizes[id(block)]
         alive = sorted(
@@ -178,8 +198,28 @@ def _place(blocks: list[_Block], alignment: int) -> int:
         for other in alive:
             if offset + size <= other.offset:
                 break
-            offset = max(offset, other.offset + sizes[id(other)])
+            offset = max(offset, end(other))
+        if latest:
+            offset = _latest(block, size, placed, alive, sizes, total, offset)
         block.offset = offset
         placed.append(block)
-        total = max(total, offset + size)
+        total = max(total, end(block))
     return total
+
+
+def _latest(
+    block: _Block,
+    size: int,
+    placed: Sequence[_Block],
+    alive: Sequence[_Block],
+    sizes: Mapping[int, int],
+    total: int,
+    lowest: int,
+) -> int:
+    """Where the buffer lies whose use ended last before this one's begins, if there is room; else `lowest`."""
+    ended = sorted((other for other in placed if other.last < block.first), key=lambda item: -item.last)
+    for place in ended[:LATEST_TRIED]:
+        first, end = place.offset, place.offset + size
+        if end <= total and all(end <= item.offset or item.offset + sizes[id(item)] <= first for item in alive):
+            return first
+    return lowest

@@ -11,7 +11,7 @@ unit stride sees the map as one long row. Narrow maps take several rows per tile
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,6 +40,7 @@ FETCHED_WEIGHTS = 1 << 18
 
 Expr = Any
 Fetch = Callable[[Expr], None]
+Lines = Callable[[Expr, Expr], Expr]
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def _convolve(
     pointwise: bool,
 ) -> None:
     rows_of_pixels, row_length = (1, g.out_height * g.out_width) if pointwise else (g.out_height, g.out_width)
-    tile = choose_tile(target.isa, row_length, g.out_blocks)
+    # A plain map's pixels cost more to address than to multiply: as many products of each as possible.
+    tile = choose_tile(target.isa, row_length, g.out_blocks, g.depth if g.lanes > 1 else None)
     # A narrow map: several output rows per tile.
     tall = (
         max(1, min(max_rows(target.isa, tile.panels) // row_length, rows_of_pixels)) if row_length <= tile.rows else 1
@@ -138,7 +140,7 @@ def _convolve(
     narrow = int(g.last_lanes < LANES)
     groups, rest = divmod(g.out_blocks - narrow, tile.panels)
     rest += narrow
-    emit = Emitter(g, source, weight, bias, epilogue, pointwise)
+    emit = Emitter(g, source, weight, bias, epilogue, pointwise, apart=target.isa.vector_bits >= LANES * 32)
     if groups:
         emit.panel_groups(tile, tall, rows_of_pixels, row_length, 0, groups, parallel)
     if rest:
@@ -156,6 +158,12 @@ class Emitter:
     bias: Buffer | None
     epilogue: Epilogue
     pointwise: bool
+    # Where in `source` row `row` of plane `plane` begins, in pixels, if not one after the other.
+    lines: Lines | None = None
+    apart: bool = False  # a narrow last panel is added up apart from the others
+
+    def line(self, plane: Expr, row: Expr) -> Expr:
+        return (plane * self.g.height + row) * self.g.width if self.lines is None else self.lines(plane, row)
 
     def panel_groups(
         self,
@@ -262,7 +270,7 @@ class Emitter:
         pixels = [(r, c) for r in range(rows) for c in range(columns)]
         kh, kw = g.kernel
 
-        def step(inner: Expr, y: Expr, x: Expr, lane: Expr) -> None:
+        def step(inner: Expr, y: Expr, x: Expr, lane: Expr, chosen: Sequence[int]) -> None:
             scalars: list[Callable[[], Expr]] = []
             for r, c in pixels:
                 if self.pointwise:
@@ -270,14 +278,20 @@ class Emitter:
                 else:
                     source_row = (row + r) * g.stride[0] + y * g.dilation[0]
                     source_column = (column + c) * g.stride[1] + x * g.dilation[1]
-                    place = ((image * g.inner + inner) * g.height + source_row) * g.width + source_column
+                    place = self.line(image * g.inner + inner, source_row) + source_column
                 offset = place * g.lanes + lane
                 scalars.append(partial(self.source.__getitem__, offset))
             vectors = []
-            for p, lanes in enumerate(accumulators.lanes):
+            for p in chosen:
                 position = ((((block_of + p) * g.inner + inner) * kh + y) * kw + x) * g.lanes + lane
-                vectors.append(self.weight.vector(position * LANES, lanes))
-            accumulators.multiply_add(scalars, vectors)
+                vectors.append(self.weight.vector(position * LANES, accumulators.lanes[p]))
+            accumulators.multiply_add(scalars, vectors, chosen)
+
+        # A narrow last panel has a loop of its own. LLVM would make its pixels a part of the others', and while a load
+        # fills a vector of 256 bits by the way, one of 512 takes a unit from the multiply-adds (Zen 4).
+        together = [list(range(panels))]
+        if self.apart and panels > 1 and last < LANES:
+            together = [list(range(panels - 1)), [panels - 1]]
 
         def blocks_of(first: int, count: int, lanes: int) -> None:
             if lanes == 1:
@@ -285,14 +299,15 @@ class Emitter:
                 # that the accumulators need.
                 with T.serial(0, count * kh * kw) as number:
                     y, x = tirx.floormod(tirx.floordiv(number, kw), kh), tirx.floormod(number, kw)
-                    step(first + tirx.floordiv(number, kh * kw), y, x, 0)
+                    step(first + tirx.floordiv(number, kh * kw), y, x, 0, range(panels))
                 return
             block_loop, rows, columns = T.serial(0, count), T.serial(0, kh), T.serial(0, kw)
             with block_loop as block, rows as y, columns as x:
                 if fetch is not None:
                     fetch(((first + block) * kh + y) * kw + x)
-                with T.serial(0, lanes) as lane:
-                    step(first + block, y, x, lane)
+                for chosen in together:
+                    with T.serial(0, lanes) as lane:
+                        step(first + block, y, x, lane, chosen)
 
         def index(p: int, r: Expr, c: Expr, lane: Expr) -> list[Expr]:
             if self.pointwise:

@@ -4,7 +4,8 @@ Worth it where that map outgrows L2 (MobileNetV2's 96 channels on 112x112 are 4.
 panel groups (a few blocks of 16 channels) are one long list that the threads cut into pieces. For each row, the rows
 of the map that it reads and the one before did not are convolved into a ring of as many rows as the filter is high,
 rounded up to a power of two, a few 10 KB per thread; then the depthwise row is taken from there. A piece begins with
-all rows that its first output reads.
+all rows that its first output reads. Where the first convolution pads its input, the padded rows of that go through a
+ring of their own just before they are read: a thread reads nothing that another wrote.
 
 The same sums as of the two kernels alone. Limited by the first convolution's multiply-adds.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm import tirx
@@ -25,13 +26,13 @@ from transpiler.target import Target
 
 from ..fuse import lowered
 from ..sizes import extent, is_large, is_several
-from ..tir import LANES, Buffer, KernelBuilder, Operands, own_turns
+from ..tir import LANES, Buffer, KernelBuilder, Operands, local, own_turns
 from ..vectors import held
 from . import conv_blocked, conv_depthwise
 from .convolution import Convolution, convolution
 from .epilogue import Epilogue
 from .gemm import choose_tile
-from .padding import pad_map
+from .padding import pad_row
 
 Expr = Any
 
@@ -83,6 +84,50 @@ class _Ring:
         return self.base + (panel * self.rows + tirx.floormod(row, self.rows)) * self.width
 
 
+@dataclass(frozen=True)
+class _PaddedRows:
+    """Rows of a convolution's padded input: [planes of an image][rows][width] pixels of `lanes` elements, row r at
+    r % rows, from pixel `base` of `ring` on."""
+
+    conv: Convolution[BlockedConv]
+    geometry: conv_blocked.Geometry
+    source: Buffer
+    ring: Buffer
+    base: Expr
+    rows: int
+    known: Buffer  # one number: the rows before it were copied, as far as they are read
+
+    def line(self, plane: Expr, row: Expr) -> Expr:
+        return self.base + (plane * self.rows + tirx.floormod(row, self.rows)) * self.geometry.width
+
+    def forget(self, when: Expr) -> None:
+        self.known.store(0, tirx.if_then_else(when, 0, self.known[0]))
+
+    def read(self, image: Expr, out_row: Expr) -> None:
+        """Copy what row `out_row` of the result is the first to read."""
+        g = self.geometry
+        low = held(out_row * g.stride[0])
+        begin, end = held(tirx.max(low, self.known[0])), low + _reach(self.conv.op)
+        size = self.conv.height, self.conv.width
+        with T.serial(0, end - begin) as number, T.serial(0, self.conv.inner) as plane:
+            row = held(begin + number)
+            start = held(self.line(plane, row) * g.lanes)
+            of_source = image * self.conv.inner + plane
+            # The next row of the result begins to read so many rows later; until then there is time.
+            ahead = g.stride[0]
+            pad_row(self.source, self.ring, start, of_source, row, size, self.conv.op.padding, g.lanes, ahead)
+        self.known.store(0, end)
+
+
+def _reach(op: BlockedConv) -> int:
+    """Rows from the first to the last that a result reads."""
+    return (op.kernel[0] - 1) * op.dilation[0] + 1
+
+
+def _ring_rows(reach: int) -> int:
+    return 1 << (reach - 1).bit_length()
+
+
 class _RingEpilogue(Epilogue):
     """Writes row `row` to a ring, panels counted from `panel`."""
 
@@ -105,12 +150,17 @@ class _Pair:
         self.target, self.before, self.after = target, before, after
         self.geometry = conv_blocked.geometry_of(before)
         self.width, self.height = before.out_width, before.out_height
-        self.tile = choose_tile(target.isa, self.width, after.inner)
-        reach = (after.op.kernel[0] - 1) * after.op.dilation[0] + 1
-        self.reach, self.ring_rows = reach, 1 << (reach - 1).bit_length()
+        # Padded rows are copied for every panel group, a plain map's are addressed for each: few groups.
+        depth = None if any(before.op.padding) or self.geometry.lanes == 1 else self.geometry.depth
+        self.tile = choose_tile(target.isa, self.width, after.inner, depth)
+        self.reach, self.ring_rows = _reach(after.op), _ring_rows(_reach(after.op))
         self.ring_size = self.tile.panels * self.ring_rows * self.width * LANES
-        self.padded_size = before.images * self.geometry.image_size if any(before.op.padding) else 0
-        self.workspace = STRIPS * self.ring_size + self.padded_size
+        self.padded_rows, self.padded_size = 0, 0
+        if any(before.op.padding):
+            self.padded_rows = _ring_rows(_reach(before.op))
+            size = before.inner * self.padded_rows * self.geometry.width * self.geometry.lanes
+            self.padded_size = -(-size // LANES) * LANES
+        self.workspace = STRIPS * (self.ring_size + self.padded_size)
 
     def emit(self, group: Group, builder: KernelBuilder) -> None:
         rings = builder.scratch(STRIPS * self.ring_size)
@@ -122,11 +172,7 @@ class _Pair:
         ]
         into, out = _Operands(own[0], [rings]), _Operands(own[1], builder.outputs)
         source, weight, bias = self.before.operands(into)
-        if self.padded_size != 0:
-            padded, conv = builder.scratch(self.padded_size), self.before
-            planes = extent(conv.images) * conv.inner
-            pad_map(source, padded, planes, (conv.height, conv.width), conv.op.padding, self.geometry.lanes)
-            source = padded
+        padding = builder.scratch(STRIPS * self.padded_size) if self.padded_size else None
         full, rest = divmod(self.after.inner, self.tile.panels)
         rows = self.after.out_height
         groups = full + (rest > 0)
@@ -136,6 +182,11 @@ class _Pair:
             begin = held(tirx.floordiv(strip * count, STRIPS))
             end = held(tirx.floordiv((strip + number) * count, STRIPS))
             ring = _Ring(strip * (self.ring_size // LANES), self.ring_rows, self.width)
+            padded = None
+            if padding is not None:
+                base = held(strip * (self.padded_size // self.geometry.lanes))
+                known = local(1, "int32")
+                padded = _PaddedRows(self.before, self.geometry, source, padding, base, self.padded_rows, known)
             with T.serial(0, end - begin) as step:
                 turn = begin + step
                 row, task = held(tirx.floormod(turn, rows)), tirx.floordiv(turn, rows)
@@ -143,12 +194,17 @@ class _Pair:
                 panel = held(tirx.floormod(task, groups) * self.tile.panels)
                 # What the row before left in the ring: all but what comes new with every row.
                 fresh = tirx.any(tirx.EQ(step, 0), tirx.EQ(row, 0))
+                if padded is not None:
+                    padded.forget(fresh)
 
                 def rows_of(panels: int) -> None:
                     with self._new_rows(row, fresh) as line:
                         epilogue = _RingEpilogue(self.before.group, into, ring, panel, line)
                         emitter = conv_blocked.Emitter(self.geometry, source, weight, bias, epilogue, pointwise=False)
-                        self._convolve(emitter, panels, image, panel, line)
+                        if padded is not None:
+                            padded.read(image, line)
+                            emitter = replace(emitter, source=padded.ring, lines=padded.line)
+                        self._convolve(emitter, panels, image if padded is None else 0, panel, line)
                     with T.serial(0, panels) as p:
                         self._depthwise(out, ring, p, image, panel + p, row)
 

@@ -4,6 +4,11 @@ A tile is `rows` x `panels` accumulators of 16 lanes. Every step of k loads one 
 one scalar per row of A: rows * panels multiply-adds for rows + panels loads. With AVX-512 (32 registers, 16 lanes
 each) 8 x 3 or 14 x 2 tiles keep both FMA ports busy; with fewer or narrower registers the tile shrinks until the
 accumulators fit. A's elements come from L1 (rows x K), a B panel group (panels x K x 16) from L2.
+
+A tile of one panel uses each scalar once, so that AVX-512's multiply-adds read it themselves. On processors that make
+two passes of a vector (Zen 4) this beats wider tiles where sums are short: filling a register from a scalar takes a
+unit that the ends of sums need. Others lack loads for it: long sums have wider tiles unless a measurement says
+otherwise.
 """
 
 from __future__ import annotations
@@ -27,6 +32,8 @@ Expr = Any
 
 MAX_ROWS = 14
 TILES_TO_TRY = 8
+# Steps of a sum up to which the end of a tile shows.
+SHORT_SUM = 96
 # Panels read at once by a product of one row: enough to hide the latency of L3, and
 MAX_STREAMS = 16
 # no more than this many whose lines fall into the same set of an 8-way L1 of 64 sets.
@@ -62,11 +69,12 @@ def steps(extent: int, tile: int) -> list[int]:
     return [tile] * (extent // tile) + ([extent % tile] if extent % tile else [])
 
 
-def choose_tile(isa: Isa, rows: int, panels: int) -> Tile:
+def choose_tile(isa: Isa, rows: int, panels: int, depth: int | None = None) -> Tile:
     """The tile that covers `rows` x `panels` in the fewest cycles: the choice point "tile".
 
     The default is by a simple model: a step of a tile costs its multiply-adds, its loads at half weight, and no less
-    than what hides the latency.
+    than what hides the latency. With the `depth` of the sums, tiles of one panel are candidates too, the default where
+    sums are short and a vector is a register.
     """
 
     def cost(tile: Tile) -> float:
@@ -84,7 +92,21 @@ def choose_tile(isa: Isa, rows: int, panels: int) -> Tile:
         if r >= min(rows, max_rows(isa, p)) // 2
     ]
     candidates.sort(key=lambda tile: (round(cost(tile), 3), -tile.rows * tile.panels))
-    return choose("tile", candidates[:TILES_TO_TRY], candidates[0])
+    best = candidates[:TILES_TO_TRY]
+    if depth is None or isa.vector_bits < LANES * 32:
+        return choose("tile", best, best[0])
+    single = _of_one_panel(candidates, rows)
+    # The first few are what a quick sweep tries.
+    first = [*single[:1], best[0]] if depth <= SHORT_SUM else [best[0], *single[:1]]
+    ordered = list(dict.fromkeys([*first, *single, *best]))
+    return choose("tile", ordered, ordered[0])
+
+
+def _of_one_panel(candidates: Sequence[Tile], rows: int) -> list[Tile]:
+    """The best of these that have one panel, and the tallest of those below that leave no rest."""
+    single = [tile for tile in candidates if tile.panels == 1]
+    exact = [tile for tile in single if rows % tile.rows == 0 and tile.rows < single[0].rows]
+    return [*single[:1], *sorted(exact, key=lambda tile: -tile.rows)[:1]]
 
 
 def streams(isa: Isa, panels: int, distance: int) -> int:
@@ -117,13 +139,17 @@ class Accumulators:
             for row in range(self.tile.rows):
                 panel.store_vector(row * lanes, splat(0.0, lanes=lanes), lanes)
 
-    def multiply_add(self, scalars: Sequence[Callable[[], Expr]], vectors: Sequence[Expr]) -> None:
-        """acc[r][p] += scalars[r] * vectors[p]."""
+    def multiply_add(
+        self, scalars: Sequence[Callable[[], Expr]], vectors: Sequence[Expr], panels: Sequence[int] | None = None
+    ) -> None:
+        """acc[r][p] += scalars[r] * vectors[p]; of some `panels` only, the vectors are theirs."""
+        chosen = range(self.tile.panels) if panels is None else panels
         bound = [T.bind(vector) for vector in vectors] if self.tile.rows > 1 else list(vectors)
         for row, scalar in enumerate(scalars):
             factor = scalar()
-            wide = T.bind(splat(factor)) if self.tile.panels > 1 else splat(factor)
-            for panel, lanes, vector in zip(self._panels, self.lanes, bound, strict=True):
+            wide = T.bind(splat(factor)) if len(chosen) > 1 else splat(factor)
+            for number, vector in zip(chosen, bound, strict=True):
+                panel, lanes = self._panels[number], self.lanes[number]
                 factors = wide if lanes == LANES else splat(factor, lanes=lanes)
                 panel.store_vector(row * lanes, panel.vector(row * lanes, lanes) + factors * vector, lanes)
 

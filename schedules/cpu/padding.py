@@ -25,16 +25,25 @@ def pad_map(
     height, width = size[0] + padding[0] + padding[2], size[1] + padding[1] + padding[3]
     rows = planes * height
     with loop(rows, parallel=is_large(rows * width * lanes)) as row:
-        _pad_row(source, target, tirx.floordiv(row, height), tirx.floormod(row, height), size, padding, lanes)
+        plane, y = tirx.floordiv(row, height), tirx.floormod(row, height)
+        pad_row(source, target, row * (width * lanes), plane, y, size, padding, lanes)
 
 
-def _pad_row(
-    source: Buffer, target: Buffer, plane: Expr, y: Expr, size: tuple[int, int], padding: Sequence[int], lanes: int
+def pad_row(
+    source: Buffer,
+    target: Buffer,
+    base: Expr,
+    plane: Expr,
+    y: Expr,
+    size: tuple[int, int],
+    padding: Sequence[int],
+    lanes: int,
+    ahead: int = 0,
 ) -> None:
-    """A row of the target is zeros, or zeros, the source row, zeros."""
-    (h, w), (top, left, bottom, right) = size, padding
-    height, width = h + top + bottom, w + left + right
-    base = (plane * height + y) * (width * lanes)
+    """Row `y` of a padded plane, to `base` of the target: zeros, or zeros, the source row, zeros; asks for the source
+    row that is `ahead` of it."""
+    (h, w), (top, left, _, right) = size, padding
+    width = w + left + right
 
     def fill(start: Expr, count: int) -> None:
         _run(count, lambda offset, n: _zero(target, start + offset, n))
@@ -43,7 +52,13 @@ def _pad_row(
         with T.Then():
             fill(base, left * lanes)
             start = (plane * h + y - top) * (w * lanes)
-            _run(w * lanes, lambda offset, n: _copy(source, start + offset, target, base + left * lanes + offset, n))
+
+            def copy(offset: Expr, count: int) -> None:
+                if ahead and count == LANES:
+                    source.fetch(start + offset + ahead * w * lanes)
+                _copy(source, start + offset, target, base + left * lanes + offset, count)
+
+            _run(w * lanes, copy)
             fill(base + (left + w) * lanes, right * lanes)
         with T.Else():
             fill(base, width * lanes)

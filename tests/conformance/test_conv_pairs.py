@@ -39,6 +39,9 @@ PAIRS = {
     "five": _pair(ConvBlocked, 1, 32, 80, (8, 15), 1, 1, (5, 1, 2), Clamp(0.0, 6.0)),
     "stem": _pair(ConvStem, 2, 3, 32, (21, 30), 3, 2, (3, 1, 1), Silu()),
     "wide": _pair(ConvBlocked, 1, 16, 16, (7, 9), 3, 1, (2, 3, 0), Clamp(-1.0, 1.0)),
+    "padded_groups": _pair(ConvStem, 2, 3, 80, (17, 21), 3, 2, (3, 2, 1), Clamp(0.0, 6.0)),
+    "padded_gaps": _pair(ConvBlocked, 1, 16, 48, (11, 13), 3, 1, (1, 2, 0), Clamp(0.0, 6.0)),
+    "padded_late": _pair(ConvBlocked, 1, 20, 40, (7, 12), 5, 2, (3, 1, 4), Clamp(0.0, 6.0)),
     "one_row": _pair(ConvBlocked, 1, 16, 17, (2, 31), 1, 1, (3, 1, 1), Clamp(0.0, 6.0)),
 }
 
