@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from math import prod
 
 from ..sizes import Extent, ceil_div, is_fixed
 from .ptx import CHUNK
@@ -15,12 +16,14 @@ PROCESSORS = 108
 @dataclass(frozen=True)
 class Card:
     """What the rule knows of a device: its multiprocessors; of each the bytes of shared memory that blocks share, and
-    `products` of pairs of 16-byte chunks in a cycle on tensor cores, and by ordinary multiply-adds."""
+    `products` of pairs of 16-byte chunks in a cycle on tensor cores, and by ordinary multiply-adds; the bytes that its
+    memory moves in a cycle."""
 
     processors: int
     shared_bytes: int
     tensor_products: int
     plain_products: int
+    memory_bytes: int
 
     def products(self, kind: str) -> int:
         return self.plain_products if kind == "float32" else self.tensor_products
@@ -28,8 +31,8 @@ class Card:
 
 # From NVIDIA's data sheets: an A100 for sm_80 and an H200 for sm_90a.
 CARDS = {
-    "sm_80": Card(PROCESSORS, 167936, tensor_products=128, plain_products=16),
-    "sm_90a": Card(132, 233472, tensor_products=256, plain_products=32),
+    "sm_80": Card(PROCESSORS, 167936, tensor_products=128, plain_products=16, memory_bytes=1400),
+    "sm_90a": Card(132, 233472, tensor_products=256, plain_products=32, memory_bytes=2700),
 }
 # Cycles between the start of a block and its first products, and from its last ones until its results are stored: an
 # estimate, with which many short rounds cost more than a few long ones.
@@ -153,7 +156,10 @@ def cycles(tile: Tile, card: Card, kind: str, batches: Extent, rows: Extent, col
     rounds = ceil_div(blocks, card.processors)
     chunks = ceil_div(depth, tile.chunks * tile.splits) * tile.chunks
     work = rounds * tile.rows * tile.columns * chunks / (card.products(kind) * tile.rate)
-    waves = ceil_div(rounds, resident(tile, card)) + (2 if tile.splits > 1 else 0)  # the second launch
+    waves = ceil_div(rounds, resident(tile, card))
+    if tile.splits > 1:  # the second launch, and sums in float32 that go to memory and back
+        waves += 2
+        work += 2 * 4 * tile.splits * prod(known) / card.memory_bytes
     return float(work + waves * LATENCY + (MEETING if tile.cluster > 1 else 0))
 
 

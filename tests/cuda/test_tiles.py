@@ -65,7 +65,8 @@ def test_no_tile_spills(arch: str, kind: str) -> None:
         ("sm_80", "float32", (4096, 4096, 4096), (256, 32 * 32)),
         ("sm_80", "float16", (128, 768, 768), (256, 4 * 24)),  # few tiles: small ones, four teams of warps
         ("sm_90a", "float16", (8192, 8192, 8192), (384, 132, 2)),  # as many blocks as multiprocessors, in pairs
-        ("sm_90a", "bfloat16", (512, 3072, 768), (384, 4 * 6 * 4)),  # 128 x 128, four parts of the summed dim
+        ("sm_90a", "bfloat16", (512, 3072, 768), (256, 8 * 12)),  # 64 x 64: parts would be too much to write
+        ("sm_90a", "bfloat16", (128, 16384, 768), (384, 12 * 8)),  # 128 x 64, eight parts of the summed dim
         ("sm_90a", "bfloat16", (128, 4096, 4096 * 4), (384, 128)),  # one row of tiles: no pairs
         ("sm_80", "float16", (1, 768, 50257), (128, -(-50257 // 8))),  # a warp for two columns
     ],
