@@ -17,7 +17,7 @@ import torch
 
 from tests.conformance.kernels import op_group
 from tests.cuda import on_gpu
-from tests.cuda.gpu.emulated import in_parts, recording
+from tests.cuda.gpu.emulated import files_with_kernels, in_parts, recording
 from tests.cuda.gpu.kernels import family, keep, kept
 from tests.cuda.gpu.library import write
 from tests.cuda.gpu.model_times import AsUsed, faded
@@ -190,6 +190,11 @@ def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch, work: Path, dr
     monkeypatch.setitem(sys.modules, "tvm", None)
     with pytest.raises(SystemExit, match="prepare needs the package tvm, which makes the kernels"):
         on_gpu.main(["prepare", "--work", str(work), "--tiny"])
+
+
+def test_files_of_tests_are_found() -> None:
+    assert {"emulated.rows", "emulated.hopper", "emulated.tensor_cores"} <= set(files_with_kernels())
+    assert "emulated.on_gpu" not in files_with_kernels(), "it would call itself"
 
 
 def test_kernels_of_tests_over_the_emulator_are_collected(driver: Any, tmp_path: Path) -> None:

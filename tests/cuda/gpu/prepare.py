@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.cuda.gpu.cases import ODD, Case, Convolution, Gemm, kernel_cases, model_cases, odd
-from tests.cuda.gpu.emulated import Run, collected, test_files
+from tests.cuda.gpu.emulated import Run, collected, files_with_kernels
 from tests.cuda.gpu.families import Member, families, single
 from tests.cuda.gpu.kernels import KEPT, keep
 from tests.cuda.gpu.library import library, write
@@ -94,7 +94,7 @@ def _kernels(work: Path, archs: Sequence[str], only: str, tiny: bool) -> list[st
     if not tiny:
         todo |= {
             name: lambda name=name, file=file: _emulated(work / "kernels", name, collected(file), targets[:1])
-            for name, file in test_files().items()
+            for name, file in files_with_kernels().items()
         }
     return _run(work, "kernels", only, todo)
 
