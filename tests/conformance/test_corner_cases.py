@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
@@ -111,12 +112,18 @@ def test_corner_cases(target: Target) -> None:
     assert not problems, f"{len(problems)} problems\n" + "\n".join(problems)
 
 
-def corner_problems(wanted: Sequence[Case], target: Target) -> list[str]:
-    """What differs from PyTorch on a target."""
+def corner_problems(wanted: Sequence[Case], target: Target, refused: str = "") -> list[str]:
+    """What differs from PyTorch on a target, or is refused for another reason than one that fits `refused`."""
     problems: list[str] = []
     bundles = {f"b{number}": item for number, item in enumerate(programs(wanted, problems))}
     compiled = Programs({key: program for key, (_, program) in bundles.items()}, target)
     for key, (bundle, _) in bundles.items():
+        if reason := compiled.refused.get(key):
+            if len(bundle) > 1:
+                problems += [text for case in bundle for text in corner_problems([case], target, refused)]
+            elif not (refused and re.search(refused, reason)):
+                problems.append(f"{bundle[0].id} is refused: {reason}")
+            continue
         results = iter(compiled.run(key, *(to_numpy(item) for case in bundle for item in case.inputs)))
         for case in bundle:
             for number, want in enumerate(expected(case)):

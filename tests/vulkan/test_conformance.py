@@ -51,7 +51,8 @@ def test_sizes_that_vary(family: str, target: Target) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(CORNER_PARTS))
 def test_corner_cases(part: int, target: Target) -> None:
-    problems = corner_problems(list(cases().values())[part::CORNER_PARTS], target)
+    chosen = list(cases().values())[part::CORNER_PARTS]
+    problems = corner_problems(chosen, target, refused=r"No SPIR-V for (the function )?\w+ of float64\.")
     assert not problems, f"{len(problems)} problems\n" + "\n".join(problems)
 
 
