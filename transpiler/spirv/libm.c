@@ -89,7 +89,7 @@ double acos(double x) { return x <= -1 ? x == -1 ? PI : NAN : 2 * atan_positive(
 /* log(1 + x) with the rounding of 1 + x undone */
 double log1p(double x) {
   double u = 1 + x;
-  return u == 1 ? x : isinf(u) ? u : log(u) * (x / (u - 1));
+  return u == 1 ? x : isinf(u) ? log(u) : log(u) * (x / (u - 1));
 }
 
 double modf(double x, double whole) { return x - trunc(x); }
