@@ -170,6 +170,8 @@ CASES: dict[str, ProductCase] = {
     "linear_odd": ProductCase(Linear(), ((33, 35), (21, 35), (21,))),
     "gemv": ProductCase(Linear(), ((1, 1, 808), (37, 808), (37,))),
     "gemv_odd": ProductCase(Linear(), ((3, 35), (2001, 35))),
+    "gemv_deep": ProductCase(Linear(), ((2, 4104), (70, 4104), (70,))),
+    "gemv_wide": ProductCase(Linear(), ((5, 520), (7001, 520))),
     "matmul_plain": ProductCase(Matmul(), ((70, 72), (72, 48))),
     "matmul_broadcast": ProductCase(Matmul(), ((2, 1, 20, 24), (3, 24, 40))),
     "matmul_odd": ProductCase(Matmul(), ((2, 3, 33, 35), (2, 3, 35, 37))),
