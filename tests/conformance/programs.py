@@ -11,6 +11,7 @@ from transpiler.errors import TranspileErrors
 from transpiler.ir import Array, Graph, Input, Output, Program, Role, verify
 from transpiler.lower import lower
 from transpiler.ops.base import Op
+from transpiler.ops.dtypes import numpy_dtype
 from transpiler.passes import PIPELINES, run_passes
 from transpiler.plan import KernelPlan, View
 from transpiler.prepared import run_prepare
@@ -72,4 +73,5 @@ class Programs:
             assert step.into is None, "a program without state has no kernel in place"
             results = self._kernels.run(symbols[step.kernel], *(values[value.name] for value in step.inputs))
             values |= {value.name: array for value, array in zip(step.outputs, results, strict=True)}
-        return [values[value.name] for value in plan.outputs]
+        # Constants in half precision are kept as their bits.
+        return [values[value.name].view(numpy_dtype(value.dtype)) for value in plan.outputs]

@@ -76,6 +76,32 @@ def test_what_depends_on_nothing_is_computed_now() -> None:
     assert_same_meaning(before, after)
 
 
+def test_a_tensor_without_elements_is_known() -> None:
+    before = Program(
+        {
+            "forward": graph(
+                """
+                func forward(
+                  %x: float32[0, 3] user "x",
+                  %d: float32[3] user "d",
+                ) {
+                  %s: float32[3] = reduce_sum(%x) {axes = (0,), keepdims = False}
+                  %m: float32[3] = div(%s, %s)
+                  %e: float32[0, 3] = exp(%x)
+                  %y: float32[3] = add(%m, %d)
+                  return %y, %e
+                }
+                """
+            )
+        }
+    )
+    after = fold.constants(before)
+    assert ops(after) == ["exp", "add"]
+    (constant,) = [item for item in after.main.inputs if item.role is Role.CONSTANT]
+    np.testing.assert_array_equal(after.constants[constant.key], np.full(3, np.nan, np.float32))
+    assert_same_meaning(before, after)
+
+
 def test_a_weight_is_never_folded() -> None:
     before = Program(
         {

@@ -24,12 +24,13 @@ MAX_CONSTANT_BYTES = 1 << 20
 
 
 def constants(program: Program) -> Program:
-    """Compute what depends on no input and no weight now.
+    """Compute what depends on no element of an input or a weight now.
 
     before: %i = arange() {size = 4}; %m = le(%i, %i); %y = where(%m, %x, %z)
     after:  constant %m; %y = where(%m, %x, %z)
 
-    A `full` stays a node: kernels compute it for nothing.
+    A `full` stays a node: kernels compute it for nothing. A tensor without elements is as known as a constant, so that
+    no kernel has a literal 0 as the sum of nothing (drivers of GPUs take 0 / x for 0, which NaN need not be).
     """
     for graph in program.functions.values():
         program = _fold_constants(program, graph)
@@ -46,7 +47,8 @@ def _fold_constants(program: Program, graph: Graph) -> Program:
     for node in graph.nodes:
         types = [value.type for value in node.outputs]
         foldable = (
-            all(value.name in known for value in node.inputs)
+            all(value.name in known or _is_empty(value) for value in node.inputs)
+            and not all(map(_is_empty, node.outputs))
             and node.op.is_static
             and all(type_.is_static for type_ in types)
             and all(is_static(dim) for value in node.inputs for dim in value.shape)
@@ -56,7 +58,7 @@ def _fold_constants(program: Program, graph: Graph) -> Program:
             continue
         try:
             with np.errstate(all="ignore"):
-                results = node.op.reference(*(known[value.name] for value in node.inputs))
+                results = node.op.reference(*(_known(known, value) for value in node.inputs))
         except (IndexError, ZeroDivisionError):
             # An index out of bounds, or a division by zero, reports itself at run time.
             kept.append(node)
@@ -83,6 +85,15 @@ def _fold_constants(program: Program, graph: Graph) -> Program:
     taps = {path: tap for path, tap in graph.taps.items() if tap.value not in folded or tap.value in used}
     main = replace(graph, inputs=(*graph.inputs, *new_inputs), nodes=tuple(kept), taps=taps)
     return replace(program.with_function(main), constants=stored)
+
+
+def _is_empty(value: Value) -> bool:
+    return 0 in value.shape
+
+
+def _known(known: dict[str, Array], value: Value) -> Array:
+    found = known.get(value.name)
+    return np.empty(value.type.static_shape(), numpy_dtype(value.dtype)) if found is None else found
 
 
 def _store(stored: dict[str, Array], name: str, array: Array) -> str:

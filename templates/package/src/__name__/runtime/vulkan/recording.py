@@ -65,6 +65,7 @@ class Recording:
         self._handles: list[tuple[str, Any]] = []
         self._submitted = False
         self._finalizer = weakref.finalize(self, _destroy, device, self._handles)
+        self._timed = timed
         self.calls = (
             sorted({step.call for step in program.steps if isinstance(step, Dispatch)}) if timed else []
         )
@@ -100,7 +101,7 @@ class Recording:
         if any(isinstance(step, Copy) for step in program.steps):
             steps |= transfer
         vk.vkBeginCommandBuffer(command, vk.VkCommandBufferBeginInfo())
-        if self.calls:
+        if self._timed:
             self._start_clock()
         if self._staging is not None:
             self._copy_shared(self._staging, self._work, program.upload)
@@ -110,13 +111,13 @@ class Recording:
             program.steps, program.needs_barrier(), made, sets, strict=True
         ):
             new_call = isinstance(step, Dispatch) and step.call != call
-            if wait or (self.calls and new_call):
+            if wait or (self._timed and new_call):
                 self._barrier(steps, steps)
             if isinstance(step, Copy):
                 self._copy(step)
                 continue
             assert pipeline is not None
-            if self.calls and new_call:
+            if self._timed and new_call:
                 self._read_clock(self.calls.index(step.call))
             call = step.call
             if pipeline.handle != bound:
@@ -131,7 +132,7 @@ class Recording:
                     command, pipeline.layout, vk.VK_SHADER_STAGE_COMPUTE_BIT, 0, len(step.scalars), data
                 )
             vk.vkCmdDispatch(command, *groups(device, step))
-        if self.calls:
+        if self._timed:
             self._barrier(steps, steps)
             self._read_clock(len(self.calls))
         if self._staging is not None:
