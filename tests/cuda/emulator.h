@@ -10,6 +10,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <memory>
 #include <vector>
 
 #include "tensor_maps.h"
@@ -36,7 +37,7 @@ namespace emulator {
 
 struct Fiber {
   void *stack_pointer = nullptr;
-  std::vector<char> stack;
+  std::unique_ptr<char[]> stack;
   Index thread{}, block{};
   int number = 0;  // in the block, which is that of `rank` in its cluster
   int rank = 0;
@@ -85,13 +86,13 @@ static void enter() {
 }
 
 static void prepare(Fiber &fiber, Index block, int rank, int number) {
-  fiber.stack.resize(STACK_BYTES);
+  if (!fiber.stack) fiber.stack.reset(new char[STACK_BYTES]);  // not filled: what no thread reaches takes no memory
   fiber.block = block;
   fiber.rank = rank;
   fiber.number = number;
   fiber.finished = false;
   fiber.thread = {number % block_size.x, number / block_size.x % block_size.y, number / (block_size.x * block_size.y)};
-  auto top = reinterpret_cast<uintptr_t>(fiber.stack.data() + STACK_BYTES) & ~uintptr_t(15);
+  auto top = reinterpret_cast<uintptr_t>(fiber.stack.get() + STACK_BYTES) & ~uintptr_t(15);
   auto slots = reinterpret_cast<void **>(top) - 8;
   std::memset(slots, 0, 8 * sizeof(void *));
   slots[6] = reinterpret_cast<void *>(&enter);  // where the first switch returns to, past six saved registers
@@ -181,7 +182,11 @@ static const char *run(Index groups, Index threads, int order, int neighbours, s
   block_size = threads;
   kernel = std::move(body);
   int threads_each = threads_of_block(), count = threads_each * cluster_size;
-  fibers.resize(std::max<size_t>(fibers.size(), count));
+  fibers.resize(count);
+  // Every kernel is a library of its own, which stays: the stacks of its threads do not.
+  struct Release {
+    ~Release() { std::vector<Fiber>().swap(fibers); }
+  } release;
   everybody.resize(cluster_size);
   warps.resize((threads_each + WARP - 1) / WARP * cluster_size);
   Index block;

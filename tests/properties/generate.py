@@ -1,13 +1,11 @@
-"""Random graphs from lists of numbers, which hypothesis draws."""
+"""Random graphs from lists of numbers."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
 
-import hypothesis
 import torch
-from hypothesis import strategies as st
 
 from tests.properties.calls import Graph, Made, Ref
 from tests.properties.composites import COMPOSITES
@@ -23,12 +21,6 @@ SHAPES: list[tuple[int, ...]] = [
 DTYPES = [*[torch.float32] * 8, torch.float64, *[torch.float16, torch.bfloat16, torch.int64] * 2]
 DTYPES += [torch.int32, torch.int8, torch.uint8, torch.int16, torch.bool]
 
-NUMBERS = st.integers(0, 2**16 - 1)
-CODES = st.tuples(
-    st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=3),  # inputs
-    st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS), min_size=2, max_size=12),  # steps: function, value, the rest
-    st.lists(NUMBERS, max_size=3),  # outputs besides the last value
-)
 Code = tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int, int]], Sequence[int]]
 
 
@@ -75,25 +67,20 @@ def used_part(graph: Graph) -> Graph:
 
 
 def codes(count: int, seed: int | None = None) -> list[Code]:
-    """Codes drawn by hypothesis; without a seed always the same."""
-    found: list[Code] = []
+    """Random codes; without a seed always the same, whatever else runs in the process."""
+    source = random.Random(0 if seed is None else seed)
 
-    options = hypothesis.settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        derandomize=seed is None,
-        phases=[hypothesis.Phase.generate],
-        suppress_health_check=list(hypothesis.HealthCheck),
-    )
+    def number() -> int:
+        return source.randrange(1 << 16)
 
-    @options
-    @hypothesis.given(CODES)
-    def collect(code: Code) -> None:
-        found.append(code)
-
-    (collect if seed is None else hypothesis.seed(seed)(collect))()
-    return found
+    return [
+        (
+            [(number(), number()) for _ in range(source.randint(1, 3))],  # inputs
+            [(number(), number(), number()) for _ in range(source.randint(2, 12))],  # steps: function, value, the rest
+            [number() for _ in range(source.randint(0, 3))],  # outputs besides the last value
+        )
+        for _ in range(count)
+    ]
 
 
 def bundles(count: int, seed: int | None = None) -> Iterator[tuple[list[Graph], bool]]:
