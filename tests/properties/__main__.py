@@ -23,7 +23,7 @@ from tests.properties.verdicts import EQUAL, REFUSED, judge, judge_small
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.properties", description=__doc__)
     parser.add_argument("--graphs", type=int, default=300, help="how many graphs")
-    parser.add_argument("--seed", type=int, default=0, help="of hypothesis")
+    parser.add_argument("--seed", type=int, default=0, help="of the codes")
     parser.add_argument("--first", type=int, default=0, help="the first bundle")
     parser.add_argument("--only", type=int, help="one bundle")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after about so long")
