@@ -16,14 +16,14 @@ types:
 	$(PYTHON) -m mypy
 
 test:  ## what CI runs; lint and types are among the tests
-	$(PYTHON) -m pytest -n 2 --durations=20
+	$(PYTHON) -m pytest -n 2 --dist worksteal --durations=20
 
 check: lint types test
 
 full:  ## also everything marked slow; text and JUnit results go to results/<date>/
 	$(PYTHON) -m pip install -q -c constraints.txt --no-deps timm  # without torchvision, which it requires
 	mkdir -p results/$(DATE)
-	bash -o pipefail -c '$(PYTHON) -m pytest -n 2 -m "" --durations=50 --junitxml=results/$(DATE)/junit.xml 2>&1 | tee results/$(DATE)/pytest.txt'
+	bash -o pipefail -c '$(PYTHON) -m pytest -n 2 --dist worksteal -m "" --durations=50 --junitxml=results/$(DATE)/junit.xml 2>&1 | tee results/$(DATE)/pytest.txt'
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

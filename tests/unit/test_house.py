@@ -52,7 +52,7 @@ def test_the_readme_has_the_test_command() -> None:
     """.ci/run looks for the marker and runs the block after it."""
     after = (ROOT / "README.md").read_text().partition("<!-- test command")[2]
     block = after.partition("```\n")[2].partition("\n```")[0]
-    assert block.endswith("-m pytest -n 2 --durations=20")
+    assert block.endswith("-m pytest -n 2 --dist worksteal --durations=20")
 
 
 def test_heavy_imports_wait() -> None:
