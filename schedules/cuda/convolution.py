@@ -17,6 +17,7 @@ Limited by what the product is limited by; what has to be rearranged is read and
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,7 +79,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     return lowered(group, builder, flops=2 * count(shape) * count(weight[1:]), workspace=workspace)
 
 
-class _Form:
+class _Form(ABC):
     """Sizes of a convolution, by group: `rows` output channels of `channels` input channels each."""
 
     def __init__(self, kind: str, group: Group, node: Node) -> None:
@@ -97,13 +98,13 @@ class _Form:
         return tuple(shape)
 
     @property
+    @abstractmethod
     def workspace(self) -> Dim:
         """Elements of it, whose parts begin at multiples of 16."""
-        raise NotImplementedError
 
+    @abstractmethod
     def product(self, builder: KernelBuilder) -> Product:
         """The product; emits the launches that make its operands."""
-        raise NotImplementedError
 
     def sources(self, builder: KernelBuilder) -> list[Buffer]:
         return [builder.inputs[self.group.input_index(widened(self.group, value))] for value in self.node.inputs[:2]]

@@ -107,37 +107,23 @@ def test_what_follows_keeps_its_meaning(body: str) -> None:
     rewritten(chain(body, "%m", '%o: float32[2, 8, 6, 7] user "o",'))
 
 
-def test_a_product_that_reads_the_map_as_it_is_stays() -> None:
-    """One pixel of a window, and nothing else that wants its channels last."""
-    before = Program(
-        {
-            "forward": graph(
-                f"""
-                func forward(%x: float32[2, 8, 6, 6] user "x", %w: float32[5, 8, 1, 1] parameter "w",) {{
-                  %y: float32[2, 5, 6, 6] = conv(%x, %w) {POINT}
-                  return %y
-                }}
-                """
-            )
-        }
+@pytest.mark.parametrize(
+    ("filters", "attributes"),
+    [
+        pytest.param('float32[5, 8, 1, 1] parameter "w"', POINT, id="one pixel of a window: the map is read as it is"),
+        pytest.param('float32[5, 8, 3, 3] user "w"', SAME, id="a filter of a call"),
+    ],
+)
+def test_what_stays(filters: str, attributes: str) -> None:
+    before = graph(
+        f"""
+        func forward(%x: float32[2, 8, 6, 6] user "x", %w: {filters},) {{
+          %y: float32[2, 5, 6, 6] = conv(%x, %w) {attributes}
+          return %y
+        }}
+        """
     )
-    assert names(rewritten(before)) == ["conv"]
-
-
-def test_filters_of_a_call_stay() -> None:
-    before = Program(
-        {
-            "forward": graph(
-                f"""
-                func forward(%x: float32[2, 8, 6, 6] user "x", %w: float32[5, 8, 3, 3] user "w",) {{
-                  %y: float32[2, 5, 6, 6] = conv(%x, %w) {SAME}
-                  return %y
-                }}
-                """
-            )
-        }
-    )
-    assert names(rewritten(before)) == ["conv"]
+    assert names(rewritten(Program({"forward": before}))) == ["conv"]
 
 
 def test_taps_know_the_form() -> None:

@@ -21,14 +21,12 @@ _FORMATS = {"int": {32: "i", 64: "q"}, "uint": {32: "I", 64: "Q"}, "float": {16:
 class Device:
     """The first device, with every feature that kernels may need and that it has."""
 
-    def __init__(self, *, layers: Sequence[str] = ()) -> None:
+    def __init__(self) -> None:
         import vulkan as vk
 
         self.vk = vk
         application = vk.VkApplicationInfo(pApplicationName="kernel tests", apiVersion=API_VERSION)
-        self.instance = vk.vkCreateInstance(
-            vk.VkInstanceCreateInfo(pApplicationInfo=application, ppEnabledLayerNames=list(layers)), None
-        )
+        self.instance = vk.vkCreateInstance(vk.VkInstanceCreateInfo(pApplicationInfo=application), None)
         self.physical = vk.vkEnumeratePhysicalDevices(self.instance)[0]
         self.name = vk.vkGetPhysicalDeviceProperties(self.physical).deviceName
         chain = self._features()

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from transpiler.ir import Array, TensorType
-from transpiler.ops.base import Opaque, OpError, Sample, rng
+from transpiler.ops.base import Opaque, OpError, Sample
 from transpiler.ops.channels_last import Ints, first_axes, last_axes
 from transpiler.ops.planes import WinogradPlanes
-from transpiler.ops.winograd import POINTS, PackWinograd
 
 
 class WinogradLast(Opaque, name="winograd_last"):
@@ -37,23 +36,8 @@ class WinogradLast(Opaque, name="winograd_last"):
 
     @classmethod
     def samples(cls) -> Iterator[Sample]:
-        # (images, H, W, channels in, channels out, padding)
-        cases = (
-            (2, 5, 7, 16, 16, (1, 1)),
-            (1, 9, 8, 17, 33, (0, 0)),
-            (2, 6, 13, 5, 7, (2, 2)),
-            (3, 9, 10, 8, 16, (0, 1)),
-        )
-        for tile, (n, h, w, c, o, p) in ((tile, case) for tile in POINTS for case in cases):
-            label = f"f{tile}_{n}x{h}x{w}_{c}to{o}_p{p[0]}{p[1]}"
-            g = rng(f"last {label}")
-            x = g.standard_normal((n, h, w, c), np.float32)
-            filters = g.standard_normal((o, c, 3, 3), np.float32) * np.float32((9 * c) ** -0.5)
-            op, weight = cls(o, p, tile), PackWinograd(tile).reference(filters)
-            yield Sample(label, op, (x, weight))
-            bias = g.standard_normal(o, np.float32)
-            yield Sample(f"{label}_bias", op, (x, weight, bias))
-            for value in (np.nan, np.inf, 1e38) if c == 5 else ():
-                odd = x.copy()
-                odd[0, h // 2, w // 3, 0] = value
-                yield Sample(f"{label}_{value:g}", op, (odd, weight, bias))
+        for sample in WinogradPlanes.samples():
+            planes, (x, *others) = sample.op, sample.inputs
+            assert isinstance(planes, WinogradPlanes)
+            last = cls(planes.channels, planes.padding, planes.tile)
+            yield Sample(sample.id, last, (np.ascontiguousarray(x.transpose(last_axes(4))), *others))

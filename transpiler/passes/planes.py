@@ -12,10 +12,10 @@ from transpiler.ops.packed import PackConvStem
 from transpiler.ops.planes import ConvPlanes, WinogradPlanes
 from transpiler.ops.shape import Slice
 from transpiler.ops.shape_edges import Pad
-from transpiler.ops.winograd import POINTS, PackWinograd
+from transpiler.ops.winograd import PackWinograd
 from transpiler.passes.rewrite import Rewriter, rewrite
 from transpiler.passes.weights import weight_values
-from transpiler.passes.winograd import saturated
+from transpiler.passes.winograd import allowed_tiles
 
 # A model of a device whose loads cost more than its multiply-adds, in multiply-adds, as lavapipe's do: of four elements
 # that lie side by side, of one that lies anywhere.
@@ -85,13 +85,13 @@ def fast_convolutions(graph: Graph) -> Graph:
 
     As on the CPU, results that are `saturated` take the smaller tile at most.
     """
-    weights, cut_off = weight_values(graph), saturated(graph)
+    weights, allowed = weight_values(graph), allowed_tiles(graph)
 
     def visit(rewriter: Rewriter, node: Node) -> list[Value] | None:
         op = node.op
         if not isinstance(op, Conv) or not _is_simple(op, node, weights):
             return None
-        tile = best_tile(op, node, (2,) if node.output.name in cut_off else tuple(POINTS))
+        tile = best_tile(op, node, allowed(node))
         if tile is None:
             return None
         x, weight, *bias = node.inputs

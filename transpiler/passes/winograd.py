@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 
 from transpiler.ir import Graph, Node, Value
@@ -56,17 +56,24 @@ def fast_convolutions(graph: Graph) -> Graph:
 
 def _tiles(graph: Graph) -> dict[str, int]:
     """The tile of every convolution that Winograd's algorithm speeds up, by the name of its result."""
-    producers, cut_off = graph.producers(), saturated(graph)
+    producers, allowed = graph.producers(), allowed_tiles(graph)
     tiles: dict[str, int] = {}
     for node in graph.nodes:
         if not isinstance(node.op, ConvBlocked):
             continue
         producer = producers.get(node.inputs[1].name)
         name = node.output.name
-        tile = best_tile(node.op, node.output.shape[2:4], (2,) if name in cut_off else tuple(POINTS))
+        tile = best_tile(node.op, node.output.shape[2:4], allowed(node))
         if tile is not None and producer is not None and isinstance(producer.op, PackConv):
             tiles[name] = tile
     return tiles
+
+
+def allowed_tiles(graph: Graph) -> Callable[[Node], Sequence[int]]:
+    """The tiles that are accurate enough for a convolution of the graph: where all that comes of its result is
+    `saturated`, the smaller one at most."""
+    cut_off = saturated(graph)
+    return lambda node: (2,) if node.output.name in cut_off else tuple(POINTS)
 
 
 def saturated(graph: Graph) -> frozenset[str]:

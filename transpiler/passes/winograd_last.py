@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 from transpiler.ir import Graph, Node, Value
 from transpiler.ops.channels_last import ConvLast, first_axes
 from transpiler.ops.shape import Transpose
-from transpiler.ops.winograd import POINTS, PackWinograd
+from transpiler.ops.winograd import PackWinograd
 from transpiler.ops.winograd_last import WinogradLast
 from transpiler.passes.rewrite import Rewriter, rewrite
 from transpiler.passes.weights import weight_values
-from transpiler.passes.winograd import saturated
+from transpiler.passes.winograd import allowed_tiles
 
 # A model of such a device, in multiply-adds that it does meanwhile: reading or writing a byte of memory. From NVIDIA's
 # data sheets: an A100 does 5 for each byte, an H200 7, and kernels of products come closer to their peak than others.
@@ -31,13 +31,13 @@ def fast_convolutions(graph: Graph) -> Graph:
 
     As on the CPU, results that are `saturated` take the smaller tile at most.
     """
-    weights, cut_off = weight_values(graph), saturated(graph)
+    weights, allowed = weight_values(graph), allowed_tiles(graph)
 
     def visit(rewriter: Rewriter, node: Node) -> list[Value] | None:
         op = node.op
         if not isinstance(op, ConvLast) or not _is_simple(op, node, weights):
             return None
-        tile = best_tile(node, (2,) if node.output.name in cut_off else tuple(POINTS))
+        tile = best_tile(node, allowed(node))
         if tile is None:
             return None
         x, weight, *bias = node.inputs
