@@ -20,6 +20,8 @@ from ..vectors import held
 from . import subgroups
 
 Expr = Any
+# Scopes that are shared memory to all of TVM but ThreadSync; StorageRewrite puts into one array what has the same one.
+UNWATCHED = "shared.unwatched"
 Join = Callable[[Sequence[Expr], Sequence[Expr]], Sequence[Expr]]
 
 
@@ -46,9 +48,11 @@ def private(size: int, dtype: str = "float32") -> Buffer:
     return Buffer(T.alloc_buffer((size,), storage_dtype(dtype), scope="local"), dtype, size)
 
 
-def shared(size: int, dtype: str = "float32") -> Buffer:
-    """An array of the workgroup."""
-    return Buffer(T.alloc_buffer((size,), storage_dtype(dtype), scope="shared"), dtype, size)
+def shared(size: int, dtype: str = "float32", *, watched: bool = True) -> Buffer:
+    """An array of the workgroup. TVM adds barriers of its own where it does not see that threads use elements of their
+    own; around one that is not `watched`, which only SPIR-V has, there are no others than the schedule's."""
+    scope = "shared" if watched else f"{UNWATCHED}_{storage_dtype(dtype)}"
+    return Buffer(T.alloc_buffer((size,), storage_dtype(dtype), scope=scope), dtype, size)
 
 
 def barrier() -> None:

@@ -31,7 +31,7 @@ class Products(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(self.conv(x)).flatten(2)
-        return torch.softmax(self.linear(y.transpose(1, 2)) @ self.linear.weight, -1).cumsum(1)
+        return torch.softmax(self.linear(y.transpose(1, 2)) @ self.linear.weight, -1).cumsum(-1)
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ class Statements(Subgroups):
                 raise unsupported(f"the array {buffer.name}, whose size is not known")
             size *= int(extent.value)
         scope = buffer.scope() if callable(buffer.scope) else str(buffer.scope)
-        if scope not in ("shared", "local", "global", "shared.dyn"):
+        if scope.partition("_")[0] not in ("shared", "local", "global", "shared.dyn", "shared.unwatched"):
             raise unsupported(f"memory of scope {scope!r}")
         dtype, lanes = parse(str(buffer.dtype))
         if lanes != 1:
