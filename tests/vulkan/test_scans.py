@@ -135,15 +135,21 @@ def test_rows_of_fixed_lengths(device: Device) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "uint8", "int8", "int64"])
 @pytest.mark.parametrize("kind", [Cumsum, Cumprod, Cummax, Cummin, LogCumsumExp])
-def test_every_dtype_and_fixed_length(kind: Any, dtype: str, device: Device) -> None:
+def test_every_dtype_along_every_axis(kind: Any, dtype: str, device: Device) -> None:
     if kind is LogCumsumExp and not dtype.startswith("float"):
         return
-    for length in LENGTHS:
-        for shape, op in (((3, length), kind(1)), ((length, 2), kind(0)), ((2, length, 3), kind(1))):
-            x = drawn(shape, dtype)
-            library = library_of(device, [schedule(op_group(op, [x]), STAGED, "kernel")])
-            check(op, x, library.run("kernel", x))
-            library.close()
+    n = symbol("n")
+    forms: dict[str, tuple[Op, tuple[Dim, ...]]] = {
+        "rows": (kind(1), (3, n)), "middle": (kind(1), (2, n, 3)), "below": (kind(1), (3, 255)),
+        "above": (kind(0), (257, 2)), "whole": (kind(1), (1, 512)),
+    }  # fmt: skip
+    kernels = [schedule(varying(op, shape, dtype), STAGED, name) for name, (op, shape) in forms.items()]
+    library = library_of(device, kernels)
+    for name, (op, shape) in forms.items():
+        for length in LENGTHS if n in shape else (0,):
+            x = drawn(tuple(length if dim == n else int(str(dim)) for dim in shape), dtype)
+            check(op, x, library.run(name, x, sizes={"n": length}))
+    library.close()
 
 
 def test_corners_stay_where_they_are(device: Device) -> None:
