@@ -44,8 +44,9 @@ class Gpu:
     `shared_bytes` of memory that they share, `subgroup`: threads that run together at least. `features` are those that
     schedules choose by ("subgroups": threads that run together, however many, have instructions for sums and largest
     numbers); what kernels need is asked of the device at load.
-    `staged`: products copy blocks of their operands to shared memory, and scans share rows in it, which pays where
-    barriers are cheap. `arch` is what code is made for ("sm_80"), "" where a device's own driver does that.
+    `staged`: products copy blocks of their operands to shared memory, and threads share rows of scans and sorts in it,
+    which pays where barriers are cheap. `arch` is what code is made for ("sm_80"), "" where a device's own driver does
+    that.
     `binding_bytes`: what every device sees through one binding, a multiple of `Target.alignment`; larger buffers are
     bound in pieces where the device sees no more. 0: there is no such limit. `kinds` of devices that this variant is
     for, as the runtime calls them; empty: all.

@@ -28,13 +28,14 @@ from transpiler.target import Target
 
 from ..cpu.scatter import COMBINE
 from ..fuse import lowered
+from ..gpu.sort import HALF_WORD, Plan, Rows, Words
 from ..gpu.threads import each_thread
 from ..gpu.workgroup import private
 from ..scalar import Tir
 from ..sizes import ceil_div, count, extent, is_empty
 from ..tir import LANES, Buffer, KernelBuilder, flat_offset, unflatten, when
 from ..vectors import held
-from .sort import HALF_WORD, Plan, Rows, Words
+from .sort import FORM
 
 Expr = Any
 THREADS = 128
@@ -78,7 +79,7 @@ def _plan(updates: _Updates) -> Plan | None:
     length, rows = updates.length, updates.rows
     if not isinstance(length, int) or length <= FEW or not isinstance(rows, int):
         return None
-    plan = Plan(length, length)
+    plan = Plan(length, length, FORM.tile)
     fits = rows * (_pitch(plan) + 2 * plan.space) * 8 <= MOST_BYTES
     return plan if fits and (rows < MANY or updates.alike) else None
 
@@ -287,7 +288,7 @@ class _Order(Rows):
     """Rows of slots, each with the number of its update."""
 
     def __init__(self, updates: _Updates, plan: Plan, ordered: Buffer, pitch: int) -> None:
-        super().__init__(updates.builder, plan, extent(updates.rows), 1, 1)
+        super().__init__(updates.builder, plan, extent(updates.rows), 1, 1, FORM)
         self.updates, self.ordered, self.pitch = updates, ordered, pitch
 
     def element(self, row: Expr, position: Expr) -> Words:
