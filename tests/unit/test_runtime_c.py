@@ -13,6 +13,7 @@ from time import perf_counter
 import numpy as np
 import pytest
 
+from tests.installed import missing
 from tests.unit import toy
 from transpiler.c_compiler import c_compiler
 from transpiler.c_plan import render_plan
@@ -266,7 +267,7 @@ def test_linking_is_deterministic() -> None:
 
 def test_only_the_abi_is_exported(tmp_path: Path) -> None:
     if not shutil.which("nm"):
-        pytest.skip("needs binutils")
+        missing("no nm (binutils)")
     (tmp_path / "toy.so").write_bytes(toy.linked().library)
     done = subprocess.run(
         ["nm", "-D", "--defined-only", tmp_path / "toy.so"], capture_output=True, text=True, check=True

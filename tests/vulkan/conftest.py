@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from tests.installed import missing
 from tests.vulkan.device import Device, require_device
 
 
@@ -18,5 +19,5 @@ def device() -> Device:
 def validator() -> str:
     found = shutil.which("spirv-val")
     if found is None:
-        pytest.skip("no spirv-val (spirv-tools), which comes with a Vulkan driver's tools")
+        missing("no spirv-val (Debian: spirv-tools)")
     return found

@@ -8,8 +8,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import pytest
 
+from tests.installed import missing
 from transpiler.spirv.control import LIMITED
 from transpiler.spirv.kernel import Kernel, require_features
 from transpiler.spirv.memory import SPLIT
@@ -275,5 +275,5 @@ def require_device() -> Device:
     """The device of this process; the test that asks is skipped where there is no Vulkan driver."""
     found = device()
     if found is None:
-        pytest.skip("no Vulkan driver")
+        missing("no Vulkan driver")
     return found

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.installed import missing
 
 LAYER = "VK_LAYER_KHRONOS_validation"
 ROOT = Path(__file__).parents[2]
@@ -35,5 +35,5 @@ def validated(code: str, **environment: str) -> tuple[str, set[str]]:
     """What `code` prints under the layer, and the rules that the layer says were broken. Skips the test without it."""
     text = in_process(INSTALLED + code, VK_INSTANCE_LAYERS=LAYER, **environment)
     if "no layer" in text:
-        pytest.skip(f"{LAYER} is not installed")
+        missing(f"{LAYER} is not installed")
     return text, set(re.findall(r"VUID-[\w-]+|UNASSIGNED-[\w-]+", text))
