@@ -24,7 +24,7 @@ from transpiler.target import Target
 
 from ..fuse import lowered
 from ..scalar import Tir
-from ..sizes import Extent, ceil_div, count, extent, is_empty, is_fixed, is_large, smaller
+from ..sizes import Extent, ceil_div, count, extent, is_empty, is_fixed, is_large, is_several, machine, smaller
 from ..tir import Buffer, KernelBuilder, local, loop
 from ..vectors import held
 
@@ -52,8 +52,11 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     insertion = is_fixed(most) and kept <= INSERTION and (not is_fixed(length) or kept * 4 <= along)
     levels = max(1, math.ceil(math.log2(max(along, 2)))) if is_fixed(length) else SYMBOLIC_LEVELS
     work = rows * length * (levels if not insertion else 2)
-    tasks = (math.gcd(rows, TASKS) if isinstance(rows, int) else TASKS) if is_large(work) else 1
-    width = 0 if insertion else length * tasks
+    # Where threads cost nothing, each has one row; what has warps sorts otherwise (see cuda/sort.py).
+    alone = machine().is_gpu and not machine().warp
+    some = (math.gcd(rows, TASKS) if isinstance(rows, int) else TASKS) if is_large(work) else 1
+    dealt: Dim = rows if alone else some
+    width = 0 if insertion else length * dealt
     # Keys are read from x through their positions: the workspace holds two buffers of int32 positions.
     builder = KernelBuilder(
         name, [x], [value.type for value in node.outputs], workspace=2 * width, workspace_dtype="int32"
@@ -62,9 +65,10 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
         if not is_empty((rows, most)):
             values, positions = builder.outputs
             spaces = [builder.scratch(2 * width)] if width != 0 else []
-            per_task, total = ceil_div(extent(rows), tasks), extent(rows)
+            tasks, total = extent(dealt), extent(rows)
+            per_task = 1 if alone else ceil_div(total, some)
             with (
-                loop(tasks, parallel=tasks > 1) as task,
+                loop(tasks, parallel=is_several(tasks)) as task,
                 T.serial(0, per_task if is_fixed(total) else smaller(per_task, total - task * per_task)) as item,
             ):
                 row = task * per_task + item

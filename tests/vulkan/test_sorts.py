@@ -12,7 +12,7 @@ from tests.conformance.kernels import op_group
 from tests.conformance.test_ops_on_targets import FAMILIES, check_half_samples, check_samples
 from tests.vulkan.barriers import barriers
 from tests.vulkan.device import Device
-from tests.vulkan.test_scans import library_of, varying
+from tests.vulkan.test_scans import library_of, several, varying
 from tests.vulkan.test_schedules import DIRECT, STAGED
 from transpiler.dims import symbol
 from transpiler.gpu.vulkan import compile_kernel
@@ -106,6 +106,26 @@ def test_rows_that_vary(device: Device) -> None:
         x = np.random.default_rng().standard_normal((rows, 3000)).astype(np.float32)
         for one, expected in zip(library.run("few", x, sizes={"n": rows}), Topk(100, 1).reference(x), strict=True):
             np.testing.assert_array_equal(one, expected)
+    library.close()
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "shared"),
+    [
+        (Sort(1), (400, 312), False),
+        (Sort(1), (2, 313), True),
+        (Topk(5, 1), (400, 451), False),
+        (Topk(5, 1), (2, 452), True),
+        (Topk(2, 1), (1000, 64), False),
+    ],
+)
+def test_what_processors_sort_by_threads(op: Op, shape: tuple[int, ...], shared: bool, device: Device) -> None:
+    """As many turns of a thread's loops as Mesa's driver allows; no numbers take more than those in order."""
+    upwards = np.broadcast_to(np.arange(shape[1], dtype=np.float32), shape)
+    library = library_of(device, [schedule(varying(op, shape, "float32"), DIRECT, "kernel")], DIRECT)
+    assert (library.launches["kernel"][0].shared_bytes > 0) == shared
+    for x in (upwards, -upwards, np.random.default_rng().standard_normal(shape).astype(np.float32)):
+        np.testing.assert_array_equal(library.run("kernel", x)[1], several(op, x)[1])
     library.close()
 
 
