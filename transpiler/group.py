@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from transpiler.choices import Point
 from transpiler.gpu.launches import TensorMap
 from transpiler.ir import Node, Value
-from transpiler.ops.base import Opaque, Reduce
+from transpiler.ops.base import Elementwise, Opaque, Reduce
 from transpiler.plan import Kernel
 from transpiler.target import Target
 
@@ -48,6 +48,14 @@ class Group:
     @property
     def epilogue(self) -> tuple[Node, ...]:
         return () if self.anchor is None else self.nodes[self.anchor + 1 :]
+
+    @property
+    def overlaid(self) -> tuple[Value, ...]:
+        """Inputs whose bytes the result may be written over: those of its type, of a group that is element-wise all
+        through. Element i of the result is written after element i of them was read, and nobody reads it later."""
+        if len(self.outputs) != 1 or not all(isinstance(node.op, Elementwise) for node in self.nodes):
+            return ()
+        return tuple(value for value in self.inputs if value.type == self.outputs[0].type)
 
     def input_index(self, value: Value) -> int:
         """Position of `value` among the inputs."""

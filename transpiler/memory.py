@@ -8,7 +8,6 @@ from itertools import accumulate
 
 from transpiler.dims import Dim
 from transpiler.ir import fixed_size
-from transpiler.ops.base import Elementwise
 from transpiler.passes.fusion import FusedStep, GroupStep, ViewStep
 from transpiler.plan import Block
 
@@ -152,18 +151,14 @@ def _donor(
 ) -> str | None:
     """An input that dies in this step and whose bytes the result may overwrite.
 
-    Only for purely element-wise groups, where element i of the result is written after element i of that input was
-    read and nobody reads it later: same type, read at the same index, by no other name.
+    Only one that the group may overlay, and that is read by no other name.
     """
-    group = step.group
-    if group.anchor is not None or not all(isinstance(node.op, Elementwise) for node in group.nodes):
+    if output in outside:
         return None
-    (result,) = group.outputs
-    homes = [root.get(value.name, value.name) for value in group.inputs]
-    for value, place in zip(group.inputs, homes, strict=True):
-        if place in outside or last_read.get(place) != position or homes.count(place) != 1:
-            continue
-        if value.type == result.type and output not in outside:
+    homes = [root.get(value.name, value.name) for value in step.group.inputs]
+    for value in step.group.overlaid:
+        place = root.get(value.name, value.name)
+        if place not in outside and last_read.get(place) == position and homes.count(place) == 1:
             return place
     return None
 

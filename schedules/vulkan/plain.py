@@ -44,7 +44,7 @@ def _pointwise(group: Group, name: str) -> Lowered | None:
         [value.type for value in group.inputs],
         [output.type],
         checks_index=needs_status(group),
-        noalias=not all(isinstance(node.op, Elementwise) for node in group.nodes),
+        noalias=not group.overlaid,
     )
     with builder:
         cost = probe(group, builder, output).cost

@@ -6,19 +6,24 @@ from pathlib import Path
 
 import pytest
 
+from tests.vulkan.kernels import code_errors
 from transpiler.dims import Dim, evaluate, symbol
 from transpiler.errors import TranspileErrors
 from transpiler.frontend import read_model
 from transpiler.gpu.host import read_launches
-from transpiler.gpu.launches import Compiled
+from transpiler.gpu.launches import Compiled, Launch
 from transpiler.gpu.vulkan import compile_kernel, compile_kernels
 from transpiler.group import make_group
 from transpiler.ir import Node, TensorType, Value
 from transpiler.lower import LoweredProgram, lower
 from transpiler.ops.activation import Relu
+from transpiler.ops.elementwise import Add
+from transpiler.ops.shape import Concat
 from transpiler.passes import PIPELINES, run_passes
 from transpiler.request import Request
 from transpiler.schedule import schedule
+from transpiler.spirv.opcodes import Decoration, Op
+from transpiler.spirv.reflect import instructions
 from transpiler.target import load_target
 
 MODELS = Path(__file__).parent.parent / "models"
@@ -63,6 +68,38 @@ def test_sizes_that_vary_are_expressions() -> None:
     assert [evaluate(launch.grid[0], {"batch": n}) for n in (1, 13, 1000)] == [1, 2, 79]
     (scalar,) = launch.scalars
     assert (scalar.value, scalar.bits, launch.scalar_bytes) == (symbol("batch") * 5, 32, 4)
+
+
+def decorations(code: bytes, launch: Launch) -> dict[int, set[Decoration]]:
+    """What is said of each buffer, by its position among the arguments of the kernel."""
+    found: dict[int, set[Decoration]] = {}
+    binding: dict[int, int] = {}
+    for op, operands in instructions(code):
+        if op is Op.DECORATE:
+            found.setdefault(operands[0], set()).add(Decoration(operands[1]))
+            if operands[1] == Decoration.BINDING:
+                binding[operands[0]] = operands[2]
+    said = {Decoration.ALIASED, Decoration.RESTRICT, Decoration.NON_WRITABLE}
+    return {launch.buffers[at]: found[variable] & said for variable, at in binding.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_what_may_be_overlaid_is_said_to_be(dtype: str, tmp_path: Path) -> None:
+    """The result may be written over an input of its type, and over no other."""
+    x, row, total, longer = (Value(f"v{i}", TensorType(dtype, (n, 5))) for i, n in enumerate((6, 1, 6, 7)))
+    added, joined = Node(Add(), (x, row), (total,)), Node(Concat(0), (x, row), (longer,))
+    read, restrict, aliased = Decoration.NON_WRITABLE, Decoration.RESTRICT, Decoration.ALIASED
+    for node, overlaid in ((added, True), (joined, False)):
+        item = schedule(make_group((node,), node.outputs), TARGET, node.op.name)
+        (launch,), files = compile_kernel(item, TARGET)
+        assert len(files) == (2 if dtype == "int8" else 1)
+        for name, code in files.items():
+            assert decorations(code, launch) == {
+                0: {aliased} if overlaid else {restrict, read},
+                1: {restrict, read},
+                2: {aliased} if overlaid else {restrict},
+            }
+            assert code_errors(name, code, tmp_path) == ""
 
 
 def test_work_for_the_host_is_refused() -> None:

@@ -102,7 +102,8 @@ def compile_kernel(
     (function,) = host.functions.values()
     found = read_launches(name, function)
     window = target.gpu.binding_bytes
-    modules = build_kernels(device, _windows(item.kernel, found, window, ranges or {}), window)
+    windows = _windows(item.kernel, found, window, ranges or {})
+    modules = build_kernels(device, windows, window, _overlaid(item, found))
     plan = item.kernel
     status = len(plan.inputs) + len(plan.outputs) + (plan.workspace != 0)
     launches = tuple(_launch(name, each, modules[each.function], window, status) for each in found)
@@ -133,6 +134,23 @@ def _windows(
             if kind == "buffer" and isinstance(place, int) and place < len(counts) and counts[place] > 1:
                 result.setdefault(launch.function, {})[parameter] = counts[place]
     return result
+
+
+def _overlaid(item: Lowered, launches: Sequence[HostLaunch]) -> dict[str, frozenset[int]]:
+    """Device function -> parameters whose buffers may be the same memory: what `Group.overlaid` and the result are."""
+    if item.function.attrs.get("tirx.noalias", False):
+        return {}
+    kernel = item.kernel
+    types = (*kernel.inputs, *kernel.outputs)
+    shared = {place for place, type_ in enumerate(types) if type_ in kernel.outputs}
+    return {
+        launch.function: frozenset(
+            parameter
+            for parameter, (kind, place) in enumerate(launch.arguments)
+            if kind == "buffer" and place in shared
+        )
+        for launch in launches
+    }
 
 
 def _largest(size: Dim, ranges: Mapping[str, SymbolRange]) -> int:

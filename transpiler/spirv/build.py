@@ -45,12 +45,17 @@ tirx.op.register_intrin_lowering("tirx.round", target="vulkan", f=_as_function("
 
 
 def build_kernels(
-    module: Any, windows: Mapping[str, Mapping[int, int]] | None = None, window_bytes: int = 0
+    module: Any,
+    windows: Mapping[str, Mapping[int, int]] | None = None,
+    window_bytes: int = 0,
+    overlaid: Mapping[str, frozenset[int]] | None = None,
 ) -> dict[str, Kernel]:
     """The kernels of a device side by name, in its order.
 
     Args:
         windows: by kernel and parameter, into how many pieces of `window_bytes` a buffer is bound at most; else one.
+        overlaid: by kernel, the parameters whose buffers may be the same memory; no others are. TVM's split of the host
+            from the device says that none is, of all functions.
 
     Raises:
         TranspileErrors: what has no SPIR-V, for every kernel that has such a thing; the messages name the kernels.
@@ -59,7 +64,8 @@ def build_kernels(
     for name, function in module.functions.items():
         symbol = str(function.attrs["global_symbol"]) if "global_symbol" in function.attrs else str(name.name_hint)
         try:
-            kernels[symbol] = build_kernel(symbol, function, (windows or {}).get(symbol, {}), window_bytes)
+            form = _Form((windows or {}).get(symbol, {}), window_bytes, (overlaid or {}).get(symbol, frozenset()))
+            kernels[symbol] = _build_kernel(symbol, function, form)
         except TranspileErrors as error:
             problems += [
                 Problem(each.code, f"Kernel {symbol!r}: {each.message}", each.locations, each.notes, each.hints)
@@ -70,13 +76,9 @@ def build_kernels(
     return kernels
 
 
-def build_kernel(name: str, function: Any, windows: Mapping[int, int] | None = None, window_bytes: int = 0) -> Kernel:
-    """One device function; `windows` by parameter as for `build_kernels`.
-
-    Raises:
-        TranspileError: something in it has no SPIR-V.
-    """
-    form = _chosen_form(name, function, _Form(windows or {}, window_bytes))
+def _build_kernel(name: str, function: Any, form: _Form) -> Kernel:
+    """One device function. Raises TranspileError: something in it has no SPIR-V."""
+    form = _chosen_form(name, function, form)
     kernel = _build(name, function, form)
     if not SMALL & set(kernel.features):
         return kernel
@@ -89,11 +91,13 @@ def build_kernel(name: str, function: Any, windows: Mapping[int, int] | None = N
 
 @dataclass(frozen=True)
 class _Form:
-    """How a kernel is written: `windows` of `window_bytes` by parameter; for devices without small types (`packed`,
-    with the buffers that are `written`); its innermost loops unrolled; counting turns up to `limit` (0: not)."""
+    """How a kernel is written: `windows` of `window_bytes` by parameter; with the parameters that may be `overlaid`;
+    for devices without small types (`packed`, with the buffers that are `written`); its innermost loops unrolled;
+    counting turns up to `limit` (0: not)."""
 
     windows: Mapping[int, int]
     window_bytes: int
+    overlaid: frozenset[int] = frozenset()
     packed: bool = False
     written: frozenset[int] = frozenset()
     unroll: int = 1
@@ -136,7 +140,12 @@ def _write(name: str, function: Any, form: _Form) -> tuple[Kernel, Turns]:
         if hasattr(parameter.ty, "element_type"):
             dtype, _ = parse(str(parameter.ty.element_type.dtype))
             buffers.append((position, parameter, dtype))
-            body.storages[parameter] = memory.buffer(parameter.name, dtype, windows=form.windows.get(position, 1))
+            body.storages[parameter] = memory.buffer(
+                parameter.name,
+                dtype,
+                windows=form.windows.get(position, 1),
+                overlaid=position in form.overlaid,
+            )
         else:
             scalars.append((position, parameter, _scalar_dtype(parameter)))
     push, values = memory.push_constants([(position, p.name, dtype) for position, p, dtype in scalars])

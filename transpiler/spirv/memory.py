@@ -29,7 +29,7 @@ class Storage:
 
     A buffer of several `variables` is bound in as many pieces, each of `window` elements but for the last, where the
     device cannot bind it at once; else the first of them is all of it. One that is `packed` is seen as words of 32
-    bits, each of which holds several elements.
+    bits, each of which holds several elements. One that is `overlaid` may be the same memory as another.
     """
 
     variables: tuple[int, ...]
@@ -43,6 +43,7 @@ class Storage:
     name: str = ""
     binding: int = 0
     quads: int = 0
+    overlaid: bool = False
 
     @property
     def carried(self) -> DType:
@@ -74,7 +75,7 @@ class Memory:
         self._blocks: dict[tuple[DType, int], int] = {}
         self._builtins: dict[BuiltIn, int] = {}
 
-    def buffer(self, name: str, dtype: DType, *, windows: int = 1) -> Storage:
+    def buffer(self, name: str, dtype: DType, *, windows: int = 1, overlaid: bool = False) -> Storage:
         """A storage buffer of set 0, at the next bindings."""
         element, module = dtype.storage, self.module
         packed = self.packed and element.bits < 32
@@ -92,7 +93,16 @@ class Memory:
         self._buffers += 1
         window = self.window_bytes // element.nbytes
         return Storage(
-            variables, StorageClass.STORAGE_BUFFER, dtype, element, written, window, packed, name=name, binding=first
+            variables,
+            StorageClass.STORAGE_BUFFER,
+            dtype,
+            element,
+            written,
+            window,
+            packed,
+            name=name,
+            binding=first,
+            overlaid=overlaid,
         )
 
     def _bound(self, name: str, element: DType, lanes: int, binding: int) -> int:
@@ -113,11 +123,12 @@ class Memory:
         return variable
 
     def finish(self, storage: Storage, *, restrict: bool) -> None:
-        """Says of a buffer what is known when the kernel is written. `restrict`: no other buffer is the same memory."""
+        """Says of a buffer what is known when the kernel is written. `restrict`: no other buffer is the same memory, if
+        it is not overlaid."""
         for variable in (*storage.variables, *filter(None, [storage.quads])):
-            if not storage.written:
+            if not storage.written and not storage.overlaid:
                 self.module.decorate(variable, Decoration.NON_WRITABLE)
-            if storage.written and storage.quads:
+            if storage.overlaid or (storage.written and storage.quads):
                 self.module.decorate(variable, Decoration.ALIASED)
             elif restrict:
                 self.module.decorate(variable, Decoration.RESTRICT)
@@ -206,9 +217,8 @@ class Memory:
         """The element, small ints widened."""
         element = storage.element
         if storage.packed:
-            return read_part(
-                self.s, element, index, lambda word: self.address(storage, variable, word), shared=storage.written
-            )
+            changes = storage.written or storage.overlaid
+            return read_part(self.s, element, index, lambda word: self.address(storage, variable, word), shared=changes)
         id_ = self.module.result(Op.LOAD, self.module.scalar_type(element), self.address(storage, variable, index))
         if element.register != element:
             op = Op.S_CONVERT if element.kind == "int" else Op.U_CONVERT
