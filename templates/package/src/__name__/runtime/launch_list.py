@@ -102,7 +102,7 @@ class LaunchList:
         layout = _Layout()
         inputs = [layout.take(size(sizes)) for size in entry.inputs]
         checked = tuple(index for index, call in enumerate(entry.calls) if call.checks)
-        status = layout.take(STATUS_BYTES * len(checked))
+        status = layout.take(ALIGNMENT * len(checked))  # each is bound by itself
         upload = (0, layout.end)
         outputs = [layout.take(size(sizes)) for size in entry.outputs]
         shared_bytes = layout.end
@@ -133,7 +133,7 @@ class LaunchList:
                 region(place, size(sizes)) for place, size in zip(call.places, kernel.sizes, strict=False)
             ]
             if call.checks:
-                word = status.offset + STATUS_BYTES * checked.index(index)
+                word = status.offset + ALIGNMENT * checked.index(index)
                 arguments.append(Region("work", word, STATUS_BYTES))
             steps += _dispatches(kernel, arguments, sizes, index)
         for output, place in entry.copies:

@@ -129,8 +129,8 @@ class Program:
     """A function for given sizes: `steps` on `nbytes` bytes of work memory.
 
     `inputs` and `outputs` are where the arrays of the caller go to and come from; `status` has a word for
-    each of the `checked` calls, 0 before the first step. They lie in the first `shared_bytes` bytes: the
-    host fills the range `upload` and reads the range `download`.
+    each of the `checked` calls, as far apart as regions are, 0 before the first step. They lie in the first
+    `shared_bytes` bytes: the host fills the range `upload` and reads the range `download`.
     """
 
     steps: tuple[Dispatch | Copy, ...]

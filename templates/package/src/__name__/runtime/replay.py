@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 
 from .arguments import TensorSpec
 from .errors import PackageError
 from .kernels import Library, PlainCall
-from .launch_list import LaunchList
+from .launch_list import ALIGNMENT, LaunchList
 from .launches import Program
 from .state import State
 
@@ -197,6 +198,21 @@ class ReplaySession(ABC, Generic[R]):
         if code == STATUS_TURNS:
             raise PackageError(text)
         raise RuntimeError(text) if code == STATUS_SINGULAR else IndexError(text)
+
+
+def status_words(host: Array, program: Program) -> Array:
+    """int32[checked calls]: the status words in the bytes that the host exchanges with the device."""
+    status = program.status
+    words = host[status.offset : status.offset + status.nbytes].view(np.int32)
+    return words[:: ALIGNMENT // words.itemsize]
+
+
+def reported(words: Array, program: Program) -> tuple[int, int]:
+    """(0, -1), or the first word that is not 0, and its call."""
+    if words.any():
+        first = int(np.flatnonzero(words)[0])
+        return int(words[first]), program.checked[first]
+    return 0, -1
 
 
 def memory_of(state: State | None) -> object:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..launches import Copy, Dispatch, Program, Region
+from ..replay import reported, status_words
 from .arrays import DeviceArray
 from .device import Code, Device, check_grid
 from .memory import Buffer, DeviceState, DeviceWeights, Event, Pinned
@@ -57,8 +58,7 @@ class Recording:
         host = self._staging.array
         self._inputs = [host[region.offset : region.offset + region.nbytes] for region in program.inputs]
         self._outputs = [host[region.offset : region.offset + region.nbytes] for region in program.outputs]
-        words = host[program.status.offset : program.status.offset + program.status.nbytes]
-        self._status = words.view(np.int32)
+        self._status = status_words(host, program)
         self._event = Event(self.device)
         self._graph = _Graph(self) if graph else None
         # Made last, so that what is freed first at the end of a process is what uses the rest.
@@ -145,7 +145,7 @@ class Recording:
             if self.program.checked:
                 self._event.wait()
                 self._held.clear()
-                return self._reported()
+                return reported(self._status, self.program)
         return 0, -1
 
     def _fill(self, inputs: Sequence[Array]) -> None:
@@ -156,13 +156,7 @@ class Recording:
     def _results(self, outputs: Sequence[Array]) -> tuple[int, int]:
         for place, array in zip(self._outputs, outputs, strict=True):
             _bytes(array)[...] = place
-        return self._reported()
-
-    def _reported(self) -> tuple[int, int]:
-        if self._status.any():
-            first = int(np.flatnonzero(self._status)[0])
-            return int(self._status[first]), self.program.checked[first]
-        return 0, -1
+        return reported(self._status, self.program)
 
     def _begin(self, stream: Any) -> None:
         """Calls on one state come one after the other, on whatever streams."""

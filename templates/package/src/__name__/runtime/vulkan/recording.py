@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..errors import PackageError
 from ..launches import Copy, Dispatch, Program, Region
+from ..replay import reported, status_words
 from .device import Device
 from .driver import LOST, explained
 from .memory import Buffer, DeviceWeights
@@ -60,8 +61,7 @@ class Recording:
         host = (self._staging or self._work).host()
         self._inputs = [host[region.offset : region.offset + region.nbytes] for region in program.inputs]
         self._outputs = [host[region.offset : region.offset + region.nbytes] for region in program.outputs]
-        words = host[program.status.offset : program.status.offset + program.status.nbytes]
-        self._status = words.view(np.int32)
+        self._status = status_words(host, program)
         self._handles: list[tuple[str, Any]] = []
         self._submitted = False
         self._finalizer = weakref.finalize(self, _destroy, device, self._handles)
@@ -270,10 +270,7 @@ class Recording:
         self.replay()
         for place, array in zip(self._outputs, outputs, strict=True):
             _bytes(array)[...] = place
-        if self._status.size and self._status.any():
-            first = int(np.flatnonzero(self._status)[0])
-            return int(self._status[first]), self.program.checked[first]
-        return 0, -1
+        return reported(self._status, self.program) if self._status.size else (0, -1)
 
     def replay(self) -> None:
         device = self.device
