@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.installed import missing
 
 LAYER = "VK_LAYER_KHRONOS_validation"
+SYNCHRONIZATION = "VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT"
 ROOT = Path(__file__).parents[2]
 INSTALLED = f"""
 import vulkan as vk
@@ -32,8 +33,10 @@ def in_process(code: str, **environment: str) -> str:
 
 
 def validated(code: str, **environment: str) -> tuple[str, set[str]]:
-    """What `code` prints under the layer, and the rules that the layer says were broken. Skips the test without it."""
-    text = in_process(INSTALLED + code, VK_INSTANCE_LAYERS=LAYER, **environment)
+    """What `code` prints under the layer, and the rules that the layer says were broken, among them accesses that do
+    not wait for those before. Skips the test without it."""
+    layer = {"VK_INSTANCE_LAYERS": LAYER, "VK_LAYER_ENABLES": SYNCHRONIZATION}
+    text = in_process(INSTALLED + code, **(layer | environment))
     if "no layer" in text:
         missing(f"{LAYER} is not installed")
-    return text, set(re.findall(r"VUID-[\w-]+|UNASSIGNED-[\w-]+", text))
+    return text, set(re.findall(r"(?:VUID|UNASSIGNED|SYNC)-[\w-]+", text))
