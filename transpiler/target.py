@@ -45,8 +45,9 @@ class Gpu:
     schedules choose by ("subgroups": threads that run together, however many, have instructions for sums and largest
     numbers); what kernels need is asked of the device at load.
     `staged`: products copy blocks of their operands to shared memory, and threads share rows of scans and sorts in it,
-    which pays where barriers are cheap. `arch` is what code is made for ("sm_80"), "" where a device's own driver does
-    that.
+    which pays where barriers are cheap. `buffers` are those that a launch takes at most, each once, in however many
+    pieces it is bound; 0: there is no such limit. `arch` is what code is made for ("sm_80"), "" where a device's own
+    driver does that.
     `binding_bytes`: what every device sees through one binding, a multiple of `Target.alignment`; larger buffers are
     bound in pieces where the device sees no more. 0: there is no such limit. `kinds` of devices that this variant is
     for, as the runtime calls them; empty: all.
@@ -61,6 +62,7 @@ class Gpu:
     staged: bool = False
     arch: str = ""
     binding_bytes: int = 0
+    buffers: int = 0
     kinds: tuple[str, ...] = ()
 
 

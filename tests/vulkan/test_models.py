@@ -18,6 +18,8 @@ from tests.models.redraw import redraw
 from tests.models.support import FILES, Built, assert_equal_to_pytorch, load
 from transpiler import transpile
 from transpiler.api import Package
+from transpiler.spirv.reflect import reflect
+from transpiler.target import load_target
 
 pytestmark = pytest.mark.usefixtures("device")
 FAST = ["lstm", "mlp", "mnist"]
@@ -110,6 +112,28 @@ def test_everything_is_given_back(package: Package) -> None:
     assert not finalizer.alive
     with pytest.raises(RuntimeError, match="closed"):
         model(*drawn(4))
+
+
+class Many(nn.Module):
+    """More tensors than a kernel has buffers, joined and added up."""
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        total = inputs[0]
+        for item in inputs[1:]:
+            total = torch.tanh(total) * 0.5 + item
+        return torch.relu(torch.cat([item * 2 for item in inputs], 1)), torch.cat([*inputs, *inputs[:3]]), total
+
+
+def test_more_tensors_than_buffers(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(5)
+    inputs = tuple(torch.randn(3, 7, generator=random) for _ in range(41))
+    module = Many()
+    package = build((module, inputs, {}), "many", tmp_path, test=False)
+    for path in package.path.rglob("*.spv"):
+        assert len(reflect(path.read_bytes()).bindings) <= load_target("vulkan").gpu.buffers
+    with package.load() as model:
+        for got, expected in zip(model(*(item.numpy() for item in inputs)), module(*inputs), strict=True):
+            np.testing.assert_allclose(got, expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
 class Vocabulary(nn.Module):

@@ -295,3 +295,17 @@ def test_transposes_through_shared_memory(dtype: str, device: Device) -> None:
         np.testing.assert_array_equal(run(device, group, STAGED, [x])[0], x.transpose(perm))
         launches, _ = compile_kernel(schedule(group, DIRECT, "kernel"), DIRECT)
         assert launches[0].shared_bytes == 0
+
+
+@FORMS
+@pytest.mark.parametrize("axis", [0, 1])
+def test_concat_of_many(axis: int, target: Target, device: Device) -> None:
+    """More tensors than a launch has buffers, some of them without elements."""
+    shape = [3, 4]
+    inputs = [draw(*(n % 4 if at == axis else size for at, size in enumerate(shape))) for n in range(41)]
+    group = op_group(R["concat"](axis), inputs)
+    launches, _ = compile_kernel(schedule(group, target, "kernel"), target)
+    assert len(launches) == 3
+    assert all(len(launch.buffers) <= target.gpu.buffers for launch in launches)
+    (got,) = run(device, group, target, inputs)
+    np.testing.assert_array_equal(got, np.concatenate(inputs, axis))

@@ -19,12 +19,10 @@ from transpiler.group import Lowered
 from transpiler.plan import Kernel as PlanKernel
 from transpiler.spirv.build import build_kernels
 from transpiler.spirv.kernel import Kernel
-from transpiler.target import Target
+from transpiler.target import Gpu, Target
 
 # What every device has for scalars of a kernel (maxPushConstantsSize).
 MAX_PUSH_BYTES = 128
-# Of a kernel whose buffers may be large at some sizes: devices have few bindings (maxPerStageDescriptorStorageBuffers).
-MAX_VARYING_BINDINGS = 16
 
 
 def compile_kernels(
@@ -102,7 +100,7 @@ def compile_kernel(
     (function,) = host.functions.values()
     found = read_launches(name, function)
     window = target.gpu.binding_bytes
-    windows = _windows(item.kernel, found, window, ranges or {})
+    windows = _windows(item.kernel, found, target.gpu, ranges or {})
     modules = build_kernels(device, windows, window, _overlaid(item, found))
     plan = item.kernel
     status = len(plan.inputs) + len(plan.outputs) + (plan.workspace != 0)
@@ -116,17 +114,18 @@ def compile_kernel(
 
 
 def _windows(
-    kernel: PlanKernel, launches: Sequence[HostLaunch], window: int, ranges: Mapping[str, SymbolRange]
+    kernel: PlanKernel, launches: Sequence[HostLaunch], gpu: Gpu, ranges: Mapping[str, SymbolRange]
 ) -> dict[str, dict[int, int]]:
-    """Device function -> parameter -> the pieces of `window` bytes of its buffer, where it may have several: if it is
+    """Device function -> parameter -> the pieces of `binding_bytes` of its buffer, where it may have several: if it is
     larger at the largest sizes. Without bounds, or with wide ones, it has one: the runtime refuses what is too large.
     """
+    window = gpu.binding_bytes
     if not window:
         return {}
     sizes: list[Dim] = [type_.bytes for type_ in (*kernel.inputs, *kernel.outputs)]
     sizes += [kernel.workspace] if kernel.workspace != 0 else []
     counts = [-(-_largest(size, ranges) // window) for size in sizes]
-    if not all(isinstance(size, int) for size in sizes) and sum(counts) > MAX_VARYING_BINDINGS:
+    if not all(isinstance(size, int) for size in sizes) and sum(counts) > gpu.buffers:
         return {}
     result: dict[str, dict[int, int]] = {}
     for launch in launches:

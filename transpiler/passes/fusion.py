@@ -28,6 +28,8 @@ from transpiler.target import Target
 CHEAP = 4
 # A pointwise kernel of more nodes than this stops growing: its expression would outgrow the registers.
 MAX_NODES = 40
+# Buffers that a kernel may take besides its inputs and outputs: a workspace and the status word.
+OTHER_BUFFERS = 2
 # What is read by strides of a target's `strided` ops: q, k and v of an attention, not its mask.
 STRIDED_INPUTS = 3
 # Computed inside of all users, if those can, and never stored.
@@ -164,6 +166,7 @@ class _Partition:
         if len(node.outputs) != 1:
             return self._overlapped(node)
         chosen: list[int] = []
+        joined = [node]
         anchored = isinstance(node.op, Reduce | Opaque)
         size = 1
         # The latest first; groups with an anchor before others, since what they can take in besides is limited.
@@ -177,6 +180,8 @@ class _Partition:
             anchor = self._anchor_of(value)
             if size + len(members) > MAX_NODES or not self._joins(node, value, members, anchor):
                 continue
+            if not self._binds([*members, *joined]):
+                continue
             if anchor is not None and not self._pairs(node, value, members, anchor):
                 if anchored:
                     continue
@@ -186,8 +191,19 @@ class _Partition:
                 # no status word to report a check to.
                 continue
             chosen.append(number)
+            joined += members
             size += len(members)
         return chosen
+
+    def _binds(self, members: Sequence[Node]) -> bool:
+        """Whether kernels of the target can have the buffers of a group."""
+        most = self.target.gpu.buffers if self.target.is_gpu else 0
+        if not most:
+            return True
+        nodes = self._with_free(members)
+        made = {value.name for item in nodes for value in item.outputs}
+        read = {value.name for item in nodes for value in item.inputs} - made
+        return len(read) + len(members[-1].outputs) + OTHER_BUFFERS <= most
 
     def _anchor_of(self, value: Value) -> Node | None:
         """The anchor of the open group that computes `value`."""
