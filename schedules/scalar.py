@@ -226,6 +226,11 @@ class Tir:
     def divide(self, a: Expr, b: Expr) -> Expr:
         return tirx.Div(a, opaque_zero(b))
 
+    def divide_rounded(self, a: Expr, b: Expr) -> Expr:
+        if machine().rounds_division:
+            return self.divide(a, b)
+        return T.call_pure_extern(self.dtype(a), "quotient", a, b)
+
     def floordiv(self, a: Expr, b: Expr) -> Expr:
         return tirx.floordiv(a, b)
 

@@ -31,8 +31,8 @@ _variables: dict[str, Expr] = {}
 class Machine:
     """What the words of schedules mean: from which work on a loop is `parallel`, in which of TVM's scopes `local`
     memory lies, and whether there are instructions that convert float16; of a GPU, how many threads run as one and can
-    read each other's registers, 0 if that is not known, and whether those that run as one, however many, have
-    instructions for sums and the like."""
+    read each other's registers, 0 if that is not known, whether those that run as one, however many, have
+    instructions for sums and the like, and whether a division gives the float nearest to the quotient."""
 
     parallel_threshold: int
     local_scope: str
@@ -40,6 +40,7 @@ class Machine:
     is_gpu: bool = False
     warp: int = 0
     subgroups: bool = False
+    rounds_division: bool = True
 
 
 CPU = Machine(PARALLEL_THRESHOLD, "global")
@@ -68,7 +69,7 @@ def machine_of(target: Target) -> Machine:
         # Of Vulkan's devices none says how many it will be.
         if target.kind == "cuda":
             return replace(GPU, warp=target.gpu.subgroup)
-        return replace(GPU, subgroups="subgroups" in target.gpu.features)
+        return replace(GPU, subgroups="subgroups" in target.gpu.features, rounds_division=False)
     return OLD_CPU if target.isa.machine == "x86_64" and "f16c" not in target.isa.features else CPU
 
 

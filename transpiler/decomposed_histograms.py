@@ -63,7 +63,8 @@ def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Any
     low, high = _limits(x, None, 1.0)
     if x.numel() == 0:
         return x.new_zeros(bins)
-    place = ((x - low) * bins / (high - low)).to(torch.int64).clamp(0, bins - 1)
+    # The quotient is rounded towards zero here, not by the cast: devices may divide less exactly where nothing jumps.
+    place = torch.div((x - low) * bins, high - low, rounding_mode="trunc").to(torch.int64).clamp(0, bins - 1)
     return x.new_zeros(bins).scatter_add(0, place, torch.ones_like(x))
 
 

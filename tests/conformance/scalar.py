@@ -160,6 +160,8 @@ class NumpyScalar:
         assert "float" in a.dtype
         return a._binary(b, np.divide)
 
+    divide_rounded = divide
+
     def floordiv(self, a: Lazy, b: Any) -> Lazy:
         return self._whole(a, b, np.floor_divide)
 

@@ -94,6 +94,8 @@ class NumpyScalar:
     def divide(self, a: Any, b: Any) -> Any:
         return np.divide(a, b)
 
+    divide_rounded = divide
+
     def floordiv(self, a: Any, b: Any) -> Any:
         return np.floor_divide(a, b)
 

@@ -13,19 +13,26 @@ import pytest
 import torch
 from tvm import tirx
 
+from tests.conformance.kernels import op_group
 from tests.conformance.test_special_functions import AGAINST_TORCH
 from tests.vulkan.device import Device
 from tests.vulkan.kernels import build, elementwise, validation_errors
 from transpiler.errors import TranspileErrors
+from transpiler.gpu.vulkan import compile_kernel
+from transpiler.ops import REGISTRY as R
+from transpiler.schedule import schedule
 from transpiler.spirv import doubles, functions
 from transpiler.spirv.c_functions import OF_FLOAT64
 from transpiler.spirv.kernel import Kernel
+from transpiler.spirv.opcodes import Op
+from transpiler.spirv.reflect import reflect
+from transpiler.target import load_target
 
 COUNT = 1 << 16
 SPECIAL = np.array(
     [0, -0.0, np.inf, -np.inf, np.nan, 1, -1, 2, -2, 0.5, 3, -3, 2.0**-149, -1e-40, 3.4e38, -3.4e38], "f4"
 )
-TWO = frozenset({"pow", "atan2", "fmod", "hypot", "nextafter"})
+TWO = frozenset({"pow", "atan2", "fmod", "hypot", "nextafter", "quotient"})
 Array = np.ndarray[Any, Any]
 
 
@@ -39,6 +46,7 @@ REFERENCE: dict[str, Callable[..., Array]] = {
     "sigmoid": sigmoid, "tanh": np.tanh, "erf": np.vectorize(math.erf), "sin": np.sin, "cos": np.cos, "tan": np.tan,
     "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "sinh": np.sinh, "cosh": np.cosh, "asinh": np.arcsinh,
     "acosh": np.arccosh, "atanh": np.arctanh, "pow": np.power, "atan2": np.arctan2, "fmod": np.fmod, "hypot": np.hypot,
+    "quotient": np.divide,
     "logb": lambda x: np.where(np.isfinite(x) & (x != 0), np.frexp(x)[1] - 1.0, np.log(np.abs(x))),
 }  # fmt: skip
 
@@ -170,6 +178,56 @@ def test_nextafter(device: Device) -> None:
     expected = np.nextafter(x, y)
     np.testing.assert_array_equal(got, expected)
     np.testing.assert_array_equal(np.signbit(got[got == 0]), np.signbit(expected[expected == 0]))
+
+
+def integers(dtype: str) -> list[Array]:
+    """Dividends and divisors: any bits, corners, quotients that are ints or next to one, results that are denormal."""
+    random, bits = np.random.default_rng(5), {"float32": np.uint32, "float64": np.uint64}[dtype]
+    quarter = COUNT // 4
+    x, y = (random.integers(0, np.iinfo(bits).max, COUNT, bits, endpoint=True).view(dtype) for _ in range(2))
+    whole = random.integers(1, 4000, quarter)
+    y[:quarter] = random.standard_normal(quarter)
+    product = y[:quarter] * whole.astype(dtype)
+    x[:quarter] = np.nextafter(product, random.choice([-np.inf, np.inf], quarter), dtype=dtype)
+    x[: quarter // 2] = product[: quarter // 2]
+    tiny = np.finfo(dtype).tiny
+    x[quarter : 2 * quarter] = random.standard_normal(quarter) * tiny
+    y[quarter : 2 * quarter] = random.integers(1, 512, quarter)
+    count = len(SPECIAL)
+    x[-(count**2) :], y[-(count**2) :] = np.tile(SPECIAL, count), np.repeat(SPECIAL, count)
+    return [x, y]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_quotient_is_the_nearest_float_without_a_division(dtype: str, device: Device) -> None:
+    (kernel,) = build([elementwise("quotient", [dtype] * 2, dtype, call("quotient", dtype), COUNT)]).values()
+    assert Op.F_DIV not in reflect(kernel.code).operations
+    x, y = integers(dtype)
+    got = np.zeros(COUNT, dtype)
+    named = {"in0": x, "in1": y, "out": got}
+    device.run(kernel, [named[binding.name.removesuffix("_ptr")] for binding in kernel.buffers])
+    with np.errstate(all="ignore"):
+        expected = x / y
+    np.testing.assert_array_equal(got, expected)
+    numbers = ~np.isnan(expected)
+    np.testing.assert_array_equal(np.signbit(got[numbers]), np.signbit(expected[numbers]))
+
+
+JUMPING = {
+    "trunc": (R["div_round"]("trunc"), "float32"), "floor": (R["div_round"]("floor"), "float32"),
+    "nearest": (R["div"](True), "float32"), "float64": (R["div_round"]("trunc"), "float64"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JUMPING)
+def test_what_jumps_at_integers_takes_the_nearest_quotient(name: str) -> None:
+    op, dtype = JUMPING[name]
+    inputs = [np.ones((3, 5), dtype)] * 2
+    target = load_target("vulkan")
+    _, files = compile_kernel(schedule(op_group(op, inputs), target, "kernel"), target)
+    divisions = [reflect(code).operations[Op.F_DIV] for code in files.values()]
+    # Of "floor" the quotient that is wanted where the divisor is 0, and the sign of a zero.
+    assert divisions == [int(name == "floor")] * len(files)
 
 
 C_FUNCTIONS = {

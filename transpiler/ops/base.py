@@ -84,6 +84,9 @@ class Scalar(Protocol):
     def divide(self, a: Expr, b: Expr) -> Expr:
         """True division of floats."""
 
+    def divide_rounded(self, a: Expr, b: Expr) -> Expr:
+        """The float nearest to the quotient, on devices too whose division gives a neighbour: for what jumps there."""
+
     def floordiv(self, a: Expr, b: Expr) -> Expr:
         """Rounds down."""
 

@@ -97,9 +97,15 @@ class Mul(Binary, name="mul"):
 
 
 class Div(Binary, name="div"):
-    """a / b of floats; x / 0 is ±inf, 0 / 0 is NaN."""
+    """a / b of floats; x / 0 is ±inf, 0 / 0 is NaN.
+
+    `nearest`: the float nearest to the quotient, on devices too whose division gives a neighbour now and then; for
+    quotients that are made ints of.
+    """
 
     categories = (2,)
+    unsaid = frozenset({"nearest"})
+    nearest: bool = False
 
     def reference(self, a: Array, b: Array) -> Array:
         return a / b
@@ -108,7 +114,12 @@ class Div(Binary, name="div"):
         return f"({a} / {b})"
 
     def scalar(self, s: Scalar, a: Expr, b: Expr) -> Expr:
-        return s.divide(a, b)
+        return s.divide_rounded(a, b) if self.nearest else s.divide(a, b)
+
+    @classmethod
+    def _variants(cls) -> Iterator[tuple[str, Elementwise]]:
+        yield "", cls()
+        yield "nearest_", cls(True)
 
 
 def _safe_divisor(s: Scalar, b: Expr) -> Expr:
@@ -167,12 +178,12 @@ class DivRound(Binary, name="div_round"):
         dtype = s.dtype(a)
         zero = s.const(0, dtype)
         if category(dtype) == 2:
-            ratio = s.divide(a, b)
             if self.mode == "trunc":
-                return s.call("trunc", ratio)
+                return s.call("trunc", s.divide_rounded(a, b))
+            ratio = s.divide(a, b)
             rest = s.call("fmod", a, b)
             crosses = s.logical_and(s.ne(rest, zero), s.ne(b < zero, rest < zero))
-            quotient = s.divide(a - rest, b) - s.select(crosses, s.const(1, dtype), zero)
+            quotient = s.divide_rounded(a - rest, b) - s.select(crosses, s.const(1, dtype), zero)
             # The quotient is whole up to rounding: the nearest integer is the floor.
             floored = s.call("floor", quotient)
             nudged = floored + s.select(quotient - floored > s.const(0.5, dtype), s.const(1, dtype), zero)
@@ -340,7 +351,7 @@ def _remainder(context: ImportContext, a: Any, b: Any) -> Any:
 def _div_mode(context: ImportContext, a: Any, b: Any, rounding_mode: str | None = None) -> Any:
     dtype = out_type(context).dtype
     if dtype in HALF and rounding_mode == "trunc":  # PyTorch rounds the quotient before
-        return context.emit(Trunc(), rounded(context, Div(), dtype, a, b))
+        return context.emit(Trunc(), rounded(context, Div(True), dtype, a, b))
     if rounding_mode is None:
         return in_dtype(context, Div(), dtype, a, b)
     return _by_divisor(context, DivRound(rounding_mode), a, b)

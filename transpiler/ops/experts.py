@@ -96,7 +96,7 @@ def _histc(context: ImportContext, x: Value, bins: int = 100, min: float = 0, ma
     flat = compose.reshape(context, x, (compose.product(x.shape), 1))
     distance = compose.mul(context, compose.sub(context, flat, const(min)), const(bins))
     width = float(np.dtype(x.dtype).type(max) - np.dtype(x.dtype).type(min))
-    position = context.cast(compose.emit(context, Div(), distance, const(width)), "int64")
+    position = context.cast(compose.emit(context, Div(True), distance, const(width)), "int64")
     position = compose.emit(context, Minimum(), position, context.scalar(bins - 1, "int64"))
     inside = compose.emit(
         context, LogicalAnd(), context.emit(Ge(), flat, const(min)), context.emit(Le(), flat, const(max))

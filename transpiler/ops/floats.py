@@ -102,7 +102,7 @@ def _round_decimals(context: ImportContext, x: Value, decimals: int = 0) -> Any:
     dtype = x.dtype
     x = context.cast(x, "float32" if dtype in HALF else dtype)
     ten = context.scalar(10.0 ** abs(decimals), x.dtype)
-    there: Op = Mul() if decimals > 0 else Div()
+    there: Op = Mul() if decimals > 0 else Div(True)
     back: Op = Div() if decimals > 0 else Mul()
     if decimals == 0:
         return context.cast(context.emit(Round(), x), dtype)

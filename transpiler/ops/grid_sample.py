@@ -162,7 +162,7 @@ class GridSample(Injective, name="grid_sample"):
             # A single pixel with corners aligned has mirrors at distance 0: any span will do.
             span = s.maximum(length - c(1), c(1)) if self.align_corners else length
             offset = s.bind(s.call("abs", position - low))
-            turns, rest = s.call("floor", s.divide(offset, span)), s.call("fmod", offset, span)
+            turns, rest = s.call("floor", s.divide_rounded(offset, span)), s.call("fmod", offset, span)
             even = s.eq(s.call("fmod", turns, c(2)), c(0))
             position = s.select(even, rest + low, span - rest + low)
         return s.minimum(s.maximum(position, c(0)), length - c(1))

@@ -126,7 +126,8 @@ class Resize(Injective, name="resize"):
             )
         if scale:
             return s.const(1 / scale, real)
-        return s.divide(s.cast(s.size(size), real), s.cast(s.size(count), real))
+        divide = s.divide_rounded if self._nearest else s.divide
+        return divide(s.cast(s.size(size), real), s.cast(s.size(count), real))
 
     @property
     def _align(self) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from transpiler.schedule import import_schedule
 
-from . import bits, c_functions, doubles, logarithm, trigonometry
+from . import bits, c_functions, division, doubles, logarithm, trigonometry
 from .arithmetic import Arithmetic, Value
 from .control import loop
 from .dtypes import FLOAT16, FLOAT32, FLOAT64, UINT32, unsupported
@@ -30,7 +30,7 @@ ULPS: dict[str, float] = {
     "exp": 1.5, "exp2": 1.5, "exp10": 1.5, "expm1": 2, "log": 1, "log2": 1, "log10": 1, "log1p": 2, "sqrt": 1,
     "rsqrt": 2, "sigmoid": 3, "tanh": 2, "erf": 3, "sin": 3, "cos": 3, "tan": 5, "asin": 3, "acos": 3, "atan": 3,
     "sinh": 4, "cosh": 4, "asinh": 3, "acosh": 3, "atanh": 3, "pow": 3, "atan2": 3, "fmod": 0,
-    "hypot": 2, "logb": 0,
+    "hypot": 2, "logb": 0, "quotient": 0.5,
 }  # fmt: skip
 
 
@@ -196,8 +196,11 @@ SINGLE: dict[str, Function] = {
     "cos": trigonometry.cos, "tan": trigonometry.tan, "asin": trigonometry.asin, "acos": trigonometry.acos,
     "atan": trigonometry.atan, "atan2": trigonometry.atan2, "sinh": sinh, "cosh": cosh, "asinh": asinh,
     "acosh": acosh, "atanh": atanh, "fmod": fmod, "hypot": bits.hypot, "logb": bits.logb, "nextafter": bits.nextafter,
+    "quotient": division.quotient,
 }  # fmt: skip
-DOUBLE: dict[str, Function] = {"exp": doubles.exp, "log": doubles.log, "sigmoid": doubles.sigmoid}
+DOUBLE: dict[str, Function] = {
+    "exp": doubles.exp, "log": doubles.log, "sigmoid": doubles.sigmoid, "quotient": division.quotient,
+}  # fmt: skip
 # Of any dtype; floats exactly (sqrt and rsqrt as exactly as the device divides).
 ANY: dict[str, Function] = {
     "sqrt": sqrt, "rsqrt": rsqrt, "floor": _whole(Glsl.FLOOR), "ceil": _whole(Glsl.CEIL), "trunc": _whole(Glsl.TRUNC),
