@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -226,22 +227,31 @@ def test_an_interrupted_call_is_waited_for_before_its_memory_goes(package: Packa
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_a_forked_process_is_told_to_open_its_own(package: Package) -> None:
+@pytest.mark.parametrize("staging", ["", "1"])
+def test_a_forked_process_is_told_to_open_its_own(
+    staging: str, package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRANSPILE_VULKAN_STAGING", staging)
     with package.load() as model:
+        weights = {"0.weight": np.ones((5, 4), np.float32), "0.bias": np.ones(5, np.float32)}
         good = model(X)
         read, write = os.pipe()
         child = os.fork()
         if not child:
-            try:
-                model(X)
-                text = "no error"
-            except RuntimeError as error:
-                text = str(error)
+            signal.alarm(20)
+            for use in (lambda: model.load_weights(weights), model.session, lambda: model(X)):
+                try:
+                    use()
+                    text = "no error\n"
+                except RuntimeError as error:
+                    text = f"{error}\n"
+                os.write(write, text.encode())
             model.close()
-            os.write(write, text.encode())
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        assert os.read(read, 1000).startswith(b"a forked process cannot use the Vulkan device of its parent")
+        lines = os.read(read, 1000).decode().splitlines()
+        assert len(lines) == 3
+        assert all(line.startswith("a forked process cannot use the Vulkan device of its parent") for line in lines)
         os.close(read)
         os.close(write)
         np.testing.assert_array_equal(model(X), good)

@@ -26,9 +26,14 @@ class Buffer:
 
     `purpose`: "device", where kernels compute; "host", to copy from and to; "both", which the host writes
     and kernels read all the time.
+
+    Raises:
+        MemoryError: the device has too little memory, or gives too little at once.
+        RuntimeError: the device is lost, or another process's.
     """
 
     def __init__(self, device: Device, nbytes: int, purpose: str, what: str) -> None:
+        device.check()
         vk = device.vk
         self.device, self.nbytes = device, max(-(-nbytes // MINIMUM) * MINIMUM, MINIMUM)
         if self.nbytes > device.largest_allocation:
@@ -98,6 +103,7 @@ class DeviceWeights:
     """
 
     def __init__(self, device: Device, data: Array, tensors: Iterable[tuple[int, int]]) -> None:
+        device.check()
         self._starts: list[int] = []
         self._buffers: list[Buffer] = []
         for start, end in _pieces(sorted(tensors)):
