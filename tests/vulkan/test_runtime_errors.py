@@ -186,6 +186,77 @@ def test_too_little_memory(package: Package) -> None:
             raise device.vk.VkErrorOutOfDeviceMemory
 
 
+class Card:
+    """The memory of a graphics card whose window to the host is small. Of heap h, `free[h]` bytes are left."""
+
+    LOCAL, VISIBLE, COHERENT, CACHED, UNCACHED = 1, 2, 4, 8, 128
+    HOST = VISIBLE | COHERENT
+    types = ((0, 1), (LOCAL, 0), (HOST, 1), (HOST | CACHED, 1), (LOCAL | HOST, 2), (LOCAL | HOST | UNCACHED, 0))
+    heaps = (4096, 65536, 1024)
+
+    def __init__(self, *, mapped: bool = False) -> None:
+        import vulkan
+
+        self.free = list(self.heaps)
+        self.made: list[int] = []  # the types of memory that was allocated
+        types = [SimpleNamespace(propertyFlags=flags, heapIndex=heap) for flags, heap in self.types]
+        heaps = [SimpleNamespace(size=size) for size in self.heaps]
+        kind = runtime("vulkan.device").Device
+        self.device = kind.__new__(kind)
+        self.device.__dict__ |= {
+            "_memory": SimpleNamespace(memoryTypeCount=len(types), memoryTypes=types, memoryHeaps=heaps),
+            "mapped": mapped, "lost": False, "_process": os.getpid(), "largest_allocation": 1 << 30, "handle": None,
+            "found": SimpleNamespace(name="card"), "vk": SimpleNamespace(**vars(vulkan) | {
+                "vkCreateBuffer": lambda device, info, _: info.size,
+                "vkGetBufferMemoryRequirements": lambda device, size: SimpleNamespace(memoryTypeBits=63, size=size),
+                "vkAllocateMemory": lambda device, info, _: self.allocate(info),
+                "vkBindBufferMemory": lambda *_: None, "vkDestroyBuffer": lambda *_: None,
+                "vkMapMemory": lambda device, memory, offset, size, flags: bytearray(size),
+                "vkFreeMemory": lambda device, memory, _: None,
+            }),
+        }  # fmt: skip
+
+    def allocate(self, info: Any) -> int:
+        heap = self.types[info.memoryTypeIndex][1]
+        if info.allocationSize > self.free[heap]:
+            raise self.device.vk.VkErrorOutOfDeviceMemory
+        self.free[heap] -= info.allocationSize
+        self.made.append(info.memoryTypeIndex)
+        return 1
+
+    def take(self, nbytes: int, purpose: str) -> Any:
+        return runtime("vulkan.memory").Buffer(self.device, nbytes, purpose, "x")
+
+
+def test_memory_of_another_type_is_taken_where_one_is_full() -> None:
+    card = Card()
+    states = [card.take(512, "both") for _ in range(4)]
+    assert card.made == [4, 4, 3, 3]
+    assert all(state.array is not None for state in states)
+    states.append(card.take(2048, "both"))  # larger than the window
+    assert card.take(4096, "device").array is None
+    assert card.made[4:] == [3, 1]
+    card.free[1] = 0
+    with pytest.raises(
+        MemoryError,
+        match=r"the device has too little memory for x of 2,048 bytes \(tried: type 4 of a heap of 1,024 bytes, "
+        r"type 3 of a heap of 65,536 bytes, type 2 of a heap of 65,536 bytes\)",
+    ):
+        card.take(2048, "both")
+
+
+def test_kernels_do_not_compute_over_the_bus_without_a_word() -> None:
+    card = Card()
+    with pytest.raises(
+        MemoryError, match=r"x of 8,192 bytes \(tried: type 1 of a heap of 4,096 bytes, type 4 of a heap"
+    ):
+        card.take(8192, "device")
+    assert card.made == []
+    mapped = Card(mapped=True)
+    assert [mapped.take(nbytes, "device").array is None for nbytes in (1024, 1024)] == [False, True]
+    assert mapped.made == [4, 1]
+
+
 def test_a_lost_device_is_lost_for_good(package: Package) -> None:
     with package.load() as model:
         good = model(X)

@@ -22,6 +22,10 @@ KINDS = ("other", "integrated", "discrete", "virtual", "cpu")  # by VkPhysicalDe
 PREFERENCE = ("discrete", "integrated", "virtual", "cpu", "other")
 
 
+# Memory with properties from this bit on (lazily allocated, protected, uncached) takes more than asking.
+SPECIAL_MEMORY = 1 << 4
+
+
 @dataclass(frozen=True)
 class Found:
     """A device of this machine. `number` is its place in the driver's list."""
@@ -203,21 +207,29 @@ class Device:
         if os.environ.get(STAGING):
             return False
         shares = self.found.kind in ("integrated", "cpu")
-        return shares and self.memory_type(-1, local=True, visible=True) is not None
+        return shares and bool(self.memory_types(-1, local=True, visible=True))
 
-    def memory_type(self, allowed: int, *, local: bool, visible: bool) -> int | None:
-        """A type of memory among the bits of `allowed`: the device's own, visible to the host (cached
-        if there is one)."""
+    def memory_types(self, allowed: int, *, local: bool, visible: bool) -> list[int]:
+        """The types of memory among the bits of `allowed`: the device's own, visible to the host (cached ones
+        first), in the driver's order."""
         vk = self.vk
         needed = vk.VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT if local else 0
         if visible:
             needed |= vk.VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | vk.VK_MEMORY_PROPERTY_HOST_COHERENT_BIT
         cached = vk.VK_MEMORY_PROPERTY_HOST_CACHED_BIT if visible else 0
-        for wanted in (needed | cached, needed):
-            for index in range(self._memory.memoryTypeCount):
-                if allowed >> index & 1 and self._memory.memoryTypes[index].propertyFlags & wanted == wanted:
-                    return index
-        return None
+        flags = [
+            self._memory.memoryTypes[index].propertyFlags for index in range(self._memory.memoryTypeCount)
+        ]
+        fitting = [
+            index
+            for index, there in enumerate(flags)
+            if allowed >> index & 1 and there & needed == needed and there < SPECIAL_MEMORY
+        ]
+        return sorted(fitting, key=lambda index: flags[index] & cached != cached)
+
+    def heap_bytes(self, index: int) -> int:
+        """All that there is of a type of memory, used or not."""
+        return int(self._memory.memoryHeaps[self._memory.memoryTypes[index].heapIndex].size)
 
 
 def _destroy(vk: Any, instance: Any, handle: Any, process: int) -> None:

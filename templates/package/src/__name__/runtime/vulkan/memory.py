@@ -51,12 +51,10 @@ class Buffer:
             self.handle = vk.vkCreateBuffer(device.handle, info, None)
         self._finalizer = weakref.finalize(self, _free, device, self.handle, None)
         needs = vk.vkGetBufferMemoryRequirements(device.handle, self.handle)
-        index, visible = _memory_type(device, needs.memoryTypeBits, purpose)
+        memory, visible = _allocate(device, needs, purpose, f"{what} of {self.nbytes:,} bytes")
+        self._finalizer.detach()
+        self._finalizer = weakref.finalize(self, _free, device, self.handle, memory)
         with explained(vk, what, self.nbytes):
-            info = vk.VkMemoryAllocateInfo(allocationSize=needs.size, memoryTypeIndex=index)
-            memory = vk.vkAllocateMemory(device.handle, info, None)
-            self._finalizer.detach()
-            self._finalizer = weakref.finalize(self, _free, device, self.handle, memory)
             vk.vkBindBufferMemory(device.handle, self.handle, memory, 0)
             self.array: Array | None = None
             if visible:
@@ -74,18 +72,45 @@ class Buffer:
         self._finalizer()
 
 
-def _memory_type(device: Device, allowed: int, purpose: str) -> tuple[int, bool]:
-    """The type, and whether the host sees it."""
+def _allocate(device: Device, needs: Any, purpose: str, what: str) -> tuple[Any, bool]:
+    """Memory for a buffer, and whether the host sees it: of the best type that has so much.
+
+    Raises:
+        MemoryError: none has; the text names those that were tried.
+    """
+    vk, tried = device.vk, []
+    for index, visible in _memory_types(device, needs.memoryTypeBits, purpose):
+        heap = device.heap_bytes(index)
+        tried.append(f"type {index} of a heap of {heap:,} bytes")
+        if needs.size > heap:
+            continue
+        try:
+            with explained(vk, what):
+                info = vk.VkMemoryAllocateInfo(allocationSize=needs.size, memoryTypeIndex=index)
+                return vk.vkAllocateMemory(device.handle, info, None), visible
+        except MemoryError as error:
+            if isinstance(error.__cause__, vk.VkErrorOutOfHostMemory):
+                raise
+    if not tried:
+        raise MemoryError(f"{device.name} has no memory for buffers of this kind: {what}")
+    raise MemoryError(f"the device has too little memory for {what} (tried: {', '.join(tried)})")
+
+
+def _memory_types(device: Device, allowed: int, purpose: str) -> list[tuple[int, bool]]:
+    """The types to try, and whether the host shall see the memory. What kernels compute in is elsewhere than
+    on the device only if that has none of its own: over the bus they would be slow without a word."""
     wishes = {
-        "device": [(True, True)] * device.mapped + [(True, False), (False, False)],
+        "device": [(True, True)] * device.mapped + [(True, False)],
         "host": [(False, True)],
         "both": [(True, True), (False, True)],
     }
+    found: dict[int, bool] = {}
     for local, visible in wishes[purpose]:
-        index = device.memory_type(allowed, local=local, visible=visible)
-        if index is not None:
-            return index, visible
-    raise MemoryError(f"{device.name} has no memory for buffers of this kind")
+        for index in device.memory_types(allowed, local=local, visible=visible):
+            found.setdefault(index, visible)
+    if not found and purpose == "device":
+        found = dict.fromkeys(device.memory_types(allowed, local=False, visible=False), False)
+    return list(found.items())
 
 
 def _free(device: Device, buffer: Any, memory: Any) -> None:
