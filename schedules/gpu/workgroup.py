@@ -14,6 +14,8 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
+from transpiler.ops.dtypes import numpy_dtype
+
 from ..sizes import Extent, machine
 from ..tir import Buffer, storage_dtype
 from ..vectors import held
@@ -86,6 +88,12 @@ def combined(
             array.store(thread, value)
     barrier()
     return _folded(some, fan, lambda i: i, combine)
+
+
+def combined_bytes(threads: int, dtype: str) -> int:
+    """What one value in `combined` takes of shared memory at most, in arrays of multiples of 16 bytes."""
+    width = int(numpy_dtype(storage_dtype(dtype)).itemsize)
+    return sum(-(-size * width // 16) * 16 for size in (threads, math.isqrt(threads)))
 
 
 def _by_warps(

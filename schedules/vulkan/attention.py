@@ -24,12 +24,13 @@ from tvm.tirx.script.builder import ir as T
 
 from transpiler.group import Group, Lowered
 from transpiler.ir import fixed_size
+from transpiler.ops.dtypes import numpy_dtype
 from transpiler.target import Target
 
 from ..fuse import lowered
 from ..gpu.attention import broadcast_offset, matrix_offset, reciprocal
 from ..gpu.threads import each_thread
-from ..gpu.workgroup import barrier, combined, private, shared, workgroups
+from ..gpu.workgroup import barrier, combined, combined_bytes, private, shared, workgroups
 from ..halves import operand, seen
 from ..scalar import Tir
 from ..sizes import ceil_div, count, extent, extents, is_empty, is_fixed
@@ -39,9 +40,8 @@ from ..vectors import held
 
 Expr = Any
 ROWS, KEYS = 8, 8
-SPLIT = 16  # threads that share a row
+SPLITS = (16, 4)  # threads that share a row, as many as their parts of it have room for
 FEW_ITEMS = 64  # below this many rows in all, threads share rows
-MAX_VALUES = 256  # elements of a value that threads can exchange
 
 
 def apply(group: Group, target: Target, name: str) -> Lowered | None:
@@ -55,7 +55,7 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
     if not is_fixed(node.inputs[0].shape[-1], node.inputs[2].shape[-1]):
         return None
     builder = KernelBuilder(name, [value.type for value in group.inputs], [group.outputs[0].type])
-    attention = _Attention(group)
+    attention = _Attention(group, target.gpu.shared_bytes)
     with builder:
         if not is_empty(node.output.shape):
             attention.emit(builder)
@@ -63,9 +63,9 @@ def apply(group: Group, target: Target, name: str) -> Lowered | None:
 
 
 class _Attention:
-    """Sizes and buffers of one kernel: L queries, S keys, E and Ev elements."""
+    """Sizes and buffers of one kernel: L queries, S keys, E and Ev elements; threads share up to `shared_bytes`."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, shared_bytes: int) -> None:
         node = group.anchor_node
         assert node is not None
         op: Any = node.op
@@ -87,9 +87,15 @@ class _Attention:
         self.scale = 1 / math.sqrt(max(self.E, 1)) if op.scale is None else float(op.scale)
         self.flops = 2 * count(self.batch) * length * keys * (self.E + self.Ev + 6)
         rows = count(self.out_shape[:-1])
-        self.threads = SPLIT if is_fixed(rows) and rows < FEW_ITEMS and self.Ev <= MAX_VALUES else 1
+        few = is_fixed(rows) and rows < FEW_ITEMS
+        self.threads = next((n for n in SPLITS if few and self._shared_bytes(n) <= shared_bytes), 1)
         self.rows = 1 if self.threads > 1 else min(ROWS, self.L) if is_fixed(self.L) else ROWS
         self.lowest, self.zero = self.s.const(-math.inf, self.dtype), tirx.const(0.0, self.dtype)
+
+    def _shared_bytes(self, threads: int) -> int:
+        """What threads of a row share in `_meet`."""
+        values = threads * self.Ev * numpy_dtype(self.dtype).itemsize
+        return values + 2 * combined_bytes(threads, self.dtype)
 
     def emit(self, builder: KernelBuilder) -> None:
         self.q, self.k, self.value = (
@@ -130,8 +136,8 @@ class _Attention:
                 self._tile(held(tile * KEYS))
             self._store(item)
         else:
-            with T.serial(0, (tiles - thread + (SPLIT - 1)) // SPLIT) as step:
-                self._tile(held((step * SPLIT + thread) * KEYS))
+            with T.serial(0, (tiles - thread + (self.threads - 1)) // self.threads) as step:
+                self._tile(held((step * self.threads + thread) * KEYS))
             self._meet(item, thread)
 
     def _matrix(self, which: int) -> Expr:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from transpiler.frontend import read_model
 from transpiler.gpu.host import read_launches
 from transpiler.gpu.launches import Compiled, Launch
 from transpiler.gpu.vulkan import compile_kernel, compile_kernels
-from transpiler.group import make_group
+from transpiler.group import Lowered, make_group
 from transpiler.ir import Node, TensorType, Value
 from transpiler.lower import LoweredProgram, lower
 from transpiler.ops.activation import Relu
@@ -21,7 +23,7 @@ from transpiler.ops.elementwise import Add
 from transpiler.ops.shape import Concat
 from transpiler.passes import PIPELINES, run_passes
 from transpiler.request import Request
-from transpiler.schedule import schedule
+from transpiler.schedule import import_schedule, schedule
 from transpiler.spirv.opcodes import Decoration, Op
 from transpiler.spirv.reflect import instructions
 from transpiler.target import load_target
@@ -100,6 +102,41 @@ def test_what_may_be_overlaid_is_said_to_be(dtype: str, tmp_path: Path) -> None:
                 2: {aliased} if overlaid else {restrict},
             }
             assert code_errors(name, code, tmp_path) == ""
+
+
+def reversed_halves() -> Lowered:
+    """A workgroup that turns 64 halves around in shared memory."""
+    x, y = (Value(name, TensorType("float16", (64,))) for name in "xy")
+    workgroup = import_schedule("gpu.workgroup")
+    builder = import_schedule("tir").KernelBuilder("turned", [x.type], [y.type])
+    with builder, workgroup.workgroups(1, 64) as (_, thread):
+        tile = workgroup.shared(64, "float16")
+        tile.store(thread, builder.inputs[0][thread])
+        workgroup.barrier()
+        builder.outputs[0].store(thread, tile[63 - thread])
+    lowered: Lowered = import_schedule("fuse").lowered(make_group((Node(Relu(), (x,), (y,)),), (y,)), builder, flops=0)
+    return lowered
+
+
+def test_shared_bytes_are_those_of_either_module() -> None:
+    (launch,), files = compile_kernel(reversed_halves(), TARGET)
+    assert len(files) == 2
+    assert launch.shared_bytes == 64 * 4  # what the module without halves takes
+
+
+@pytest.mark.parametrize(
+    ("facts", "code", "message"),
+    [
+        ({"threads": 32}, "too-many-threads", "takes 64 threads of a workgroup; devices of the target have 32"),
+        ({"workgroup": (63, 1, 1)}, "too-many-threads", "takes 64 threads on axis 0; devices of the target have 63"),
+        ({"shared_bytes": 128}, "too-much-memory", "takes 256 bytes of shared memory; devices of the target have 128"),
+        ({"buffers": 1}, "too-many-buffers", "takes 2 buffers; devices of the target have 1"),
+    ],
+)
+def test_more_than_the_target_has_is_refused(facts: dict[str, Any], code: str, message: str) -> None:
+    with pytest.raises(TranspileErrors, match=f"Kernel 'turned' {message}") as caught:
+        compile_kernel(reversed_halves(), replace(TARGET, variant=replace(TARGET.gpu, **facts)))
+    assert [problem.code for problem in caught.value.problems] == [code]
 
 
 def test_work_for_the_host_is_refused() -> None:

@@ -218,6 +218,17 @@ def test_attention(queries: int, masked: bool, device: Device) -> None:
     check_op(device, DIRECT, R["attention"](enable_gqa=True), *inputs, terms=24 + 45)
 
 
+@pytest.mark.parametrize(("dtype", "values"), [("float64", 256), ("float32", 1000)])
+def test_threads_share_a_row_as_far_as_memory_goes(dtype: str, values: int, device: Device) -> None:
+    """Sixteen of them would have more to exchange than a workgroup has memory."""
+    inputs = [draw(2, size, width).astype(dtype) for size, width in ((1, 24), (45, 24), (45, values))]
+    group = op_group(R["attention"](), inputs)
+    launches, _ = compile_kernel(schedule(group, DIRECT, "kernel"), DIRECT)
+    assert [launch.workgroup for launch in launches] == [(4, 1, 1)]
+    (got,) = run(device, group, DIRECT, inputs)
+    np.testing.assert_allclose(got, R["attention"]().reference(*wide(inputs)), rtol=1e-4, atol=1e-5)
+
+
 def test_causal_attention(device: Device) -> None:
     check_op(
         device, DIRECT, R["attention"](causal=True), draw(3, 37, 24), draw(3, 45, 24), draw(3, 45, 20), terms=24 + 45

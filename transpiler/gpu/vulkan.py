@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -99,12 +100,11 @@ def compile_kernel(
     host, device = lower(tvm.IRModule({name: item.function}), _tvm_target(target))
     (function,) = host.functions.values()
     found = read_launches(name, function)
-    window = target.gpu.binding_bytes
     windows = _windows(item.kernel, found, target.gpu, ranges or {})
-    modules = build_kernels(device, windows, window, _overlaid(item, found))
+    modules = build_kernels(device, windows, target.gpu.binding_bytes, _overlaid(item, found))
     plan = item.kernel
     status = len(plan.inputs) + len(plan.outputs) + (plan.workspace != 0)
-    launches = tuple(_launch(name, each, modules[each.function], window, status) for each in found)
+    launches = tuple(_launch(name, each, modules[each.function], target.gpu, status) for each in found)
     files = {}
     for entry in sorted({launch.entry for launch in launches}):
         files[f"{entry}.spv"] = modules[entry].code
@@ -159,8 +159,13 @@ def _largest(size: Dim, ranges: Mapping[str, SymbolRange]) -> int:
     return evaluate(size, known) if len(known) == len(highest) else 0
 
 
-def _launch(name: str, found: HostLaunch, kernel: Kernel, window: int, status_place: int) -> Launch:
-    """`status_place` is the position of the status word among the arguments."""
+def _launch(name: str, found: HostLaunch, kernel: Kernel, gpu: Gpu, status_place: int) -> Launch:
+    """`status_place` is the position of the status word among the arguments.
+
+    Raises:
+        TranspileErrors: see `_excesses`.
+    """
+    window = gpu.binding_bytes
 
     def place(parameter: int) -> int:
         kind, value = found.arguments[parameter]
@@ -173,20 +178,10 @@ def _launch(name: str, found: HostLaunch, kernel: Kernel, window: int, status_pl
         assert kind == "number", f"{name}: parameter {parameter} is no number"
         return value
 
-    if kernel.push_bytes > MAX_PUSH_BYTES:
-        raise TranspileErrors(
-            [
-                Problem(
-                    "too-many-sizes",
-                    f"Kernel {name!r} takes {kernel.push_bytes} bytes of sizes that vary, not {MAX_PUSH_BYTES}.",
-                    hints=("give fixed sizes to some dimensions",),
-                )
-            ]
-        )
     grid = tuple(size if known is None else known for size, known in zip(found.grid, kernel.grid, strict=True))
     status = (status_place,) if kernel.counts else ()
     windows = (*(item.windows for item in kernel.buffers), *(1 for _ in status))
-    return Launch(
+    launch = Launch(
         file=f"{kernel.name}.spv",
         entry=kernel.name,
         buffers=(*(place(item.parameter) for item in kernel.buffers), *status),
@@ -196,13 +191,40 @@ def _launch(name: str, found: HostLaunch, kernel: Kernel, window: int, status_pl
         workgroup=kernel.workgroup,
         grid=(grid[0], grid[1], grid[2]),
         folded=kernel.folded,
-        shared_bytes=kernel.shared_bytes,
+        # The other module may have floats in the place of halves.
+        shared_bytes=max(item.shared_bytes for item in (kernel, kernel.packed) if item is not None),
         features=(*kernel.features, *kernel.float_controls),
         fallback=None if kernel.packed is None else _fallback(kernel.packed),
         windows=windows if max(windows, default=1) > 1 else (),
         window_bytes=window if max(windows, default=1) > 1 else 0,
         counts=kernel.counts,
     )
+    if problems := _excesses(name, launch, gpu):
+        raise TranspileErrors(problems)
+    return launch
+
+
+def _excesses(name: str, launch: Launch, gpu: Gpu) -> list[Problem]:
+    """What a launch takes more of than the target has. Schedules keep to it where the ops let them."""
+    checks = [
+        ("too-many-buffers", len(launch.buffers), gpu.buffers, "buffers"),
+        ("too-many-threads", math.prod(launch.workgroup), gpu.threads, "threads of a workgroup"),
+        ("too-much-memory", launch.shared_bytes, gpu.shared_bytes, "bytes of shared memory"),
+    ]
+    checks += [
+        ("too-many-threads", size, most, f"threads on axis {axis}")
+        for axis, (size, most) in enumerate(zip(launch.workgroup, gpu.workgroup, strict=True))
+    ]
+    problems = [
+        Problem(code, f"Kernel {name!r} takes {taken} {what}; devices of the target have {most}.")
+        for code, taken, most, what in checks
+        if 0 < most < taken
+    ]
+    if launch.scalar_bytes > MAX_PUSH_BYTES:
+        what = f"{launch.scalar_bytes} bytes of sizes that vary, not {MAX_PUSH_BYTES}"
+        hints = ("give fixed sizes to some dimensions",)
+        problems.append(Problem("too-many-sizes", f"Kernel {name!r} takes {what}.", hints=hints))
+    return problems
 
 
 def _fallback(kernel: Kernel) -> tuple[str, tuple[str, ...]]:
