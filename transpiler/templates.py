@@ -18,7 +18,8 @@ PER_TARGET, ONLY_SEVERAL = f"src/{PLACEHOLDER}/prepare.py.jinja", f"src/{PLACEHO
 RUNTIME = "runtime/"
 # Files of the runtime that several targets need: those that do not have a folder of their own there.
 FOR_SEVERAL = {
-    f"{RUNTIME}{file}": frozenset({"vulkan", "cuda"}) for file in ("launch_list.py", "launches.py", "replay.py")
+    f"{RUNTIME}{file}": frozenset({"vulkan", "cuda"})
+    for file in ("idle.py", "launch_list.py", "launches.py", "replay.py")
 }
 
 

@@ -12,7 +12,16 @@ import pytest
 import torch
 
 from tests.cuda import standin
-from tests.models.on_device import CallsOfOdd, assert_twins, bits, drawn, odd_model, odd_sizes, twins
+from tests.models.on_device import (
+    CallsOfOdd,
+    assert_sessions_come_and_go,
+    assert_twins,
+    bits,
+    drawn,
+    odd_model,
+    odd_sizes,
+    twins,
+)
 from tests.models.support import FILES, Built, assert_equal_to_pytorch, load
 from tests.models.test_random_models import Noisy
 from tests.models.test_random_models import inputs as noisy_inputs
@@ -105,7 +114,10 @@ def test_the_profile_has_a_time_for_every_call(package: Package) -> None:
 
 def test_the_generated_tests_of_a_model_with_state(tmp_path: Path) -> None:
     torch.manual_seed(4)
-    check(build((Counters().eval(), (torch.randn(3),), {}), "counters", tmp_path), 20)
+    package = build((Counters().eval(), (torch.randn(3),), {}), "counters", tmp_path)
+    check(package, 20)
+    with package.load() as model:
+        assert_sessions_come_and_go(model, np.ones(3, np.float32))
 
 
 @pytest.mark.slow

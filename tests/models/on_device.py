@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -150,6 +152,26 @@ def assert_twins(package: Package) -> None:
                 np.testing.assert_array_equal(y, 2 * x)
                 np.testing.assert_array_equal(again, y)
                 np.testing.assert_array_equal(after, (turn + 1) * x)
+
+
+def assert_sessions_come_and_go(model: Any, *args: Any) -> None:
+    """More sessions in turn than recordings are kept of one record once each; those that are gone leave nothing."""
+    running = model._running()
+    made: list[bool] = []
+    record = running.record
+    running.record = lambda program, state: (made.append(state is not None), record(program, state))[1]
+    sessions = [model.session() for _ in range(11)]
+    first, *others = [[session(*args) for session in sessions] for _ in range(3)]
+    del running.record
+    assert made == [True] * 11
+    for results in (first, *others):
+        assert len({bits(result)[0] for result in results}) == 1
+    assert bits(others[0][0]) != bits(first[0])
+    states = [weakref.ref(session._state.memory) for session in sessions]
+    sessions.clear()
+    gc.collect()
+    assert not any(state() for state in states)
+    assert not running._idle._waiting
 
 
 # --- what a process says ----------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.models.on_device import assert_twins, twins
+from tests.models.on_device import assert_sessions_come_and_go, assert_twins, twins
 from tests.models.test_random_models import Noisy
 from tests.models.test_random_models import inputs as noisy_inputs
 from tests.models.test_state import Cache, Counters, RunningLstm, StreamingConv
@@ -35,7 +35,10 @@ def check(package: Package) -> None:
 def test_the_generated_tests_pass(name: str, tmp_path: Path) -> None:
     kind, shape = STATEFUL[name]
     torch.manual_seed(4)
-    check(transpile(kind().eval(), (torch.randn(shape),), target="vulkan", name=name, out=tmp_path))
+    package = transpile(kind().eval(), (torch.randn(shape),), target="vulkan", name=name, out=tmp_path)
+    check(package)
+    with package.load() as model:
+        assert_sessions_come_and_go(model, np.ones(shape, np.float32))
 
 
 @pytest.mark.slow
@@ -86,7 +89,7 @@ def test_a_device_that_fails_loses_the_state(cache: Package, monkeypatch: pytest
     """A profile has a state of its own."""
     with cache.load() as model:
         model.prefill(np.array([[1, 2, 3, 4, 5]]))
-        recording = type(model._running()._idle.take(next(iter(model._running()._idle._waiting))))
+        recording = type(next(iter(model._running()._idle._waiting.values()))[0])
         decode = np.array([[6]]), np.array([5]), np.array([1])
 
         def fail(*_: object) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -14,29 +12,23 @@ import numpy.typing as npt
 
 from .arguments import TensorSpec
 from .errors import PackageError
+from .idle import Idle, Waiting
 from .kernels import Library, PlainCall
 from .launch_list import ALIGNMENT, LaunchList
 from .launches import Program
 from .state import State
 
 Array = npt.NDArray[Any]
-# Recordings that wait for the next call: one for each of the sizes, and callers at once, that come often.
-IDLE = 8
 # What a kernel writes into its status word (the CPU's kernels do as well, but for the last).
 STATUS_INDEX, STATUS_SINGULAR, STATUS_DIVISION, STATUS_TURNS = 1, 2, 3, 4
 
 
-class Replay(Protocol):
+class Replay(Waiting, Protocol):
     """A program with memory of its own. One thread at a time runs it."""
-
-    program: Program
 
     def run(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> tuple[int, int]:
         """Replay; `outputs` are filled. (0, -1), or what a kernel reports of data that do not fit, and its
         call."""
-
-    def free(self) -> None:
-        """Give the memory back. Nobody may run it any more."""
 
 
 class ReplayLibrary(Library, Protocol):
@@ -45,48 +37,6 @@ class ReplayLibrary(Library, Protocol):
 
 R = TypeVar("R", bound=Replay)
 T = TypeVar("T")
-
-
-class Idle(Generic[R]):
-    """Recordings that wait for the next call, by what they are for; at most IDLE of them."""
-
-    def __init__(self) -> None:
-        self._waiting: OrderedDict[object, list[R]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def take(self, key: object) -> R | None:
-        """One that waits, for the caller alone."""
-        with self._lock:
-            waiting = self._waiting.get(key)
-            if not waiting:
-                return None
-            recording = waiting.pop()
-            if not waiting:
-                del self._waiting[key]
-            return recording
-
-    def give_back(self, key: object, recording: R) -> None:
-        """Keep a recording for the next call; the one that was not used for longest makes room."""
-        with self._lock:
-            self._waiting.setdefault(key, []).append(recording)
-            self._waiting.move_to_end(key)
-            dropped = []
-            while sum(map(len, self._waiting.values())) > IDLE:
-                oldest = next(iter(self._waiting))
-                dropped.append(self._waiting[oldest].pop(0))
-                if not self._waiting[oldest]:
-                    del self._waiting[oldest]
-        for item in dropped:
-            item.free()
-
-    def drop(self) -> bool:
-        """Give up all of them; whether there were any."""
-        with self._lock:
-            dropped = [item for waiting in self._waiting.values() for item in waiting]
-            self._waiting.clear()
-        for item in dropped:
-            item.free()
-        return bool(dropped)
 
 
 class ReplaySession(ABC, Generic[R]):
@@ -122,8 +72,8 @@ class ReplaySession(ABC, Generic[R]):
         Raises:
             IndexError, ZeroDivisionError, RuntimeError: the data do not fit; or what a recording raises.
         """
-        key = (function, symbols, memory_of(state))
-        recording = self._idle.take(key)
+        key = (function, symbols)
+        recording = self._idle.take(key, state)
         if recording is None:
             program = self.list.program(function, self.list.sizes(symbols))
             recording = self.made(partial(self.record, program, state))
@@ -132,7 +82,7 @@ class ReplaySession(ABC, Generic[R]):
     def call(self, function: int, index: int, buffers: Sequence[Array], symbols: bytes | None = None) -> None:
         """One call of a function on arrays of the caller's. Raises as `run` does."""
         key = (function, symbols, f"call {index}")
-        recording = self._idle.take(key)
+        recording = self._idle.take(key, None)
         if recording is None:
             program = self.list.single(function, index, self.list.sizes(symbols))
             recording = self.made(partial(self.record, program, None))
@@ -152,7 +102,7 @@ class ReplaySession(ABC, Generic[R]):
                 state.lose("the device failed")
             recording.free()
             raise
-        self._idle.give_back(key, recording)
+        self._idle.give_back(key, recording, state)
         if code:
             self.fail(code, function, call, state)
 
@@ -213,8 +163,3 @@ def reported(words: Array, program: Program) -> tuple[int, int]:
         first = int(np.flatnonzero(words)[0])
         return int(words[first]), program.checked[first]
     return 0, -1
-
-
-def memory_of(state: State | None) -> object:
-    """What tells a state from others in the keys of recordings; None without one."""
-    return None if state is None or not state.memory.array.nbytes else state.memory

@@ -13,12 +13,13 @@ import numpy.typing as npt
 
 from ..arguments import TensorSpec
 from ..function import Function
+from ..idle import Idle
 from ..kernels import OpenedDevice
 from ..launch_list import LaunchList
 from ..launches import Dispatch, Program
 from ..manifest import check_files
 from ..profile import Rates
-from ..replay import Idle, ReplaySession, memory_of
+from ..replay import ReplaySession
 from ..sizes import Sizes
 from ..state import HostMemory, Memory, State
 from .arrays import DeviceArray, allocate, handle_of, on_device, take
@@ -135,15 +136,15 @@ class CudaSession(ReplaySession[Recording]):
         taken = [self._take(spec, value, handle) for spec, value in zip(callee.inputs, inputs, strict=True)]
         sizes = callee.symbols.bind(taken) if callee.symbols.all else {}
         symbols = callee.symbols.packed(sizes) if callee.symbols.all else None
-        key = ("on device", callee.index, symbols, memory_of(state))
-        recording = self._idle.take(key)
+        key = ("on device", callee.index, symbols)
+        recording = self._idle.take(key, state)
         if recording is None:
             program = self.list.program(callee.index, self.list.sizes(symbols))
             recording = self.made(partial(self._record, program, state, hosted=False))
         try:
             outputs = self.made(partial(self._outputs, callee, sizes, handle))
         except BaseException:  # nothing has run yet
-            self._idle.give_back(key, recording)
+            self._idle.give_back(key, recording, state)
             raise
         try:
             there = self.device.driver.CUstream(handle)
@@ -153,7 +154,7 @@ class CudaSession(ReplaySession[Recording]):
                 state.lose("the device failed")
             recording.free()
             raise
-        self._idle.give_back(key, recording)
+        self._idle.give_back(key, recording, state)
         if code:
             self.fail(code, callee.index, call, state)
         return tuple(outputs)

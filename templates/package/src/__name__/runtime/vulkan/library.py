@@ -14,12 +14,13 @@ import numpy.typing as npt
 
 from ..arguments import TensorSpec
 from ..errors import PackageError
+from ..idle import Idle
 from ..kernels import OpenedDevice
 from ..launch_list import LaunchList
 from ..launches import Program
 from ..manifest import check_files
 from ..profile import Rates
-from ..replay import Idle, ReplaySession
+from ..replay import ReplaySession
 from ..state import Memory, State
 from .device import Device, list_devices
 from .driver import create_instance, load_vulkan
