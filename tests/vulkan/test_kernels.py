@@ -17,9 +17,11 @@ from tests.vulkan.device import Device
 from tests.vulkan.kernels import TARGET, build, elementwise, validation_errors
 from transpiler.errors import TranspileError, TranspileErrors
 from transpiler.gpu.lowering import lower
+from transpiler.spirv.arithmetic import Arithmetic
 from transpiler.spirv.build import build_kernels, register
-from transpiler.spirv.dtypes import Capability
+from transpiler.spirv.dtypes import UINT8, Capability
 from transpiler.spirv.kernel import Kernel, require_features
+from transpiler.spirv.memory import Memory
 from transpiler.spirv.module import Module
 from transpiler.spirv.opcodes import Op
 from transpiler.spirv.reflect import reflect
@@ -162,6 +164,13 @@ def test_shared_memory_and_barriers(device: Device) -> None:
     np.testing.assert_array_equal(y, x.reshape(4, 64)[:, ::-1].ravel())
     assert reflect(kernels()["reverse"].code).operations[Op.CONTROL_BARRIER] >= 1
     assert kernels()["reverse"].shared_bytes == 256  # in 32 bits each
+
+
+def test_pieces_of_more_elements_than_indices_count_are_refused() -> None:
+    memory = Memory(Arithmetic(Module()), window_bytes=1 << 27)
+    assert len(memory.buffer("x", UINT8, windows=16).variables) == 16
+    with pytest.raises(TranspileError, match=r"No SPIR-V for a buffer of more than 2\^31 elements \(y\)"):
+        memory.buffer("y", UINT8, windows=17)
 
 
 def test_loops_and_choices(device: Device) -> None:

@@ -172,6 +172,25 @@ def test_sizes_are_checked_before_anything_runs() -> None:
         recording.check_step(device, dispatch((1, 1, 1), (1 << 27) + 4))
 
 
+class Masks(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return ~x, torch.where(x, 2.0, 3.0)
+
+
+def test_tensors_of_too_many_elements(tmp_path: Path) -> None:
+    """Indices of kernels are int32, whatever a device binds."""
+    x = torch.zeros(5, dtype=torch.bool)
+    built = transpile(Masks(), (x,), target="vulkan", name="masks", out=tmp_path, dynamic=["x.0=n:1.."], test=False)
+    (file,) = built.path.rglob("launches.base.json")
+    launches = runtime("launch_list").LaunchList(file)
+    for count in (1, (1 << 31) - 1):
+        steps = launches.program(0, {"n": count}).steps
+        assert {count, 4 * count} <= {region.nbytes for step in steps for region in step.regions}
+    for make in (lambda sizes: launches.program(0, sizes), lambda sizes: launches.single(0, 0, sizes)):
+        with pytest.raises(RuntimeError, match="reads or writes a tensor of 2,147,483,648 elements, 2\\^31 or more"):
+            make({"n": 1 << 31})
+
+
 def test_too_little_memory(package: Package) -> None:
     memory, driver = runtime("vulkan.memory"), runtime("vulkan.driver")
     with package.load() as model:

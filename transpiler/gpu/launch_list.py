@@ -55,10 +55,15 @@ def _size(size: Dim) -> int | str:
 
 
 def _kernel(kernel: Kernel, launches: Sequence[Launch], reports: bool) -> dict[str, Any]:
-    sizes: list[Dim] = [type_.bytes for type_ in (*kernel.inputs, *kernel.outputs)]
+    tensors = (*kernel.inputs, *kernel.outputs)
+    sizes: list[Dim] = [type_.bytes for type_ in tensors]
     sizes += [kernel.workspace] if kernel.workspace != 0 else []
     sizes += [STATUS_BYTES] if reports else []
-    return {"sizes": list(map(_size, sizes)), "launches": list(map(_launch, launches))}
+    return {
+        "sizes": list(map(_size, sizes)),
+        "item_bytes": [type_.item_bytes for type_ in tensors],
+        "launches": list(map(_launch, launches)),
+    }
 
 
 def _launch(launch: Launch) -> dict[str, Any]:

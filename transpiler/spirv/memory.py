@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from .arithmetic import Arithmetic, Value
 from .control import choose
-from .dtypes import BOOL, FLOAT16, FLOAT32, INT32, UINT32, Capability, DType
+from .dtypes import BOOL, FLOAT16, FLOAT32, INT32, UINT32, Capability, DType, unsupported
 from .kernel import PushConstant
 from .opcodes import DEVICE_SCOPE, WORKGROUP_SCOPE, BuiltIn, Decoration, Op, StorageClass
 from .words import read_part, write_part
@@ -20,6 +20,7 @@ from .words import read_part, write_part
 SPLIT = 0
 
 QUAD = 4  # elements of a vector in memory
+MAX_ELEMENTS = 1 << 31  # of a buffer: indices are int32
 
 
 @dataclass(eq=False)
@@ -76,8 +77,14 @@ class Memory:
         self._builtins: dict[BuiltIn, int] = {}
 
     def buffer(self, name: str, dtype: DType, *, windows: int = 1, overlaid: bool = False) -> Storage:
-        """A storage buffer of set 0, at the next bindings."""
+        """A storage buffer of set 0, at the next bindings.
+
+        Raises:
+            TranspileError: its pieces have more elements together than indices can count.
+        """
         element, module = dtype.storage, self.module
+        if windows > 1 and windows * self.window_bytes > MAX_ELEMENTS * element.nbytes:
+            raise unsupported(f"a buffer of more than 2^31 elements ({name})")
         packed = self.packed and element.bits < 32
         if element.bits == 8 and not packed:
             module.need(Capability.STORAGE_BUFFER_8BIT)

@@ -19,13 +19,31 @@ from .sizes import Size, Sizes, parse_size
 FORMAT = 1
 ALIGNMENT = 256  # of every region: no device asks for more
 STATUS_BYTES = 4
+MAX_ELEMENTS = 1 << 31  # kernels count elements of a tensor in 32 bits
 _FORMATS = {"int": {32: "i", 64: "q"}, "uint": {32: "I", 64: "Q"}, "float": {16: "e", 32: "f", 64: "d"}}
 
 
 @dataclass(frozen=True)
 class _Kernel:
+    name: str
     sizes: tuple[Size, ...]  # bytes of the arguments: inputs, outputs, workspace, status
+    item_bytes: tuple[int, ...]  # of an element of the inputs and outputs
     functions: tuple[DeviceFunction, ...]
+
+    def measured(self, sizes: Sizes) -> list[int]:
+        """The bytes of the arguments.
+
+        Raises:
+            PackageError: a tensor has more elements than kernels count.
+        """
+        found = [size(sizes) for size in self.sizes]
+        for nbytes, width in zip(found, self.item_bytes, strict=False):
+            if nbytes >= MAX_ELEMENTS * width:
+                raise PackageError(
+                    f"kernel {self.name} reads or writes a tensor of {nbytes // width:,} elements, "
+                    "2^31 or more: use smaller sizes"
+                )
+        return found
 
 
 @dataclass(frozen=True)
@@ -130,7 +148,8 @@ class LaunchList:
         for index, call in enumerate(entry.calls):
             kernel = self.kernels[call.kernel]
             arguments = [
-                region(place, size(sizes)) for place, size in zip(call.places, kernel.sizes, strict=False)
+                region(place, nbytes)
+                for place, nbytes in zip(call.places, kernel.measured(sizes), strict=False)
             ]
             if call.checks:
                 word = status.offset + ALIGNMENT * checked.index(index)
@@ -150,7 +169,7 @@ class LaunchList:
         """One call on memory of its own. Its inputs are given (in place: and its old outputs)."""
         call = self._functions[function].calls[index]
         kernel = self.kernels[call.kernel]
-        nbytes = [size(sizes) for size in kernel.sizes]
+        nbytes = kernel.measured(sizes)
         layout = _Layout()
         tensors = call.inputs + call.outputs
         arguments = [layout.take(size) for size in nbytes[: call.inputs]]
@@ -270,7 +289,7 @@ def _read_kernel(name: str, entry: Mapping[str, Any]) -> _Kernel:
         )
         for item in entry["launches"]
     )
-    return _Kernel(tuple(map(_size, entry["sizes"])), functions)
+    return _Kernel(name, tuple(map(_size, entry["sizes"])), tuple(entry["item_bytes"]), functions)
 
 
 def _fallback(entry: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
