@@ -112,7 +112,9 @@ class Tir:
             return self._narrowed(self.cast(x, "float32"), dtype)
         if source.startswith("float") and dtype in ("int8", "uint8", "int16"):
             # PyTorch converts through a wider int and wraps; a direct conversion is undefined beyond the range.
-            return self._convert(self._convert(x, "int64" if dtype == "uint8" else "int32"), dtype)
+            # Vulkan: float32 beyond int32's range is a multiple of 256, and becomes one in our SPIR-V.
+            wide = dtype == "uint8" and (machine().wide_ints or source == "float64")
+            return self._convert(self._convert(x, "int64" if wide else "int32"), dtype)
         return self._convert(x, dtype)
 
     def _convert(self, x: Expr, dtype: str) -> Expr:
@@ -333,16 +335,19 @@ class Tir:
 
     def index(self, value: Expr, size: Any, wraps: bool = True) -> Expr:
         assert self.status is not None, "the kernel was not built with checks_index"
-        limit = tirx.const(size, "int64") if isinstance(size, int) else T.Cast("int64", extent(size))
-        value = self.bind(T.Cast("int64", value))
+        # In the index's own dtype: devices without int64 have models whose indices are int32.
+        dtype = self.dtype(value)
+        zero = tirx.const(0, dtype)
+        limit = tirx.const(size, dtype) if isinstance(size, int) else self.cast(extent(size), dtype)
+        value = self.bind(value)
         wrapped = value
         if wraps:
-            wrapped = self.bind(self.select(value < tirx.const(0, "int64"), value + limit, value))
-        valid = self.logical_and(wrapped >= tirx.const(0, "int64"), wrapped < limit)
+            wrapped = self.bind(self.select(value < zero, value + limit, value))
+        valid = self.logical_and(wrapped >= zero, wrapped < limit)
         if self.statements:
             with T.If(self.logical_not(valid)), T.Then():
                 self.status.store(0, tirx.const(STATUS_INDEX, "int32"))
-        return T.Cast("int32", self.select(valid, wrapped, tirx.const(0, "int64")))
+        return self.cast(self.select(valid, wrapped, zero), "int32")
 
 
 def _half_const(value: float, dtype: str) -> Expr:

@@ -32,7 +32,8 @@ class Machine:
     """What the words of schedules mean: from which work on a loop is `parallel`, in which of TVM's scopes `local`
     memory lies, and whether there are instructions that convert float16; of a GPU, how many threads run as one and can
     read each other's registers, 0 if that is not known, whether those that run as one, however many, have
-    instructions for sums and the like, and whether a division gives the float nearest to the quotient."""
+    instructions for sums and the like, whether a division gives the float nearest to the quotient, and whether there
+    are ints of 64 bits on every device."""
 
     parallel_threshold: int
     local_scope: str
@@ -41,6 +42,7 @@ class Machine:
     warp: int = 0
     subgroups: bool = False
     rounds_division: bool = True
+    wide_ints: bool = True
 
 
 CPU = Machine(PARALLEL_THRESHOLD, "global")
@@ -69,7 +71,7 @@ def machine_of(target: Target) -> Machine:
         # Of Vulkan's devices none says how many it will be.
         if target.kind == "cuda":
             return replace(GPU, warp=target.gpu.subgroup)
-        return replace(GPU, subgroups="subgroups" in target.gpu.features, rounds_division=False)
+        return replace(GPU, subgroups="subgroups" in target.gpu.features, rounds_division=False, wide_ints=False)
     return OLD_CPU if target.isa.machine == "x86_64" and "f16c" not in target.isa.features else CPU
 
 

@@ -185,14 +185,14 @@ class NumpyScalar:
         return Lazy(value.dtype, checked)
 
     def index(self, value: Lazy, size: int, wraps: bool = True) -> Lazy:
-        assert value.dtype == "int64"
+        assert value.dtype in ("int32", "int64")
 
         def wrap() -> Any:
             position = value.value()
             assert (-size if wraps else 0) <= position < size
             return position % size
 
-        return Lazy("int64", wrap)
+        return Lazy(value.dtype, wrap)
 
     def _pair(self, a: Any, b: Any) -> tuple[Lazy, Lazy]:
         dtype = a.dtype if isinstance(a, Lazy) else b.dtype

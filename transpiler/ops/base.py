@@ -102,8 +102,8 @@ class Scalar(Protocol):
 
     def minimum(self, a: Expr, b: Expr) -> Expr: ...
     def index(self, value: Expr, size: Dim, wraps: bool = True) -> Expr:
-        """`value` (int64) as an index into `size` elements: negative values count from the end if it `wraps`; one that
-        is out of bounds reports an IndexError at run time and reads element 0."""
+        """`value` (int32 or int64) as an index into `size` elements: negative values count from the end if it `wraps`;
+        one that is out of bounds reports an IndexError at run time and reads element 0."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=False)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from transpiler.dims import Dim
 from transpiler.ir import Array, TensorType, Value
 from transpiler.ops.base import (
     Expr,
@@ -34,10 +33,6 @@ from transpiler.ops.views import broadcast, reshape
 def check_indices(name: str, *types: TensorType) -> None:
     if any(item.dtype not in ("int32", "int64") for item in types):
         raise OpError(f"{name}: int32 or int64 indices expected, got {', '.join(t.dtype for t in types)}")
-
-
-def _position(s: Scalar, value: Expr, size: Dim, wraps: bool = True) -> Expr:
-    return s.index(s.cast(value, "int64"), size, wraps)
 
 
 def _refuse_negative(*indices: Array) -> None:
@@ -68,7 +63,7 @@ class Take(Injective, name="take"):
 
     def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
         stop = self.axis + types[1].rank
-        at = _position(s, inputs[1](*index[self.axis : stop]), types[0].shape[self.axis], self.wraps)
+        at = s.index(inputs[1](*index[self.axis : stop]), types[0].shape[self.axis], self.wraps)
         return inputs[0](*index[: self.axis], at, *index[stop:])
 
     @classmethod
@@ -100,7 +95,7 @@ class Gather(Injective, name="gather"):
         return np.take_along_axis(x[part], indices.astype(np.int64), self.axis)
 
     def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
-        at = _position(s, inputs[1](*index), types[0].shape[self.axis], wraps=False)
+        at = s.index(inputs[1](*index), types[0].shape[self.axis], wraps=False)
         return inputs[0](*index[: self.axis], at, *index[self.axis + 1 :])
 
     @classmethod
@@ -155,7 +150,7 @@ class Index(Injective, name="index"):
         for axis, load, kind in zip(self.axes, inputs[1:], picks, strict=True):
             tail = box[width - kind.rank :]
             value = load(*(0 if dim == 1 else i for dim, i in zip(kind.shape, tail, strict=True)))
-            at[axis] = _position(s, value, x.shape[axis])
+            at[axis] = s.index(value, x.shape[axis])
         return inputs[0](*(at[axis] if axis in at else next(rest) for axis in range(x.rank)))
 
     @classmethod

@@ -92,7 +92,7 @@ class TakePacked(Injective, name="take_packed"):
         return np.take(rows, indices, 0)
 
     def element(self, s: Scalar, inputs: Sequence[Load], types: Sequence[TensorType], index: Sequence[Expr]) -> Expr:
-        row = s.index(s.cast(inputs[1](*index[:-1]), "int64"), self.rows, self.wraps)
+        row = s.index(inputs[1](*index[:-1]), self.rows, self.wraps)
         return inputs[0](s.floordiv(row, BLOCK), index[-1], s.floormod(row, BLOCK))
 
     @classmethod

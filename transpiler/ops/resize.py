@@ -18,6 +18,8 @@ from transpiler.ops.wide import narrow, narrow_expr, wide_dtype, widen, widen_ex
 _MODES = ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "bicubic")
 # The parameter of the cubic kernel that is not antialiased (that one uses -0.5, as PIL does).
 _CUBIC = -0.75
+# A float that int32 holds, and behind every tensor's last element.
+_FAR = 2.0**31 - 128
 
 
 class Resize(Injective, name="resize"):
@@ -97,23 +99,35 @@ class Resize(Injective, name="resize"):
     def _taps(self, s: Scalar, size: Dim, axis: int, i: Expr, dtype: str) -> list[tuple[Expr, Expr]]:
         """(source position, weight) of each input element that output position `i` reads along `axis`."""
         real = "float64" if dtype == "float64" and not self._nearest else "float32"
-        last, zero = s.cast(s.size(size - 1), "int64"), s.const(0, "int64")
+        last, zero = s.cast(s.size(size - 1), "int32"), s.const(0, "int32")
         at, half = s.cast(i, real), s.const(0.5, real)
         step = self._step_expr(s, size, axis, real)
         if self._nearest:
             position = (at + half) * step if self.mode == "nearest-exact" else at * step
-            return [(s.minimum(s.cast(s.call("floor", position), "int64"), last), None)]
+            return [(s.minimum(self._whole(s, size, axis, s.call("floor", position)), last), None)]
         position = at * step if self.align_corners else (at + half) * step - half
         if self.mode != "bicubic":
             # Exactly the maximum with 0, without a test for NaN, which a position never is.
             position = (position + s.call("abs", position)) * half
         base = s.call("floor", position)
-        fraction, first = s.cast(position - base, dtype), s.cast(base, "int64")
+        fraction, first = s.cast(position - base, dtype), self._whole(s, size, axis, base)
         if self.mode == "bicubic":
             weights, offset = cubic_weights(s, fraction, dtype), -1
         else:
             weights, offset = [s.const(1, dtype) - fraction, fraction], 0
         return [(s.minimum(s.maximum(first + (offset + n), zero), last), weight) for n, weight in enumerate(weights)]
+
+    def _whole(self, s: Scalar, size: Dim, axis: int, position: Expr) -> Expr:
+        """int32 of a whole position; any that is beyond the last element where a given scale leads far beyond it."""
+        count, real = self.size[axis], s.dtype(position)
+        if not (isinstance(size, int) and isinstance(count, int)) or self._far(size, count, self.scales[axis]):
+            far = s.const(_FAR, real)
+            position = s.select(position < far, position, far)
+        return s.cast(position, "int32")
+
+    def _far(self, size: int, count: int, scale: float | None) -> bool:
+        scale = None if self._align else scale
+        return max(size, count * (1 / scale if scale else size / max(count, 1))) >= _FAR / 2
 
     def _step_expr(self, s: Scalar, size: Dim, axis: int, real: str) -> Expr:
         count, scale = self.size[axis], self.scales[axis]
@@ -168,6 +182,9 @@ class Resize(Injective, name="resize"):
             (np.arange(9, dtype=np.uint8)[None, None],),
             exact=True,
         )
+        # A scale that has little to do with the sizes leads beyond what int32 holds.
+        for mode in ("nearest", "linear"):
+            yield Sample(f"far_{mode}", cls((4,), mode, False, (1e-10,)), (line,), exact=True)
         yield Sample("float64", cls((9,), "linear", False, (None,)), (line.astype(np.float64),))
 
 

@@ -11,6 +11,7 @@ from transpiler.passes import (
     decompose,
     fold,
     half,
+    indices,
     large_weights,
     layout,
     planes,
@@ -91,6 +92,7 @@ GPU_PIPELINE: tuple[Pass, ...] = (
     on_each(planes.folded_padding),
     FAST_PLANES,
     on_each(planes.packed_filters),
+    indices.known_indices,
     *CLEAN_UP,
 )
 
@@ -102,6 +104,7 @@ UNFOLDED_GPU_PIPELINE: tuple[Pass, ...] = (
     on_each(fold.batch_norm_alone),
     on_each(decompose.conv1d),
     on_each(large_weights.in_pieces),
+    indices.known_indices,
     *CLEAN_UP,
 )
 
