@@ -61,16 +61,23 @@ class VulkanLibrary(LaunchLibrary):
         for field in launch.scalars:
             value = scalar_bytes(field, symbols)
             push[field.offset : field.offset + len(value)] = value
-        arrays = [memory[place] for place in launch.buffers]
-        windows = launch.windows or (1,) * len(arrays)
-        assert sum(windows) <= MAX_BINDINGS, f"{name} has {sum(windows)} bindings"
+        arrays, pieces = self.bound(launch, memory)
+        count = sum(map(len, pieces))
+        assert count <= MAX_BINDINGS, f"{name} has {count} bindings"
         key = f"{name}/{self._code(launch)[0]}"
         if key not in self._pipelines:
             self._pipelines[key] = Pipeline(
-                self.device, self._files[key], launch.entry, sum(windows), launch.scalar_bytes, split=max(windows) > 1
+                self.device, self._files[key], launch.entry, count, launch.scalar_bytes, split=count > len(arrays)
             )
-        pieces = [_pieces(array, count, launch.window_bytes) for array, count in zip(arrays, windows, strict=True)]
         self._pipelines[key].run(arrays, bytes(push), grid, pieces)
+
+    def bound(self, launch: Launch, memory: Sequence[Array]) -> tuple[list[Array], list[list[tuple[int, int]]]]:
+        """The buffers of a launch, and the offset and the bytes of each binding of every one."""
+        arrays = [memory[place] for place in launch.buffers]
+        windows = launch.windows or (1,) * len(arrays)
+        return arrays, [
+            _pieces(array, count, launch.window_bytes) for array, count in zip(arrays, windows, strict=True)
+        ]
 
     def close(self) -> None:
         """Frees the device's objects."""
