@@ -67,18 +67,25 @@ def test_devices_are_chosen_by_number_and_name(package: Package) -> None:
     assert said(package, "Model(device='cuda')").startswith("ValueError device: this package has kernels for vulkan (")
 
 
-def test_the_best_device_is_taken() -> None:
-    found = runtime("vulkan.device").Found
-    devices = [found(number, kind, kind, (1, 3), None) for number, kind in enumerate(("cpu", "integrated", "discrete"))]
-    choose = runtime("vulkan.device").choose
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("VULKAN_DEVICE", raising=False)
-        assert choose(devices, None).kind == "discrete"
-        assert choose(devices[:2], None).kind == "integrated"
-        assert choose(devices, "vulkan:0").kind == "cpu"
-        patch.setenv("VULKAN_DEVICE", "integ")
-        assert choose(devices, None).kind == "integrated"
-        assert choose(devices, "vulkan:2").kind == "discrete"
+def test_a_device_that_is_passed_over_is_told(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    with package.load() as model:
+        kind = type(model)
+        library = importlib.import_module(f"{kind.__module__.rpartition('.')[0]}.runtime.vulkan.library")
+    opened = library.open_able
+    old = {"vulkan:9 (old, discrete)": "has Vulkan 1.0; 1.1 is needed"}
+    monkeypatch.setattr(library, "open_able", lambda *args, **options: (*opened(*args, **options)[:2], old))
+    with pytest.warns(RuntimeWarning, match="running on vulkan; vulkan:9 .old, discrete.: has Vulkan 1.0"):
+        model = kind()
+    with model:
+        assert model.passed_over == old
+        assert model(X).shape == (3, 5)
+
+
+def test_variants_are_those_of_the_device(package: Package) -> None:
+    with package.load() as model:
+        assert set(model.runnable_isas("vulkan:0")) == {"base", "staged"}
+        with pytest.raises(RuntimeError, match="there is no Vulkan device 'vulkan:77'"):
+            model.runnable_isas("vulkan:77")
 
 
 def small_device(**changed: int) -> Any:

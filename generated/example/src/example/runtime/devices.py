@@ -22,8 +22,8 @@ class Opener(Protocol):
     def open_device(self, folder: Path, manifest: Mapping[str, Any], wanted: str | None) -> OpenedDevice:
         """The device `wanted` of the target ("vulkan:1"), by default the best. Raises PackageError."""
 
-    def runnable(self, folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-        """The instruction sets (or variants) that this machine runs, best first. Raises PackageError."""
+    def runnable(self, folder: Path, manifest: Mapping[str, Any], wanted: str | None) -> list[str]:
+        """The instruction sets (or variants) that the device runs, best first. Raises PackageError."""
 
     def devices(self, folder: Path, manifest: Mapping[str, Any]) -> list[str]:
         """Those of this machine that `open_device` may be asked for, in words. Raises PackageError: none."""
@@ -51,19 +51,23 @@ def target_of(device: str) -> str:
     return device.partition(":")[0]
 
 
+def _wanted(device: str) -> str | None:
+    """None where any device of the target will do."""
+    return None if device == target_of(device) else device
+
+
 def open_device(folder: Path, manifest: Mapping[str, Any], device: str) -> OpenedDevice:
     """A device of the package; `manifest` is that of its target. Raises PackageError."""
-    target = target_of(device)
-    return opener(target).open_device(folder, manifest, None if device == target else device)
+    return opener(target_of(device)).open_device(folder, manifest, _wanted(device))
 
 
 def runnable(folder: Path, manifest: Mapping[str, Any], device: str) -> list[str]:
-    """The instruction sets, or variants, of a target that this machine runs, best first.
+    """The instruction sets, or variants, of its target that a device runs, best first.
 
     Raises PackageError.
     """
     target = target_of(device)
-    return opener(target).runnable(folder, for_target(manifest, target))
+    return opener(target).runnable(folder, for_target(manifest, target), _wanted(device))
 
 
 def machine_devices(folder: Path) -> list[TargetDevices]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -92,13 +92,14 @@ class StreamSession(Protocol):
 
 @dataclass(frozen=True)
 class OpenedDevice:
-    """A target whose kernels are loaded: its name, the instruction set (or variant) that was chosen, and what
-    the device calls itself."""
+    """A target whose kernels are loaded: its name, the instruction set (or variant) that was chosen, what the
+    device calls itself, and better devices that cannot run the package, with the reasons."""
 
     name: str
     isa: str
     library: Library
     hardware: str = ""
+    passed_over: Mapping[str, str] = field(default_factory=dict)
 
 
 class KernelLibrary:

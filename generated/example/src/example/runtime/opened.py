@@ -108,6 +108,7 @@ class OpenedPackage(TargetPlan):
         opened = open_device(self.folder, self.manifest, device)
         self.device, self.isa, self._library = opened.name, opened.isa, opened.library
         self._hardware = opened.hardware
+        self.passed_over.update(opened.passed_over)
         entries = functions_of(self.manifest)
         self._functions = {
             name: Function(name, index, entries[name]) for index, name in enumerate(self._library.functions)
@@ -132,10 +133,10 @@ class OpenedPackage(TargetPlan):
 
     @classmethod
     def runnable_isas(cls, device: str | None = None) -> list[str]:
-        """The instruction sets, or variants, of a target that this machine runs, best first.
+        """The instruction sets, or variants, of its target that a device runs, best first.
 
         Args:
-            device: by default the first target of the package.
+            device: as of the model; by default the best of the package's first target.
 
         Raises:
             ValueError: the package has no kernels for the device.

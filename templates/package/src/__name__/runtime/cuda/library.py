@@ -45,13 +45,13 @@ def devices(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     return list_devices()
 
 
-def runnable(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """The variant of the package's kernels that this machine's first device runs.
+def runnable(folder: Path, manifest: Mapping[str, Any], wanted: str | None) -> list[str]:
+    """The variant of the package's kernels that the device `wanted` runs, by default the first.
 
     Raises:
-        PackageError: there is no driver, or the device runs none of them.
+        PackageError: there is no such device, or it runs none of them.
     """
-    return [choose_variant(open_cuda(None), manifest["isas"])]
+    return [choose_variant(open_cuda(wanted), manifest["isas"])]
 
 
 class CudaLibrary:

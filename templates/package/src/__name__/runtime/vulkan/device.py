@@ -11,7 +11,17 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import PackageError
-from .driver import FORKED, LOST, create_instance, explained, load_vulkan, no_driver, opening
+from .driver import (
+    FORKED,
+    HELP,
+    LOST,
+    create_instance,
+    explained,
+    load_vulkan,
+    name_of,
+    no_driver,
+    opening,
+)
 
 VARIABLE = "VULKAN_DEVICE"
 STAGING = "TRANSPILE_VULKAN_STAGING"
@@ -20,6 +30,8 @@ SUBGROUP_OPERATIONS = ("VK_SUBGROUP_FEATURE_BASIC_BIT", "VK_SUBGROUP_FEATURE_ARI
 KINDS = ("other", "integrated", "discrete", "virtual", "cpu")  # by VkPhysicalDeviceType
 # A discrete device is preferred to an integrated one, a real one to a processor that plays one.
 PREFERENCE = ("discrete", "integrated", "virtual", "cpu", "other")
+# Fewer digits are a place in the driver's list only: versions of drivers, which names have, are full of them.
+DIGITS_OF_A_NAME = 3
 
 
 # Memory with properties from this bit on (lazily allocated, protected, uncached) takes more than asking.
@@ -41,11 +53,13 @@ class Found:
 
 
 def list_devices(vk: Any, instance: Any) -> list[Found]:
-    """Raises PackageError: there is none."""
+    """Raises PackageError: there is none, or the drivers fail."""
     try:
         handles = vk.vkEnumeratePhysicalDevices(instance)
     except (vk.VkError, vk.VkException) as error:
-        raise no_driver() from error
+        raise PackageError(
+            f"the devices of Vulkan's drivers cannot be listed: {name_of(error)}; without a driver, {HELP}"
+        ) from error
     found = []
     for number, handle in enumerate(handles):
         properties = vk.vkGetPhysicalDeviceProperties(handle)
@@ -57,6 +71,22 @@ def list_devices(vk: Any, instance: Any) -> list[Found]:
     return found
 
 
+def available(*, alone: bool = False) -> list[Found]:
+    """The devices of this machine; their handles are of no use any more. Raises PackageError as above."""
+    vk = load_vulkan()
+    with opening(alone=alone):
+        instance = create_instance(vk)
+        try:
+            return list_devices(vk, instance)
+        finally:
+            vk.vkDestroyInstance(instance, None)
+
+
+def ranked(found: list[Found]) -> list[Found]:
+    """The one that is probably fastest first."""
+    return sorted(found, key=lambda item: (PREFERENCE.index(item.kind), item.number))
+
+
 def choose(found: list[Found], wanted: str | None) -> Found:
     """The device of that number, or whose name has that text; by default the one that is probably fastest.
 
@@ -65,13 +95,11 @@ def choose(found: list[Found], wanted: str | None) -> Found:
     """
     wanted = wanted or os.environ.get(VARIABLE)
     if not wanted:
-        return min(found, key=lambda item: (PREFERENCE.index(item.kind), item.number))
-    number = wanted.removeprefix("vulkan:")
-    fitting = [
-        item
-        for item in found
-        if (number == str(item.number) if number.isdigit() else wanted.lower() in item.name.lower())
-    ]
+        return ranked(found)[0]
+    text = wanted.lower().removeprefix("vulkan:")
+    fitting = [item for item in found if text == str(item.number)]
+    if not fitting and text and not (text.isdecimal() and len(text) < DIGITS_OF_A_NAME):
+        fitting = [item for item in found if text in item.name.lower()]
     if not fitting:
         raise PackageError(f"there is no Vulkan device {wanted!r}; there are: {', '.join(map(str, found))}")
     return fitting[0]

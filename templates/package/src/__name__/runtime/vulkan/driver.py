@@ -62,7 +62,7 @@ def create_instance(vk: Any) -> Any:
     except vk.VkErrorIncompatibleDriver as error:
         raise no_driver() from error
     except (vk.VkError, vk.VkException) as error:
-        raise PackageError(f"Vulkan cannot be started: {_name(error)}") from error
+        raise PackageError(f"Vulkan cannot be started: {name_of(error)}") from error
 
 
 def no_driver() -> PackageError:
@@ -88,9 +88,9 @@ def explained(vk: Any, what: str, nbytes: int | None = None) -> Iterator[None]:
         where = "host" if isinstance(error, vk.VkErrorOutOfHostMemory) else "device"
         raise MemoryError(f"the {where} has too little memory for {what}{size}") from error
     except (vk.VkError, vk.VkException) as error:
-        raise RuntimeError(f"the Vulkan driver failed at {what}: {_name(error)}") from error
+        raise RuntimeError(f"the Vulkan driver failed at {what}: {name_of(error)}") from error
 
 
-def _name(error: Exception) -> str:
+def name_of(error: Exception) -> str:
     text = str(error)
     return f"{type(error).__name__}{f' ({text})' if text else ''}"

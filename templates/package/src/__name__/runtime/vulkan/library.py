@@ -22,12 +22,11 @@ from ..manifest import check_files
 from ..profile import Rates
 from ..replay import ReplaySession
 from ..state import Memory, State
-from .device import Device, list_devices
-from .driver import create_instance, load_vulkan
+from .device import Device, available
 from .memory import Buffer, DeviceWeights
 from .pipelines import Pipelines
 from .recording import Recording
-from .variants import choose_variant, runnable_variants
+from .variants import offered, open_able, runnable_variants
 
 Array = npt.NDArray[Any]
 NAME = "vulkan"
@@ -38,12 +37,14 @@ def open_device(folder: Path, manifest: Mapping[str, Any], wanted: str | None) -
     kernels = folder / "kernels" / NAME
     check_files(folder, manifest, lambda file: file.parent == kernels)
     library = VulkanLibrary(kernels, manifest, wanted)
-    return OpenedDevice(NAME, library.variant, library, library.pipelines().device.name)
+    return OpenedDevice(NAME, library.variant, library, library.pipelines().device.name, library.passed_over)
 
 
-def runnable(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """The variants of the package's kernels that this machine runs. Raises PackageError: it has no driver."""
-    return runnable_variants(Device(None), _read_lists(folder / "kernels" / NAME, manifest))
+def runnable(folder: Path, manifest: Mapping[str, Any], wanted: str | None) -> list[str]:
+    """The variants of the package's kernels that the device runs. Raises PackageError as `open_device`."""
+    lists = _read_lists(folder / "kernels" / NAME, manifest)
+    device, _, _ = open_able(wanted, lists)
+    return runnable_variants(device, lists)
 
 
 def _read_lists(folder: Path, manifest: Mapping[str, Any]) -> dict[str, LaunchList]:
@@ -53,12 +54,7 @@ def _read_lists(folder: Path, manifest: Mapping[str, Any]) -> dict[str, LaunchLi
 
 def devices(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
     """The devices that drivers of this machine know, in words. Raises PackageError: there are none."""
-    vk = load_vulkan()
-    instance = create_instance(vk)
-    try:
-        return list(map(str, list_devices(vk, instance)))
-    finally:
-        vk.vkDestroyInstance(instance, None)
+    return list(map(str, available()))
 
 
 class DeviceState(Memory):
@@ -79,9 +75,9 @@ class VulkanLibrary:
     def __init__(self, folder: Path, manifest: Mapping[str, Any], wanted: str | None) -> None:
         lists = _read_lists(folder, manifest)
         # What a model computes is the same in all variants.
-        self._open = partial(Device, wanted, alone=next(iter(lists.values())).small)
-        device = self._open()
-        self.variant = choose_variant(device, lists)
+        alone = next(iter(lists.values())).small
+        device, self.variant, self.passed_over = open_able(wanted, offered(lists), alone=alone)
+        self._open = partial(Device, str(device.found.number), alone=alone)
         self.list = lists[self.variant]
         self.functions, self.calls = self.list.functions, self.list.calls
         self._folder, self._key = folder, str(manifest["sha256"])
