@@ -15,6 +15,7 @@ from transpiler.passes import (
     large_weights,
     layout,
     planes,
+    quotients,
     simplify,
     strassen,
     winograd,
@@ -86,6 +87,7 @@ FAST_PLANES = on_each(planes.fast_convolutions)
 GPU_PIPELINE: tuple[Pass, ...] = (
     *CLEAN_UP,
     on_each(half.half_floats),
+    on_each(quotients.nearest_quotients),
     on_each(fold.batch_norm),
     on_each(decompose.conv1d),
     on_each(large_weights.in_pieces),
@@ -101,6 +103,7 @@ EXACT_GPU_PIPELINE: tuple[Pass, ...] = tuple(step for step in GPU_PIPELINE if st
 UNFOLDED_GPU_PIPELINE: tuple[Pass, ...] = (
     *CLEAN_UP,
     on_each(half.half_floats),
+    on_each(quotients.nearest_quotients),
     on_each(fold.batch_norm_alone),
     on_each(decompose.conv1d),
     on_each(large_weights.in_pieces),
