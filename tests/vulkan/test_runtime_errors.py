@@ -127,7 +127,7 @@ def function(**changed: Any) -> Any:
 def test_what_a_device_lacks_is_named(changed: dict[str, Any], fault: str) -> None:
     faults = runtime("vulkan.pipelines").faults_of
     assert not faults(small_device(), function())
-    assert any(fault in item for item in faults(small_device(), function(**changed)))
+    assert any(fault in str(item) for item in faults(small_device(), function(**changed)))
 
 
 def test_a_device_without_small_memory_takes_the_other_module() -> None:
@@ -136,12 +136,25 @@ def test_a_device_without_small_memory_takes_the_other_module() -> None:
     assert pipelines.code_of(small_device(), small) == "f.packed.spv"
     assert not pipelines.faults_of(small_device(), small)
     double = replace(small, fallback=("f.packed.spv", ("shaderFloat64",)))
-    assert pipelines.faults_of(small_device(), double) == ["kernel conv needs shaderFloat64"]
+    assert list(map(str, pipelines.faults_of(small_device(), double))) == ["kernel conv needs shaderFloat64"]
     able = small_device()
     able.features |= {"storageBuffer8BitAccess"}
     assert pipelines.code_of(able, small) == "f.spv"
-    assert pipelines.faults_of(small_device(), function(windows=(3, 2), window_bytes=256)) == [
-        "kernel conv takes 5 buffers, the device has 4 (maxPerStageDescriptorStorageBuffers)"
+    (fault,) = pipelines.faults_of(small_device(), function(windows=(3, 2), window_bytes=256))
+    assert str(fault) == "kernel conv takes 5 buffers, the device has 4 (maxPerStageDescriptorStorageBuffers)"
+
+
+def test_what_many_kernels_lack_is_said_once() -> None:
+    kernels = [function(kernel=f"k{index}", features=("shaderFloat64",)) for index in range(50)]
+    kernels += [function(kernel="k0", workgroup=(size, 1, 1)) for size in (64, 200)]
+    kernels += [function(kernel=f"wide{size}", workgroup=(size, 1, 1)) for size in (256, 512)]
+    listed = SimpleNamespace(device_functions=lambda: [*kernels, *kernels])
+    assert runtime("vulkan.variants").faults(small_device(), listed) == [
+        "kernel k0 needs shaderFloat64, like 49 more: k1, k2, k3, ...",
+        "kernel wide512 takes 512 threads of a workgroup, the device has 128 (maxComputeWorkGroupInvocations), "
+        "like 2 more: k0, wide256",
+        "kernel wide512 takes 512 threads on an axis, the device has 128 (maxComputeWorkGroupSize[0]), "
+        "like 2 more: k0, wide256",
     ]
 
 

@@ -89,7 +89,7 @@ class VulkanLibrary:
         self._first: Pipelines | None = first
 
     def _make(self, device: Device) -> Pipelines:
-        return Pipelines(device, self._folder, self.list.device_functions(), self._key)
+        return Pipelines(device, self._folder, self._key)
 
     def pipelines(self) -> Pipelines:
         with self._opening:

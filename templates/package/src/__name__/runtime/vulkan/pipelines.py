@@ -8,7 +8,6 @@ import struct
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,18 +30,24 @@ class Pipeline:
     set_layout: Any
 
 
+@dataclass(frozen=True)
+class Fault:
+    """Why the device cannot run a kernel: it lacks a feature, or a limit is below what is `wanted`."""
+
+    kernel: str
+    lacks: str  # as Vulkan calls it
+    what: str
+    wanted: int = 0
+
+    def __str__(self) -> str:
+        return f"kernel {self.kernel} {self.what}"
+
+
 class Pipelines:
-    """The pipelines of a package's device functions, each made when it is first asked for.
+    """The pipelines of a package's device functions, each made when it is first asked for."""
 
-    Raises:
-        PackageError: the device cannot run one of them; the text names it, and what it lacks.
-    """
-
-    def __init__(self, device: Device, folder: Path, functions: Iterable[DeviceFunction], key: str) -> None:
+    def __init__(self, device: Device, folder: Path, key: str) -> None:
         self.device, self._folder = device, folder
-        faults = [fault for function in functions for fault in faults_of(device, function)]
-        if faults:
-            raise PackageError(f"{device.found} cannot run this package: {'; '.join(dict.fromkeys(faults))}")
         self._lock = threading.Lock()
         self._made: dict[tuple[str, str, bool], Pipeline] = {}
         self._set_layouts: dict[int, Any] = {}
@@ -155,13 +160,13 @@ def code_of(device: Device, function: DeviceFunction) -> str:
     return file if device.features.issuperset(features) else function.file
 
 
-def faults_of(device: Device, function: DeviceFunction) -> list[str]:
+def faults_of(device: Device, function: DeviceFunction) -> list[Fault]:
     """Why the device cannot run a function, whatever the sizes."""
-    limits, name = device.limits, f"kernel {function.kernel}"
+    limits, name = device.limits, function.kernel
     missing = sorted(set(function.features) - device.features)
     if function.fallback is not None:
         missing = sorted(set(function.fallback[1]) - device.features)
-    faults = [f"{name} needs {feature}" for feature in missing]
+    faults = [Fault(name, feature, f"needs {feature}") for feature in missing]
     invocations = function.workgroup[0] * function.workgroup[1] * function.workgroup[2]
     checks = [
         (
@@ -176,6 +181,7 @@ def faults_of(device: Device, function: DeviceFunction) -> list[str]:
             limits.maxComputeSharedMemorySize,
             "bytes of shared memory",
         ),
+        # Windows count even where buffers are bound whole: the module names their bindings, so layouts do.
         (
             "maxPerStageDescriptorStorageBuffers",
             function.bindings,
@@ -189,7 +195,7 @@ def faults_of(device: Device, function: DeviceFunction) -> list[str]:
         for axis, size in enumerate(function.workgroup)
     ]
     return faults + [
-        f"{name} takes {wanted} {what}, the device has {there} ({limit})"
+        Fault(name, limit, f"takes {wanted} {what}, the device has {there} ({limit})", wanted)
         for limit, wanted, there, what in checks
         if wanted > there
     ]

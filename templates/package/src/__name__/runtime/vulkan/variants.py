@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..devices import DEVICE_FAULTS
 from ..errors import PackageError
 from ..launch_list import LaunchList
 from .device import VARIABLE, Device, Found, available, ranked
-from .pipelines import faults_of
+from .pipelines import Fault, faults_of
 
 FORCE = "TRANSPILE_ISA"
+NAMED = 3  # kernels of the same fault that a text names
 
 
 def faults(device: Device, launches: LaunchList) -> list[str]:
-    """Why the device cannot run a variant; each reason once."""
-    found = [fault for function in launches.device_functions() for fault in faults_of(device, function)]
-    return list(dict.fromkeys(found))
+    """Why the device cannot run a variant, in words: of every feature or limit the kernel that takes most,
+    and a few others."""
+    found: dict[str, dict[str, Fault]] = {}
+    for function in launches.device_functions():
+        for fault in faults_of(device, function):
+            kernels = found.setdefault(fault.lacks, {})
+            known = kernels.setdefault(fault.kernel, fault)
+            kernels[fault.kernel] = max(known, fault, key=lambda item: item.wanted)
+    return [_described(list(kernels.values())) for kernels in found.values()]
+
+
+def _described(found: Sequence[Fault]) -> str:
+    most = max(found, key=lambda item: item.wanted)
+    others = [item.kernel for item in found if item is not most]
+    if not others:
+        return str(most)
+    more = ", ..." if len(others) > NAMED else ""
+    return f"{most}, like {len(others)} more: {', '.join(others[:NAMED])}{more}"
 
 
 def runnable_variants(device: Device, lists: Mapping[str, LaunchList]) -> list[str]:
