@@ -151,6 +151,8 @@ VULKAN = """## Vulkan without a GPU
 Mesa's lavapipe computes Vulkan's kernels on the processor. What is compared is the time of all processors that an
 engine's process uses for a call, numpy in and numpy out: how many threads lavapipe takes is not the engines' choice.
 ncnn and IREE run the same weights in float32, ncnn with Winograd convolutions. What is fast here need not be on a GPU.
+An engine fails whose result is not PyTorch's, or that would compute elsewhere; IREE was given up on ResNet-50, where
+loading and the first calls take more than four minutes.
 
 `python -m tests.benchmarks --target vulkan` repeats it.
 """
@@ -164,6 +166,16 @@ def _versions(results: Sequence[Result]) -> str:
         if peer != "ours"
     }
     return ", ".join(f"{peer} {version}" for peer, version in versions.items())
+
+
+def _failures(results: Sequence[Result]) -> list[str]:
+    """A line that says why engines failed, if any did."""
+    found = [
+        f"{TITLES[peer]} on {MODELS[result['model']].title}: {reason.removeprefix('RuntimeError: ')}"
+        for result in ordered(results)
+        for peer, reason in result["failures"].items()
+    ]
+    return [f"Failed: {'; '.join(found)}.\n"] if found else []
 
 
 def of_target(results: Sequence[Result], target: str) -> list[Result]:
@@ -182,7 +194,7 @@ def page(results: Sequence[Result], name: str) -> str:
         *_kernels(cpu),
     ]
     if vulkan:
-        parts += [VULKAN, _versions(vulkan) + ".\n", table(vulkan) + "\n"]
+        parts += [VULKAN, _versions(vulkan) + ".\n", table(vulkan) + "\n", *_failures(vulkan)]
     return "\n".join(parts)
 
 
