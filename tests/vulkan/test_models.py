@@ -34,7 +34,7 @@ def check(built: Built, name: str, out: Path) -> None:
     package = build(built, name, out)
     report = package.test()
     assert report.failed == 0, report.output
-    assert report.passed > 40
+    assert report.passed >= 40  # so many has a model of whole numbers, which has the fewest cases: none of large ones
     with package.load() as model:
         assert_equal_to_pytorch(model, built, seed=2)
 
