@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from tests.conformance.kernels import op_group
+from tests.conformance.ties import many_ties
 from tests.cuda.library import CudaLibrary, other
 from transpiler.dims import symbol
 from transpiler.gpu.cubin import usage
 from transpiler.gpu.nvrtc import compile_code
 from transpiler.group import make_group
-from transpiler.ir import Array, Node, TensorType, Value
+from transpiler.ir import Node, TensorType, Value
 from transpiler.ops.base import Op
 from transpiler.ops.scan import Sort, Topk
 from transpiler.schedule import schedule
@@ -41,20 +42,7 @@ CASES: dict[str, tuple[Op, tuple[int, ...], type]] = {
 }
 
 
-def drawn(name: str) -> Array:
-    _, shape, dtype = CASES[name]
-    g = np.random.default_rng()
-    if dtype is np.bool_:
-        return g.integers(0, 2, shape).astype(np.bool_)
-    if np.dtype(dtype).kind in "iu":
-        info = np.iinfo(dtype)
-        values = np.array([info.min, info.max, info.max - 1, 0, 1, 2, 3], dtype)
-        return np.where(g.random(shape) < 0.5, g.choice(values, shape), g.integers(0, 100, shape).astype(dtype))
-    values = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-7, -1e-7], dtype)
-    return np.where(g.random(shape) < 0.3, g.choice(values, shape), g.standard_normal(shape).astype(dtype))
-
-
-INPUTS = {name: drawn(name) for name in CASES}
+INPUTS = {name: many_ties(*CASES[name][1:]) for name in CASES}
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import pytest
 
 from tests.conformance.kernels import op_group
 from tests.conformance.test_ops_on_targets import FAMILIES, check_half_samples, check_samples
+from tests.conformance.ties import many_ties
 from tests.vulkan.barriers import barriers
 from tests.vulkan.device import Device
 from tests.vulkan.test_scans import library_of, several, varying
 from tests.vulkan.test_schedules import DIRECT, STAGED
 from transpiler.dims import symbol
 from transpiler.gpu.vulkan import compile_kernel
-from transpiler.ir import Array
 from transpiler.ops.base import Op
 from transpiler.ops.scan import Sort, Topk
 from transpiler.schedule import import_schedule, schedule
@@ -51,23 +51,9 @@ SLOW: dict[str, tuple[Op, tuple[int, ...], Any, int]] = {
 }
 
 
-def drawn(case: tuple[Op, tuple[int, ...], Any, int]) -> Array:
-    """Many ties: few different numbers."""
-    _, shape, dtype, _ = case
-    g = np.random.default_rng()
-    if dtype is np.bool_:
-        return g.integers(0, 2, shape).astype(np.bool_)
-    if np.dtype(dtype).kind in "iu":
-        info = np.iinfo(dtype)
-        values = np.array([info.min, info.max, info.max - 1, 0, 1, 2, 3], dtype)
-        return np.where(g.random(shape) < 0.5, g.choice(values, shape), g.integers(0, 100, shape).astype(dtype))
-    values = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-7, -1e-7], dtype)
-    return np.where(g.random(shape) < 0.3, g.choice(values, shape), g.standard_normal(shape).astype(dtype))
-
-
 def check(device: Device, case: tuple[Op, tuple[int, ...], Any, int]) -> None:
     op, *_, count = case
-    x = drawn(case)
+    x = many_ties(*case[1:3])
     group = op_group(op, [x])
     library = library_of(device, [schedule(group, STAGED, "kernel")])
     launches = library.launches["kernel"]
